@@ -174,6 +174,12 @@ def weights_note(
     return note
 
 # %% ../nbs/03_backbone.ipynb #c083
+def _check_name(name):
+    import timm
+    if ':' in name or timm.is_model(name.split('.')[0]): return
+    near = difflib.get_close_matches(name, timm.list_models(), 3)
+    raise ValueError(f'backbone: timm has no {name!r}; nearest: {near}. timm.list_models() names all, "tiny" is ours')
+
 def timm_pyramid(
     name:str, # of a timm model
     pretrained:bool=False, # download timm's weights
@@ -184,9 +190,7 @@ def timm_pyramid(
     import timm
     if name.startswith('swin'): options = dict(strict_img_size=False)|options
     if name.startswith('hrnet'): options = dict(feature_location='')|options
-    if ':' not in name and not timm.is_model(name.split('.')[0]):
-        near = difflib.get_close_matches(name, timm.list_models(), 3)
-        raise ValueError(f'backbone: timm has no {name!r}; nearest: {near}. timm.list_models() names all, "tiny" is ours')
+    _check_name(name)
     stride,refused = {} if output_stride is None else {'output_stride':output_stride}, ''
     try: net = timm.create_model(name, features_only=True, pretrained=pretrained, **stride, **options)
     except (AssertionError, TypeError, NotImplementedError, ValueError) as e:
@@ -213,8 +217,14 @@ def _note_for(name, weights, pretrained):
     return {k:tuple(255*v for v in getattr(cfg,k)) for k in ('mean','std')} if cfg else {}
 
 def _maps_of(net):
-    if hasattr(net,'strides'): return list(net.channels), list(net.strides)
-    return list(net.feature_info.channels()), list(net.feature_info.reduction())
+    "Channels and strides of the last four maps, and whether channels come last."
+    if isinstance(net,TinyBackbone): return net.channels, net.strides, False
+    channels,strides = net.feature_info.channels(), net.feature_info.reduction()
+    return list(channels[-4:]), list(strides[-4:]), getattr(net,'output_fmt',None)=='NHWC'
+
+def _build(name, pretrained, output_stride, options):
+    if name!='tiny': return timm_pyramid(name, pretrained, output_stride, **options)
+    return TinyBackbone(**({} if output_stride is None else {'output_stride':output_stride}), **options)
 
 def _check_picture(x, name):
     if x.ndim!=4 or x.shape[1]!=3 or not x.is_floating_point():
@@ -223,7 +233,7 @@ def _check_picture(x, name):
 
 # %% ../nbs/03_backbone.ipynb #c088
 class Backbone(nn.Module):
-    "Any timm backbone, or `tiny`, as a list of at most four `b c h w` maps, for pictures of any size."
+    "Any timm backbone, or `tiny`, as at most four `b c h w` maps. ValueError: unknown name, impossible stride, unfit weights."
     def __init__(self,
         name:str='tiny', # a timm model, or 'tiny' for `TinyBackbone`
         weights:str|Path|None=None, # a .safetensors file; what its header notes (options, mean, std) is used
@@ -234,25 +244,24 @@ class Backbone(nn.Module):
         std:Sequence[float]|None=None, # likewise
         **options, # for `timm.create_model`, or `TinyBackbone`
     ):
-        "Raises ValueError for an unknown name, a stride the family cannot have, weights that do not fit."
         super().__init__()
         note = _note_for(name, weights, pretrained)
-        self.name,self.options = name, note.get('options',{})|options
-        stride = {} if output_stride is None else {'output_stride':output_stride}
-        self.net = TinyBackbone(**stride,**self.options) if name=='tiny' else timm_pyramid(name,pretrained,**stride,**self.options)
+        self.name,self.output_stride,self.options = name, output_stride, note.get('options',{})|options
+        self.net = _build(name, pretrained, output_stride, self.options)
         if weights is not None: load_weights(self.net, weights)
-        self.channels,self.strides = [v[-4:] for v in _maps_of(self.net)]
-        self.output_stride,self.pad_to = output_stride, max(self.strides) if pad_to is None else pad_to
-        self.mean,self.std = [tuple(v or note.get(k) or d) for k,v,d in (('mean',mean,IMAGENET_MEAN),('std',std,IMAGENET_STD))]
+        self.channels,self.strides,self.nhwc = _maps_of(self.net)
+        self.pad_to = max(self.strides) if pad_to is None else pad_to
+        self.mean = tuple(note.get('mean',IMAGENET_MEAN) if mean is None else mean)
+        self.std = tuple(note.get('std',IMAGENET_STD) if std is None else std)
 
     def forward(self,
         x:Tensor, # `b 3 H W`, float, normalised
     )->list[Tensor]: # `b c h w`, finest first; `h = ceil(H / stride)`
         _check_picture(x, self.name)
         maps = self.net(pad_to_multiple(x, self.pad_to)[0])[-4:]
-        if getattr(self.net,'output_fmt',None)=='NHWC': maps = [rearrange(m,'b h w c -> b c h w') for m in maps]
+        if self.nhwc: maps = [rearrange(m,'b h w c -> b c h w') for m in maps]
         return [m[...,:-(-x.shape[2]//s),:-(-x.shape[3]//s)] for m,s in zip(maps,self.strides)]
 
     @property
-    def config(self)->dict: # arguments that build the same network again, without any weights file
+    def config(self)->dict: # arguments that build the same network again, without a weights file
         return dict(name=self.name, output_stride=self.output_stride, pad_to=self.pad_to, mean=self.mean, std=self.std, **self.options)

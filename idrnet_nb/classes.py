@@ -10,6 +10,8 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
+from .head import full_precision
+
 # %% ../nbs/12_classes.ipynb #c011
 def membership(
     label:Tensor, # `b n`, a class id a pixel
@@ -24,7 +26,7 @@ def class_weights(
     member:Tensor, # `b k n`, bool
 )->Tensor: # `b k n`, sums to 1 over the pixels of a present class, 0 elsewhere
     "How much each pixel stands for its class: softmax of the class's score over its own pixels (`s_k` of IDRNet step 6)."
-    score = coarse.float().masked_fill(~member, -torch.inf)
+    score = full_precision(coarse).masked_fill(~member, -torch.inf)
     score = score.masked_fill(~member.any(-1, keepdim=True), 0)
     return score.softmax(-1) * member
 
@@ -34,7 +36,8 @@ def class_means(
     member:Tensor, # `b k (h w)`, bool
 )->Tensor: # `b k c`, zeros for absent classes
     "One vector a class: the weighted mean of its pixels (`g_k` of IDRNet step 6, without the memory half)."
-    return einsum(class_weights(coarse.flatten(2), member), feat.flatten(2), 'b k n, b c n -> b k c')
+    weights = class_weights(coarse.flatten(2), member)
+    return einsum(weights.to(feat.dtype), feat.flatten(2), 'b k n, b c n -> b k c')
 
 # %% ../nbs/12_classes.ipynb #c032
 def bilinear_weights(
@@ -75,7 +78,8 @@ def memory_sums(
     "Sum over the batch of the upsampled features of each class's true pixels, and how many there are; the features are not upsampled."
     cover, count = coverage(label, k, feat.shape[-2:])
     with torch.autocast(feat.device.type, enabled=False):
-        return einsum(cover, feat.flatten(2).float(), 'b k n, b c n -> k c'), count.sum(0)
+        feat = full_precision(feat.flatten(2))
+        return einsum(cover.to(feat), feat, 'b k n, b c n -> k c'), count.sum(0)
 
 # %% ../nbs/12_classes.ipynb #c041
 def update_memory(

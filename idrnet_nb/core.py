@@ -152,7 +152,7 @@ def show_picture(
     if image.ndim!=3 or 3 not in (image.shape[0], image.shape[-1]):
         raise ValueError(f'show_picture: a picture is `3 h w` or `h w 3`, this is {image.shape}')
     if image.shape[-1]!=3: image = image.transpose(1,2,0)
-    if ax is None: ax = plt.subplots(figsize=(2,2), dpi=70)[1]
+    if ax is None: ax = plt.subplots(figsize=(2,2), dpi=60)[1]
     ax.imshow(image.round().clip(0,255).astype(np.uint8), interpolation='nearest')
     ax.set_axis_off()
     if title: ax.set_title(title, fontsize=9)
@@ -182,7 +182,7 @@ def show_label(
     "Draw a mask, void in white; returns the axes. Raises ValueError for ids outside the space."
     import matplotlib.pyplot as plt
     label = np.asarray(label)
-    if ax is None: ax = plt.subplots(figsize=(2,2), dpi=70)[1]
+    if ax is None: ax = plt.subplots(figsize=(2,2), dpi=60)[1]
     ax.imshow(colour_map(label, space.palette, space.ignore), interpolation='nearest')
     seen = np.unique(label).tolist()
     for i in seen:
@@ -209,9 +209,9 @@ def show_table(
     import matplotlib.pyplot as plt
     x, k = np.asarray(table).astype(float), len(names)
     if x.shape!=(k,k): raise ValueError(f'show_table: {k} names need a ({k}, {k}) table, this is {x.shape}')
-    if ax is None: ax = plt.subplots(figsize=(1.6+.36*min(k,16),1.4+.33*min(k,16)), dpi=70)[1]
+    if ax is None: ax = plt.subplots(figsize=(1.5+.36*min(k,16),1.4+.25*min(k,16)), dpi=56)[1]
     top = np.nanmax(np.abs(x), initial=0) or 1.
-    ax.imshow(x, cmap='PuOr', vmin=-top, vmax=top)
+    ax.imshow(x, cmap='PuOr', vmin=-top, vmax=top, aspect='auto')
     for i in range(k): ax.add_patch(plt.Rectangle((i-.5,i-.5), 1, 1, fill=False, ec='black', lw=1.2))
     if k<=12: _write_numbers(ax, x, .6*top)
     ax.set_xticks(range(k), names, rotation=90, fontsize=8)

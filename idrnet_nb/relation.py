@@ -32,9 +32,9 @@ def relate(
     positive:bool=True, # silence entries ≤ 0
 )->Tensor: # `b k 2c`
     "What each class hears: class vectors and memories mixed by one relation table (`E` of IDRNet step 7)."
-    weights = relation_weights(table, present, positive)
+    weights = relation_weights(table, present, positive).to(means.dtype)
     heard = einsum(weights, means, 'b i j, b j c -> b i c')
-    return torch.cat([heard, einsum(weights, memory.to(weights), 'b i j, j c -> b i c').to(heard)], -1)
+    return torch.cat([heard, einsum(weights, memory.to(means.dtype), 'b i j, j c -> b i c')], -1)
 
 # %% ../nbs/13_relation.ipynb #c031
 def class_context(

