@@ -31,7 +31,7 @@ test: $(STAMP)  ## check everything: notebooks, modules, README, style, then pyt
 	@echo '== README is in step with nbs/index.ipynb'
 	@"$(PY)" tools/check.py readme
 	@echo '== ruff'
-	@"$(PY)" -m ruff check --quiet .
+	@"$(PY)" -m ruff check --quiet --output-format concise .
 	@echo '== every notebook, $(WORKERS) at a time'
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 "$(BIN)/nbdev-test" --n-workers $(WORKERS)
 	@echo '== two notebooks in a real Jupyter kernel'

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Optional
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .core import check_labels, pick_device, seed_everything
 
@@ -93,6 +93,7 @@ def train(
     config:TrainConfig, # how
     device='auto', # 'auto', 'cpu', 'cuda', 'mps'
     progress:bool=True, # show a bar
+    on_step=None, # called with the number of each finished step
 )->list: # records: step, lr, loss and its parts
     "Train `model` in place. Raises ValueError for wrong labels, FloatingPointError for a loss that is not finite."
     device, records = pick_device(device) if isinstance(device, str) else device, []
@@ -108,6 +109,7 @@ def train(
         opt.zero_grad(); scaler.scale(out['loss']).backward()
         if config.clip: scaler.unscale_(opt); nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         scaler.step(opt); scaler.update(); schedule.step()
+        if on_step: on_step(step)
         if step%config.log_every==0 or step==config.steps-1:
             records.append(dict(step=step, lr=opt.param_groups[-1]['lr'], **check_losses({'loss':out['loss'], **out['losses']}, step)))
     return records

@@ -128,7 +128,7 @@ def test_kernel(tmp_path):
     before = state(tmp_path)
     def go(*files): return sh(sys.executable, tmp_path/'tools'/'kernel.py', *files, cwd=tmp_path)
     r = go('nbs/good.ipynb')
-    assert r.returncode == 0 and 'nbs/good.ipynb: 3 cells in' in r.stdout and not r.stderr, r.stdout + r.stderr
+    assert r.returncode == 0 and 'nbs/good.ipynb: 3 code cells in' in r.stdout and not r.stderr, r.stdout + r.stderr
     r = go('nbs/good.ipynb', 'nbs/bad.ipynb')
     assert r.returncode == 1 and 'nbs/bad.ipynb fails in a Jupyter kernel' in r.stderr and 'ZeroDivisionError' in r.stderr
     assert 'no cell ran' in go('nbs/none.ipynb').stderr and 'no such notebook' in go('nbs/gone.ipynb').stderr

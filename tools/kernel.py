@@ -39,6 +39,6 @@ def main(files):
             try: n = run(path, set(cfg.tst_flags.split()), cfg.cell_timeout)
             except CellExecutionError as e: sys.exit(f'{f} fails in a Jupyter kernel:\n{e}')
             if not n: sys.exit(f'{f}: no cell ran')
-            print(f'{f}: {n} cells in {time.time()-start:.0f} s')
+            print(f'{f}: {n} code cells in {time.time()-start:.0f} s')
 
 if __name__ == '__main__': main(sys.argv[1:] or sys.exit(__doc__))
