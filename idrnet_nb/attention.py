@@ -20,7 +20,7 @@ def attend(
     value:Tensor, # `b c q`
 )->Tensor: # `b c p`
     "Single-head attention, `softmax(query·key/√d) value`, without the `p q` map in memory (IDRNet step 8)."
-    query,key,value = (rearrange(x, 'b d n -> b 1 n d') for x in (query,key,value))
+    query,key,value = (rearrange(x, 'b d n -> b 1 n d').contiguous() for x in (query,key,value))
     return rearrange(F.scaled_dot_product_attention(query, key, value), 'b 1 n c -> b c n')
 
 # %% ../nbs/11_attention.ipynb #c022

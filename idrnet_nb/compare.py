@@ -164,6 +164,7 @@ def append_results(
 )->None:
     "Add rows; the file is rewritten whole or not at all. Raises ValueError for columns the file does not have."
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
+    _check_results(path)
     old = read_results(path) if path.exists() else []
     unknown = {k for r in rows for k in r} - set(COLUMNS)
     if unknown: raise ValueError(f'results have no columns {sorted(unknown)}; there are {", ".join(COLUMNS)}')
@@ -171,6 +172,11 @@ def append_results(
         with open(temp, 'w', newline='') as f:
             out = csv.DictWriter(f, COLUMNS, lineterminator='\n'); out.writeheader(); out.writerows([*old, *rows])
     write_atomic(path, write)
+
+def _check_results(path):
+    if not Path(path).exists(): return
+    with open(path, newline='') as f: have = next(csv.reader(f), [])
+    if other := set(have)-set(COLUMNS): raise ValueError(f'{str(path)!r} has columns {sorted(other)} that our results have not: it is another file; name a new one')
 
 def read_results(
     path, # of a CSV
@@ -233,6 +239,7 @@ def compare(
     "Train all arms with all seeds, and leave compare.json, panels.png, relations.png, report.html and the weights in `out`."
     for arm in arms: parse_arm(arm)
     start, out, rows = time.perf_counter(), Path(out), {arm:[] for arm in arms}
+    if results: _check_results(results)
     out.mkdir(parents=True, exist_ok=True)
     plan = [(arm, replace(config, seed=s), str(pick_device(device)), str(out), model_args) for s in seeds for arm in reversed(arms)]
     for row,where in _runs(task, plan, jobs, progress):

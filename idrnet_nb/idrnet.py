@@ -7,7 +7,7 @@ __all__ = ['FRAMEWORKS', 'View', 'IDRContext', 'lesion', 'learn_relations', 'lea
            'segmentor']
 
 # %% ../nbs/15_idrnet.ipynb #c003
-from dataclasses import dataclass, asdict, replace
+from dataclasses import dataclass
 from typing import NamedTuple, Optional
 import torch
 import torch.nn.functional as F
@@ -248,7 +248,8 @@ def _losses(head, out, label): # step 10
     losses = dict(final=c.final_weight*mean_loss(each, label, c.ignore))
     for name,weight in (('coarse',c.coarse_weight), ('aux',c.aux_weight)):
         if name in out and weight: losses[name] = weight*mean_loss(pixel_loss(upsample(out[name], size), label, c.ignore), label, c.ignore)
-    for name,loss in losses.items(): check_finite(loss.detach(), f'loss part {name!r}')
+    for name in ('aux','coarse','final'): # causes first
+        if name in losses: check_finite(losses[name].detach(), f'loss part {name!r}')
     out.update(loss=sum(losses.values()), losses=losses)
     return each
 
@@ -298,6 +299,7 @@ class Segmentor(nn.Module):
         _check_images(images, label)
         x, size = pad_to_multiple((images-self.mean)/self.std, self.backbone.pad_to)
         if label is not None: label, _ = pad_to_multiple(label, self.backbone.pad_to, value=self.head.config.ignore)
+        _check_one_cell(self.backbone, x)
         out = self.head(self.backbone(x), label, size=x.shape[-2:], **head_args)
         out['out'] = crop(out['out'], size)
         return out
@@ -324,4 +326,12 @@ def _check_images(images, label):
         raise ValueError(f'Segmentor: pictures must be `b 3 H W` RGB in 0..255, got {tuple(images.shape)}; grey and RGBA pictures: idrnet_nb.data.read_picture')
     if label is not None and (label.shape[-2:]!=images.shape[-2:] or len(label)!=len(images)):
         raise ValueError(f'Segmentor: pictures {tuple(images.shape)} and labels {tuple(label.shape)} differ in size; resize labels with nearest, or crop both alike')
+    if not len(images): raise ValueError('Segmentor: no pictures, the batch is empty')
     if images.is_floating_point(): check_finite(images, 'input pictures')
+
+def _check_one_cell(backbone, x):
+    stride = max(getattr(backbone, 'strides', [1]))
+    if len(x)>1 or max(x.shape[-2:])>stride: return
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in backbone.modules()):
+        raise ValueError(f'Segmentor: one picture that is one cell of the last map (stride {stride}) is one value a channel, on which the norms of the '
+                         'backbone cannot train; take a batch of 2 or more, or larger pictures')

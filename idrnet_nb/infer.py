@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from . import __version__
-from .core import IGNORE, LabelSpace, check_labels, colour_map, write_atomic
+from .core import LabelSpace, check_labels, colour_map, write_atomic
 from .metrics import Meter
 from .backbone import Backbone, load_weights
 from .head import upsample
 from .idrnet import HeadConfig, Segmentor
+from .train import one_size
 
 # %% ../nbs/22_infer.ipynb #c013
 def window_starts(
@@ -81,7 +82,7 @@ def evaluate(
     from tqdm.auto import tqdm
     config, device = model.head.config, next(model.parameters()).device
     meter = Meter(config.num_classes, config.ignore)
-    loader = torch.utils.data.DataLoader(data, batch_size, num_workers=workers)
+    loader = torch.utils.data.DataLoader(data, batch_size, collate_fn=one_size, num_workers=workers)
     for images,labels in tqdm(loader, disable=not progress, desc='evaluating', leave=False):
         check_labels(labels, config.num_classes, config.ignore, f'labels of pictures {len(meter)}..')
         meter.update(probabilities(model, images.to(device), **look).argmax(1), labels.to(device))
@@ -129,6 +130,7 @@ def _read_config(folder):
     if not path.is_file(): raise FileNotFoundError(f'no model in {str(folder)!r}: there is no config.json; give the folder that save_model wrote')
     try: config = json.loads(path.read_text())
     except ValueError as e: raise ValueError(f'{str(path)!r} is no JSON ({e}); copy the folder again') from e
+    if not isinstance(config, dict): raise ValueError(f'{str(path)!r} was not written by save_model')
     if config.get('format', 0) > FORMAT: raise ValueError(f'{str(path)!r} has format {config["format"]}, this version ({__version__}) reads up to {FORMAT}; update idrnet_nb')
     if missing := {'backbone','head','space'} - set(config): raise ValueError(f'{str(path)!r} lacks {sorted(missing)}; it was not written by save_model')
     return config
@@ -140,6 +142,10 @@ def load_model(
 )->tuple: # (model in evaluation mode, its label space)
     "Read a model. Raises FileNotFoundError, or ValueError for broken files and for weights of another label set; nothing is half loaded."
     config = _read_config(folder)
+    try: return _load(config, folder, space, device)
+    except TypeError as e: raise ValueError(f'{str(Path(folder)/"config.json")!r} does not fit this version ({__version__}): {e}') from e
+
+def _load(config, folder, space, device):
     have = LabelSpace.from_json(config['space'])
     if space is not None and have.classes != space.classes:
         raise ValueError(f'{str(folder)!r} was trained for label set {have.name!r} ({have.num_classes} classes), not for {space.name!r} ({space.num_classes}); '

@@ -55,7 +55,7 @@ def class_stats(
     var = add((loss - mean.gather(1, slot))**2) / count.clamp(min=1)
     return mean[:,:k], var[:,:k], count[:,:k]
 
-# %% ../nbs/14_intervene.ipynb #c032
+# %% ../nbs/14_intervene.ipynb #c033
 def update_relations(
     table:Tensor, # `k k`, first index the deleted class, second the class whose loss moved
     change:Tensor, # `b k`, loss statistic without the class, minus with it
@@ -70,7 +70,7 @@ def update_relations(
     step = momentum * (1-momentum)**later * torch.where(seen, change, 0)[:,None,:]
     return (1-momentum)**hit.sum(0) * table + (hit*step).sum(0)
 
-# %% ../nbs/14_intervene.ipynb #c039
+# %% ../nbs/14_intervene.ipynb #c040
 def gather_processes(
     x:Tensor, # `b …`, the same shape in every process
 )->Tensor: # `b*processes …`; `x` itself in a single process

@@ -20,8 +20,9 @@ def relation_weights(
     if table.shape != (present.shape[1],)*2:
         raise ValueError(f'a relation table of shape {tuple(table.shape)} cannot serve {present.shape[1]} classes; it belongs to another label set')
     score = table.masked_fill(table<=0, torch.finfo(table.dtype).min) if positive else table
-    score = score.expand(len(present),-1,-1).masked_fill(~rearrange(present, 'b j -> b 1 j'), -torch.inf)
-    return score.softmax(-1).nan_to_num(0)
+    there = rearrange(present, 'b j -> b 1 j')
+    score = score.expand(len(present),-1,-1).masked_fill(~there, -torch.inf)
+    return score.softmax(-1).masked_fill(~there.any(-1, keepdim=True), 0)
 
 # %% ../nbs/13_relation.ipynb #c023
 def relate(
@@ -36,7 +37,7 @@ def relate(
     heard = einsum(weights, means, 'b i j, b j c -> b i c')
     return torch.cat([heard, einsum(weights, memory.to(means.dtype), 'b i j, j c -> b i c')], -1)
 
-# %% ../nbs/13_relation.ipynb #c031
+# %% ../nbs/13_relation.ipynb #c033
 def class_context(
     means:Tensor, # `b k c`
     memory:Tensor, # `k c`
@@ -47,7 +48,7 @@ def class_context(
     "`[E_mean; E_var]`: what each class hears through both tables."
     return torch.cat([relate(means, memory, table_mean, present, True), relate(means, memory, table_var, present, False)], -1)
 
-# %% ../nbs/13_relation.ipynb #c035
+# %% ../nbs/13_relation.ipynb #c037
 def to_pixels(
     vectors:Tensor, # `b k c`
     label:Tensor, # `b n`, class ids in `0..k-1`
