@@ -50,16 +50,16 @@ def _model(p):
 
 def _training(p):
     p.add_argument('--crop', type=parse_size, help='HxW of training crops; None: as --size')
-    p.add_argument('--steps', type=int, default=300, help='optimiser steps')
+    p.add_argument('--steps', type=int, default=200, help='optimiser steps')
     p.add_argument('--epochs', type=float, help='instead of --steps: passes over the training pictures')
-    p.add_argument('--batch', type=int, default=8, help='pictures a step')
+    p.add_argument('--batch', type=int, default=16, help='pictures a step')
     p.add_argument('--lr', type=float, default=3e-3, help='peak learning rate')
     p.add_argument('--backbone-lr', type=float, default=1., help='times --lr for the backbone')
     p.add_argument('--amp', choices=('bf16','fp16'), help='half precision')
     p.add_argument('--workers', type=int, default=0, help='processes that load pictures')
 
 def _arms(p):
-    p.add_argument('--arms', nargs='+', default=['fcn','fcn+attention','fcn+idr'], help='framework[+attention|+idr|+frozen]; the first is what the others are compared with')
+    p.add_argument('--arms', nargs='+', default=['fcn','fcn+attention','fcn+idr'], help='framework[+attention|+idr|+frozen|+tracked]; the first is what the others are compared with')
     p.add_argument('--seeds', type=int, default=3, help='runs an arm')
     p.add_argument('--seed', type=int, default=0, help='the first seed')
     p.add_argument('--jobs', type=int, help='runs at a time; None: one a core on a CPU, else 1')
@@ -67,7 +67,7 @@ def _arms(p):
     p.add_argument('--results', type=Path, help='CSV to append a row a run to')
 
 def _one(p):
-    p.add_argument('--arm', default='fcn+idr', help='framework[+attention|+idr|+frozen]')
+    p.add_argument('--arm', default='fcn+idr', help='framework[+attention|+idr|+frozen|+tracked]')
     p.add_argument('--seed', type=int, default=0, help='of weights, order, augmentation and picking')
     p.add_argument('--out', type=Path, default=Path('runs/train'), help='folder for the model')
 

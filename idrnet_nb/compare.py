@@ -27,7 +27,8 @@ from .train import TrainConfig, train
 from .infer import evaluate, load_model, probabilities, save_model
 
 # %% ../nbs/25_compare.ipynb #c010
-SWITCHES = {'':dict(idr=False), 'attention':dict(idr='attention'), 'idr':dict(idr=True), 'frozen':dict(idr=True, learn_tables=False)} # after the +
+SWITCHES = {'':dict(idr=False), 'attention':dict(idr='attention'), 'idr':dict(idr=True), 'frozen':dict(idr=True, learn_tables=False),
+            'tracked':dict(idr=True, track_deleted=True)} # after the +: the tables stay the identity; the second pass moves running statistics, as published
 
 def parse_arm(
     name:str, # 'fcn', 'fcn+attention', 'upernet+idr', 'fcn+frozen' …

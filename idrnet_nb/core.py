@@ -7,7 +7,7 @@ __all__ = ['IGNORE', 'palette', 'colour_map', 'LabelSpace', 'show_picture', 'sho
            'pick_device', 'check_labels', 'check_finite', 'write_atomic']
 
 # %% ../nbs/00_core.ipynb #c003
-import json, os, random, uuid
+import itertools, json, os, random, uuid
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# %% ../nbs/00_core.ipynb #c016
+# %% ../nbs/00_core.ipynb #c019
 IGNORE = 255 # the label of pixels that count for nothing
 
-# %% ../nbs/00_core.ipynb #c020
+# %% ../nbs/00_core.ipynb #c023
 _DEUTAN = np.array([[.367322,.860646,-.227968],[.280085,.672501,.047413],[-.011820,.042940,.968881]])
 _PROTAN = np.array([[.152286,1.052583,-.204868],[.114503,.786281,.099216],[-.003882,-.048116,1.051998]])
 _LMS = np.array([[.412221,.536333,.051446],[.211903,.680700,.107397],[.088302,.281719,.629979]])
@@ -34,7 +34,7 @@ def _seen(
     x = np.einsum('vij,nj->nvi', eyes, x).clip(0,1)
     return np.cbrt(x@_LMS.T)@_LAB.T
 
-# %% ../nbs/00_core.ipynb #c025
+# %% ../nbs/00_core.ipynb #c028
 _OKABE_ITO = ((0,114,178),(230,159,0),(0,158,115),(204,121,167),(86,180,233),(213,94,0),(240,228,66),(0,0,0))
 
 def palette(
@@ -54,7 +54,7 @@ def palette(
         near = np.minimum(near, np.linalg.norm(cand-cand[new], axis=-1).min(1))
     return np.array(out, dtype=np.uint8)
 
-# %% ../nbs/00_core.ipynb #c034
+# %% ../nbs/00_core.ipynb #c038
 def colour_map(
     label:'Tensor|np.ndarray', # `h w`, a class id a pixel
     palette:np.ndarray, # `k 3`, uint8
@@ -69,7 +69,7 @@ def colour_map(
     out[valid] = colours[label[valid]]
     return out
 
-# %% ../nbs/00_core.ipynb #c040
+# %% ../nbs/00_core.ipynb #c044
 @dataclass(frozen=True)
 class LabelSpace:
     "The classes of a dataset: names, colours, and how the ids in its files become training ids."
@@ -102,7 +102,7 @@ class LabelSpace:
     @classmethod
     def from_json(cls, data): return cls(**data)
 
-# %% ../nbs/00_core.ipynb #c042
+# %% ../nbs/00_core.ipynb #c046
 def _check_space(s):
     k, here = len(s.classes), f'LabelSpace {s.name!r}'
     twice = sorted({c for c in s.classes if s.classes.count(c)>1})
@@ -119,7 +119,7 @@ def _check_space(s):
     wrong = sorted({t for t in raw.values() if t!=s.ignore and not 0<=t<k})
     if wrong: raise ValueError(f'{here}: raw_to_train leads to {wrong}, which is neither a class (0..{k-1}) nor ignore ({s.ignore})')
 
-# %% ../nbs/00_core.ipynb #c044
+# %% ../nbs/00_core.ipynb #c048
 def _lookup_table(space):
     pairs = space.raw_to_train
     if pairs is None: pairs = {i:i for i in (*range(space.num_classes), space.ignore)}
@@ -140,7 +140,7 @@ def _encode(space, raw, where):
         raise ValueError(f'{at}ids that label space {space.name!r} does not know: {seen}; add them to raw_to_train or use another space')
     return out.astype(np.uint8 if max(space.num_classes-1, space.ignore)<256 else np.int64)
 
-# %% ../nbs/00_core.ipynb #c057
+# %% ../nbs/00_core.ipynb #c061
 def show_picture(
     image:'Tensor|np.ndarray', # `3 h w` or `h w 3`, uint8 or float, both 0..255
     ax=None, # matplotlib axes, made if not given
@@ -158,7 +158,7 @@ def show_picture(
     if title: ax.set_title(title, fontsize=9)
     return ax
 
-# %% ../nbs/00_core.ipynb #c061
+# %% ../nbs/00_core.ipynb #c065
 def _spot(where):
     ys,xs = where.nonzero()
     best = np.argmin((ys-np.median(ys))**2+(xs-np.median(xs))**2)
@@ -171,7 +171,7 @@ def _patch(i, space):
     if i==space.ignore: return Patch(facecolor='white', edgecolor='grey', label='void')
     return Patch(facecolor=[c/255 for c in space.palette[i]], edgecolor='grey', label=f'{i} {space.classes[i]}')
 
-# %% ../nbs/00_core.ipynb #c062
+# %% ../nbs/00_core.ipynb #c066
 def show_label(
     label:'Tensor|np.ndarray', # `h w`, a class id a pixel
     space:LabelSpace, # names and colours
@@ -190,10 +190,11 @@ def show_label(
     if legend: ax.legend(handles=[_patch(i, space) for i in seen], fontsize=8, loc='center left',
                          bbox_to_anchor=(1.02,.5), frameon=False, borderaxespad=0)
     ax.set(xticks=[], yticks=[])
+    for side in ax.spines.values(): side.set(visible=True, color='grey', linewidth=.8)
     if title: ax.set_title(title, fontsize=9)
     return ax
 
-# %% ../nbs/00_core.ipynb #c067
+# %% ../nbs/00_core.ipynb #c071
 def _write_numbers(ax, x, dark):
     for (i,j),v in np.ndenumerate(x):
         ax.text(j, i, f'{v:.2g}' if v else '·', ha='center', va='center', fontsize=8,
@@ -205,22 +206,24 @@ def show_table(
     ax=None, # matplotlib axes, made if not given
     title:'str|None'=None, # above the table
 ):
-    "Draw a class table, numbers in it up to 12 classes; returns the axes. ValueError if it is not `k k`."
+    "Draw a class table, with numbers up to 12 classes and a scale beyond; returns the axes. ValueError if it is not `k k`."
     import matplotlib.pyplot as plt
     x, k = np.asarray(table).astype(float), len(names)
     if x.shape!=(k,k): raise ValueError(f'show_table: {k} names need a ({k}, {k}) table, this is {x.shape}')
     if ax is None: ax = plt.subplots(figsize=(1.5+.36*min(k,16),1.4+.25*min(k,16)), dpi=56)[1]
     top = np.nanmax(np.abs(x), initial=0) or 1.
-    ax.imshow(x, cmap='PuOr', vmin=-top, vmax=top, aspect='auto')
-    for i in range(k): ax.add_patch(plt.Rectangle((i-.5,i-.5), 1, 1, fill=False, ec='black', lw=1.2))
+    drawn = ax.imshow(x, cmap='PuOr', vmin=-top, vmax=top, aspect='auto')
+    for i,(line,colour) in itertools.product(range(k), ((3,'white'),(1.2,'black'))):    # seen on light and on dark
+        ax.add_patch(plt.Rectangle((i-.5,i-.5), 1, 1, fill=False, ec=colour, lw=line*min(1,12/k)))
     if k<=12: _write_numbers(ax, x, .6*top)
+    else: ax.figure.colorbar(drawn, ax=ax, label='by how much')
     ax.set_xticks(range(k), names, rotation=90, fontsize=8)
     ax.set_yticks(range(k), names, fontsize=8)
     ax.set_xlabel('whose loss moved', fontsize=9); ax.set_ylabel('deleted', fontsize=9)
     if title: ax.set_title(title, fontsize=9)
     return ax
 
-# %% ../nbs/00_core.ipynb #c074
+# %% ../nbs/00_core.ipynb #c078
 def seed_everything(
     seed:int, # 0 .. 2**32-1
 )->torch.Generator: # on the CPU, seeded with `seed`
@@ -229,20 +232,22 @@ def seed_everything(
     random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
     return torch.Generator().manual_seed(seed)
 
-# %% ../nbs/00_core.ipynb #c077
+# %% ../nbs/00_core.ipynb #c082
 def pick_device(
     name:str='auto', # `auto`, `cpu`, `mps`, `cuda`, `cuda:1`, ...
 )->torch.device:
     "`auto` takes the best there is; a named device that is not there is a RuntimeError, not a surprise."
     there = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
     if name=='auto': return torch.device(next(d for d,ok in there.items() if ok))
-    device = torch.device(name)
+    try: device = torch.device(name)
+    except RuntimeError as e:
+        raise RuntimeError(f'device {name!r} is none that torch knows; there is: {", ".join(d for d,ok in there.items() if ok)}') from e
     ok = there.get(device.type, False)
     if device.type=='cuda' and ok: ok = (device.index or 0)<torch.cuda.device_count()
     if not ok: raise RuntimeError(f'device {name!r} is not available here; there is: {", ".join(d for d,ok in there.items() if ok)}')
     return device
 
-# %% ../nbs/00_core.ipynb #c082
+# %% ../nbs/00_core.ipynb #c087
 def _readable(x): return type(x) is Tensor and x.device.type=='cpu' and not torch.compiler.is_compiling()
 
 def check_labels(
@@ -260,7 +265,7 @@ def check_labels(
     raise ValueError(f'{where}: ids outside 0..{num_classes-1} and not ignore ({ignore}): {seen}; '
                      'is this the right label space, is void marked?')
 
-# %% ../nbs/00_core.ipynb #c086
+# %% ../nbs/00_core.ipynb #c091
 def check_finite(
     x:Tensor, # any shape
     where:str, # named in the error
@@ -270,7 +275,7 @@ def check_finite(
     bad = x.numel()-int(torch.isfinite(x).sum())
     if bad: raise FloatingPointError(f'{where}: {bad} of {x.numel()} values are nan or infinite; lower the learning rate or look at the input')
 
-# %% ../nbs/00_core.ipynb #c090
+# %% ../nbs/00_core.ipynb #c095
 def write_atomic(
     path:'str|Path', # where the file shall be
     write, # called with a temporary path in the same folder, writes there

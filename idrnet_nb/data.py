@@ -161,9 +161,9 @@ def random_crop(
     image:Tensor, # `3 h w`
     label:Tensor, # `h w`
     size:tuple[int,int], # (h, w) at most; a smaller picture stays as small as it is
-    rng:np.random.Generator,
+    rng:np.random.Generator, # where the windows come from
     max_ratio:float=.75, # of one class; 1 = take the first window
-    ignore:int=IGNORE,
+    ignore:int=IGNORE, # this id is no class and has no share
 )->tuple[Tensor,Tensor]: # the same window of both
     "A window, tried ten times until no class fills more than `max_ratio` of it."
     h,w = min(size[0],label.shape[0]), min(size[1],label.shape[1])
@@ -201,7 +201,7 @@ def colour_matrix(
 # %% ../nbs/20_data.ipynb #c074
 def photometric(
     image:Tensor, # `3 h w`, uint8
-    rng:np.random.Generator,
+    rng:np.random.Generator, # where the four chances and strengths come from
     brightness:float=32, # added at most, of 255
     contrast:tuple[float,float]=(.5,1.5), # factor
     saturation:tuple[float,float]=(.5,1.5), # factor

@@ -92,7 +92,6 @@ def test_pictures_of_several_sizes_one_by_one(): assert len(evaluate(model_of(),
 
 def test_pictures_of_several_sizes_in_a_batch():
     data = two_sizes()
-    # FINDING 5 (train, evaluate): torch's "stack expects each tensor to be equal size" says neither which pictures nor what to do
     with pytest.raises((ValueError,RuntimeError), match='(?i)crop|resize|batch_size'): train(model_of(), data, TrainConfig(steps=1, batch_size=2), 'cpu', progress=False)
     with pytest.raises((ValueError,RuntimeError), match='(?i)crop|resize|batch_size'): evaluate(model_of(), data, batch_size=2)
 
@@ -136,7 +135,6 @@ def test_nan_in_a_loss(part):
     head = head_of().train()
     with torch.no_grad(): getattr(head, part).score.bias[0] = math.nan
     before = state(head.refiner)
-    # FINDING 1 (_losses): with nan in the coarse classifier only 'final', which suffers from it, is named
     with pytest.raises(FloatingPointError, match=f'loss part.*{part!r}'): head(pyramid(), labels())
     assert unchanged(head.refiner, before) and finite(head.refiner)
 
@@ -253,13 +251,11 @@ def test_smaller_than_the_stride(framework, backbone, request):
 def test_one_small_picture_in_training(backbone, request):
     "One value a channel: the head can do with it, the backbone's norms cannot."
     model = model_of(backbone=request.getfixturevalue('resnet') if backbone=='resnet18' else 'tiny').train()
-    # FINDING 2 (Segmentor.forward): torch's "Expected more than 1 value per channel" does not say what to do
     try: out = model(pictures(1,2,2), labels(1,2,2))
     except ValueError as e: assert 'batch' in str(e) and 'stride' in str(e), f'says not what to do: {e}'
     else: assert out['loss'].isfinite()
 
 def test_no_pictures_at_all():
-    # FINDING 6 (pick_class): in training an empty batch ends in torch's "stack expects a non-empty TensorList"
     try: out = model_of().train()(pictures(0), labels(0))
     except ValueError as e: assert 'picture' in str(e)
     else: assert out['loss']==0
@@ -346,7 +342,6 @@ def test_config_of_another_kind(saved, part, word):
     file = saved/'config.json'
     config = json.loads(file.read_text())
     file.write_text(json.dumps({**config, part:{**config[part], 'depth':3}} if part else [config]))
-    # FINDING 7 (_read_config, load_model): JSON that is no dict is an AttributeError, a setting nobody knows a TypeError
     with pytest.raises(ValueError, match=rf'(?s)config\.json.*{word}' if part else word): load_model(saved)
 
 def test_backbone_weights_for_another_net(tmp_path):
@@ -386,7 +381,6 @@ def test_device_that_is_not_there(saved, tmp_path, capsys):
     fails(['predict', '--weights', saved, '--device', 'cuda', tmp_path/'a.png'], capsys, "device 'cuda' is not available")
 
 def test_device_with_a_wrong_name(saved, tmp_path, capsys):
-    # FINDING 3 (pick_device, cli.main): torch's own list of 20 device types, and from the command line a traceback
     with pytest.raises((ValueError,RuntimeError), match="device 'gpu'.*there is: .*cpu"): pick_device('gpu')
     shade('L').save(tmp_path/'a.png')
     fails(['predict', '--weights', saved, '--device', 'gpu', tmp_path/'a.png'], capsys, "device 'gpu'")
@@ -401,7 +395,6 @@ def test_results_with_other_columns(tmp_path):
 def test_results_file_of_somebody_else(tmp_path, text):
     path = tmp_path/'results.csv'
     path.write_text(text)
-    # FINDING 4 (append_results): rows → csv's "dict contains fields not in fieldnames", no file named; header alone → silently overwritten
     with pytest.raises(ValueError, match=r'results\.csv.*name'): append_results(path, [dict(arm='fcn', seed=0)])
     assert path.read_text()==text
 
@@ -409,6 +402,5 @@ def test_results_file_is_looked_at_before_training(tmp_path, capsys):
     (tmp_path/'r.csv').write_text('name,score\nme,1\n')
     small = ['--data', 'world', '--pictures', 4, 2, '--size', 32, '--width', 8, '--steps', 1, '--batch', 2, '--arms', 'fcn',
         '--seeds', 1, '--jobs', 1, '--quiet', '--device', 'cpu']
-    # FINDING 4 (compare): the file is opened only when the first run has ended
     fails(['compare', *small, '--out', tmp_path/'out', '--results', tmp_path/'r.csv'], capsys, 'r.csv')
     assert not list((tmp_path/'out').glob('fcn-*')), 'it trained first'

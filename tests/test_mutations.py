@@ -15,7 +15,7 @@ MUTATIONS = { # name -> (module, [(old, new), ...], checker)
     'relation weights transposed': ('relation', [("heard = einsum(weights, means, 'b i j, b j c -> b i c')", "heard = einsum(weights, means, 'b j i, b j c -> b i c')")], 'golden'),
     'negatives kept in the mean table': ('relation', [('if positive else table', 'if False else table')], 'golden'),
     'negatives silenced in the variance table': ('relation', [('relate(means, memory, table_var, present, False)', 'relate(means, memory, table_var, present, True)')], 'golden'),
-    'absent classes speak': ('relation', [(".masked_fill(~rearrange(present, 'b j -> b 1 j'), -torch.inf)", '')], 'golden'),
+    'absent classes speak': ('relation', [(".masked_fill(~there, -torch.inf)", '')], 'golden'),
     'no softmax weights in grouping': ('classes', [('return score.softmax(-1) * member', 'return member / member.sum(-1, keepdim=True).clamp(min=1)')], 'golden'),
     'softmax over all pixels in grouping': ('classes', [('full_precision(coarse).masked_fill(~member, -torch.inf)', 'full_precision(coarse)')], 'golden'),
     'deleted pixels keep context': ('idrnet', [('silence(idr.talk(', '(lambda heard,_: heard)(idr.talk(')], 'golden'),
