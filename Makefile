@@ -3,7 +3,7 @@ VENV       ?= .venv
 # Which Python makes the environment: found below if you name none.
 PYTHON     ?=
 DEMO_ARGS  ?=
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n $(WORKERS)
 LAB_ARGS   ?=
 # Notebooks side by side, a thread each: with more threads a notebook the same work takes more processor time.
 WORKERS    ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
@@ -37,7 +37,7 @@ test: $(STAMP)  ## check everything: notebooks, modules, README, style, then pyt
 	@echo '== two notebooks in a real Jupyter kernel'
 	@HF_HUB_OFFLINE=1 "$(PY)" tools/kernel.py nbs/index.ipynb nbs/30_world.ipynb
 	@echo '== pytest'
-	@HF_HUB_OFFLINE=1 "$(PY)" -m pytest -q $(PYTEST_ARGS) tests
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 "$(PY)" -m pytest -q $(PYTEST_ARGS) tests
 
 lab: $(STAMP)  ## open JupyterLab at nbs/index.ipynb (LAB_ARGS adds options)
 	@"$(BIN)/jupyter" lab $(LAB_ARGS) nbs/index.ipynb

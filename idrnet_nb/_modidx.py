@@ -33,6 +33,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'idrnet_nb.backbone._maps_of': ('backbone.html#_maps_of', 'idrnet_nb/backbone.py'),
                                     'idrnet_nb.backbone._note_for': ('backbone.html#_note_for', 'idrnet_nb/backbone.py'),
                                     'idrnet_nb.backbone._read_tensors': ('backbone.html#_read_tensors', 'idrnet_nb/backbone.py'),
+                                    'idrnet_nb.backbone._tidy': ('backbone.html#_tidy', 'idrnet_nb/backbone.py'),
                                     'idrnet_nb.backbone._weight_faults': ('backbone.html#_weight_faults', 'idrnet_nb/backbone.py'),
                                     'idrnet_nb.backbone.crop': ('backbone.html#crop', 'idrnet_nb/backbone.py'),
                                     'idrnet_nb.backbone.field_box': ('backbone.html#field_box', 'idrnet_nb/backbone.py'),

@@ -67,7 +67,7 @@ def gradient_field(
     at:tuple[int,int]|None=None, # row and column of the cell asked; None = the middle one
     channels:int=3, # of the picture
     seed:int=0, # of the random picture
-)->Tensor: # `H W`, strength with which each pixel moves the cell; 0 = unseen
+)->Tensor: # `H W`, strength with which each pixel moves the cell; 0 = unseen, or cut off by a ReLU
     "Measured receptive field: the gradient of one cell with respect to the picture, in eval mode."
     modes = [(m,m.training) for m in net.modules()]
     x = torch.randn(1,channels,*size, generator=torch.Generator().manual_seed(seed)).requires_grad_()
@@ -222,9 +222,16 @@ def _maps_of(net):
     channels,strides = net.feature_info.channels(), net.feature_info.reduction()
     return list(channels[-4:]), list(strides[-4:]), getattr(net,'output_fmt',None)=='NHWC'
 
-def _build(name, pretrained, output_stride, options):
-    if name!='tiny': return timm_pyramid(name, pretrained, output_stride, **options)
-    return TinyBackbone(**({} if output_stride is None else {'output_stride':output_stride}), **options)
+def _build(name, weights, pretrained, output_stride, options):
+    if name!='tiny': net = timm_pyramid(name, pretrained, output_stride, **options)
+    else: net = TinyBackbone(**({} if output_stride is None else {'output_stride':output_stride}), **options)
+    if weights is not None: load_weights(net, weights)
+    return net
+
+def _tidy(maps, size, strides, nhwc):
+    "Channels first, the last four, and what only padding made cut off."
+    maps = [rearrange(m,'b h w c -> b c h w') if nhwc else m for m in maps[-4:]]
+    return [m[...,:-(-size[0]//s),:-(-size[1]//s)] for m,s in zip(maps,strides)]
 
 def _check_picture(x, name):
     if x.ndim!=4 or x.shape[1]!=3 or not x.is_floating_point():
@@ -247,8 +254,7 @@ class Backbone(nn.Module):
         super().__init__()
         note = _note_for(name, weights, pretrained)
         self.name,self.output_stride,self.options = name, output_stride, note.get('options',{})|options
-        self.net = _build(name, pretrained, output_stride, self.options)
-        if weights is not None: load_weights(self.net, weights)
+        self.net = _build(name, weights, pretrained, output_stride, self.options)
         self.channels,self.strides,self.nhwc = _maps_of(self.net)
         self.pad_to = max(self.strides) if pad_to is None else pad_to
         self.mean = tuple(note.get('mean',IMAGENET_MEAN) if mean is None else mean)
@@ -258,9 +264,8 @@ class Backbone(nn.Module):
         x:Tensor, # `b 3 H W`, float, normalised
     )->list[Tensor]: # `b c h w`, finest first; `h = ceil(H / stride)`
         _check_picture(x, self.name)
-        maps = self.net(pad_to_multiple(x, self.pad_to)[0])[-4:]
-        if self.nhwc: maps = [rearrange(m,'b h w c -> b c h w') for m in maps]
-        return [m[...,:-(-x.shape[2]//s),:-(-x.shape[3]//s)] for m,s in zip(maps,self.strides)]
+        padded, size = pad_to_multiple(x, self.pad_to)
+        return _tidy(self.net(padded), size, self.strides, self.nhwc)
 
     @property
     def config(self)->dict: # arguments that build the same network again, without a weights file

@@ -187,7 +187,7 @@ def read_results(
 
 # %% ../nbs/25_compare.ipynb #c030
 def show_panels(
-    task:Task, # its first unseen pictures are shown
+    task:Task, # some of its unseen pictures are shown, evenly spread
     models:dict, # arm -> model
     n:int=4, # how many
     seen:float=1., # scale of the figure
@@ -198,7 +198,7 @@ def show_panels(
     fig,axs = plt.subplots(n, cols, figsize=(2.1*cols*seen+1.4, 2.1*n*seen), squeeze=False, layout='constrained')
     seen_ids = set()
     for i,row in enumerate(axs):
-        image, label = task.test[i]
+        image, label = task.test[i*len(task.test)//n]
         answers = {arm:probabilities(m, image[None].to(next(m.parameters()).device)).argmax(1)[0].cpu() for arm,m in models.items()}
         show_picture(image, ax=row[0], title='picture' if i==0 else None)
         for ax,(title,x) in zip(row[1:], {'truth':label, **answers}.items()):
@@ -212,7 +212,7 @@ def show_relations(
 ):
     "The true table (where known) beside the learnt one. Returns the figure."
     import matplotlib.pyplot as plt
-    tables = ([('true relations', task.truth.float())] if task.truth is not None else []) + [('learnt mean table', learnt.cpu())]
+    tables = ([('true relations', task.truth.float())] if task.truth is not None else []) + [('learnt mean table', learnt.cpu().round(decimals=2)+0)]
     fig,axs = plt.subplots(1, len(tables), figsize=(6*len(tables), 5.6), squeeze=False, layout='constrained')
     for ax,(title,t) in zip(axs[0], tables): show_table(t, task.space.classes, ax=ax, title=title)
     return fig
@@ -319,7 +319,7 @@ def _leave(out, task, result, models):
     write_atomic(out/'compare.json', lambda p: Path(p).write_text(json.dumps(result, indent=1)))
     write_atomic(out/'report.html', lambda p: Path(p).write_text(_page(out, task, result, figures), encoding='utf-8'))
 
-_TITLES = dict(panels='Unseen pictures (first seed)', relations='Which class matters to which')
+_TITLES = dict(panels='Some unseen pictures (first seed)', relations='Which class matters to which')
 
 def _page(out, task, result, figures):
     image = lambda name: f'<img alt="{_TITLES[name]}" src="data:image/png;base64,{base64.b64encode((out/f"{name}.png").read_bytes()).decode()}">'

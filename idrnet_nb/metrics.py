@@ -94,7 +94,7 @@ class Meter:
     def scores(self)->dict: return scores(self.total)
     def __len__(self): return sum(map(len, self._kept))
 
-# %% ../nbs/02_metrics.ipynb #c065
+# %% ../nbs/02_metrics.ipynb #c068
 def interval(
     values, # one number a seed
     level:float=.95, # how often such an interval holds the true mean
@@ -109,7 +109,7 @@ def interval(
     half = float(t.ppf((1+level)/2, len(x)-1)*x.std(ddof=1)/len(x)**.5)
     return mean, mean-half, mean+half
 
-# %% ../nbs/02_metrics.ipynb #c077
+# %% ../nbs/02_metrics.ipynb #c080
 def auroc(
     score, # `n`, larger means more likely true
     truth, # `n`, bool

@@ -154,7 +154,7 @@ def world_picture(
     _smudge(rng, label)
     return _photograph(rng, image), label
 
-# %% ../nbs/01_world.ipynb #c083
+# %% ../nbs/01_world.ipynb #c084
 class World(torch.utils.data.Dataset):
     "`n` pictures of the made-up world, drawn when asked for. Raises ValueError for a bad `n`, `size` or `seed`."
     def __init__(self,
@@ -175,15 +175,15 @@ class World(torch.utils.data.Dataset):
         image, label = world_picture((self.seed, i%self.n), self.size)
         return torch.from_numpy(image.transpose(2,0,1).copy()), torch.from_numpy(label.astype(np.int64))
 
-# %% ../nbs/01_world.ipynb #c092
+# %% ../nbs/01_world.ipynb #c093
 def true_relations()->Tensor: # `k k` bool, True at [anchor, look-alike]
     "The relations that the world is built on. When a learned table is scored against it, leave the diagonal out: every class needs itself."
     table = torch.zeros(WORLD.num_classes, WORLD.num_classes, dtype=torch.bool)
     table[list(ANCHORS.values()), list(ANCHORS)] = True
     return table
 
-# %% ../nbs/01_world.ipynb #c099
+# %% ../nbs/01_world.ipynb #c100
 def local_best()->float: # percent
-    "The best mean IoU over the look-alikes for a rule that sees less than `gap` pixels: max over q of (q/(1+q)+(1-q)/(2-q))/2."
+    "Best mean IoU over a pair of look-alikes for a rule that sees less than `gap` pixels, on pictures with their twins or in the long run: max over q of (q/(1+q)+(1-q)/(2-q))/2."
     q = .5
     return 100*(q/(1+q)+(1-q)/(2-q))/2

@@ -32,7 +32,7 @@ def test_training_step_reads_no_value(framework, idr):
         assert ('diagnosis' in out) == (idr is True)
         with pytest.raises(Exception): out['loss'].item() # fake tensors do refuse: the test can fail
 
-@pytest.mark.parametrize('framework', FRAMEWORKS)
+@pytest.mark.parametrize('framework', ('deeplabv3','upernet')) # the two that run through every stage; each takes its seconds
 def test_no_graph_break(framework):
     seed_everything(0)
     model, (pyramid, label) = head(framework, dropout=0.), batch()
