@@ -59,7 +59,8 @@ def _training(p):
     p.add_argument('--workers', type=int, default=0, help='processes that load pictures')
 
 def _arms(p):
-    p.add_argument('--arms', nargs='+', default=['fcn','fcn+attention','fcn+idr'], help='framework[+attention|+idr|+frozen|+tracked]; the first is what the others are compared with')
+    p.add_argument('--arms', nargs='+', default=['fcn','fcn+attention','fcn+idr'],
+                   help='framework[+attention|+idr|+frozen|+tracked]; the first is what the others are compared with')
     p.add_argument('--seeds', type=int, default=3, help='runs an arm')
     p.add_argument('--seed', type=int, default=0, help='the first seed')
     p.add_argument('--jobs', type=int, help='runs at a time; None: one a core on a CPU, else 1')

@@ -1,10 +1,9 @@
 """What no notebook can see: no host sync, no graph break, no wide maps, half precision, determinism, every framework."""
 import copy
-from dataclasses import replace
 import pytest, torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from idrnet_nb.core import seed_everything
-from idrnet_nb.idrnet import FRAMEWORKS, HeadConfig, SegHead, Segmentor, segmentor
+from idrnet_nb.idrnet import FRAMEWORKS, HeadConfig, SegHead, segmentor
 
 CHANNELS, K = [6,6,7,9], 5
 ARMS = [(f,i) for f in FRAMEWORKS for i in (False,'attention',True)]

@@ -1,6 +1,6 @@
 """Two processes (gloo) move tables, memory and counter exactly as one process with the whole batch does."""
 import os, socket
-import pytest, torch
+import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from idrnet_nb.idrnet import HeadConfig, SegHead
