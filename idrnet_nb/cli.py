@@ -27,15 +27,18 @@ def parser()->argparse.ArgumentParser: # of the command `idrnet`
     top.add_argument('--version', action='version', version=__version__)
     commands = top.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for name,(what,example,groups) in _COMMANDS.items():
-        p = commands.add_parser(name, help=what, description=what, epilog=f'example: {example}', formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        p = commands.add_parser(name, help=what, description=what, epilog=f'example: {example}', formatter_class=_Help)
         for group in groups: group(p)
     return top
 
 # %% ../nbs/29_cli.ipynb #c012
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action): return action.help if action.default in (None, False) else super()._get_help_string(action)
+
 def _data(p):
     p.add_argument('--data', choices=('world','camvid'), default='world', help='the small made-up world (needs no files), or CamVid')
     p.add_argument('--root', type=Path, help='folder of the dataset; CamVid: the folder with train, trainannot, …')
-    p.add_argument('--size', type=parse_size, help='HxW that pictures are resized to; None: 64 for the world, 360x480 for CamVid')
+    p.add_argument('--size', type=parse_size, help='HxW that pictures are resized to; if left out: that of training, or 64 for the world and 360x480 for CamVid')
     p.add_argument('--split', choices=('test','val'), default='test', help='CamVid pictures to judge on')
     p.add_argument('--pictures', type=int, nargs=2, default=(2000,200), metavar=('TRAIN','UNSEEN'), help='how many pictures of the world')
     p.add_argument('--device', default='auto', help='auto, cpu, cuda, mps')
@@ -44,12 +47,12 @@ def _data(p):
 def _model(p):
     p.add_argument('--backbone', default='tiny', help='a timm name, or tiny')
     p.add_argument('--weights', type=Path, help='safetensors file for the backbone')
-    p.add_argument('--output-stride', type=int, help='of the backbone: 8, 16 or 32; None: its own')
+    p.add_argument('--output-stride', type=int, help='of the backbone: 8, 16 or 32; if left out: its own')
     p.add_argument('--width', type=int, default=64, help='channels of the features, C')
-    p.add_argument('--attention-width', type=int, help='channels of query, key and value; None: as --width')
+    p.add_argument('--attention-width', type=int, help='channels of query, key and value; if left out: as --width')
 
 def _training(p):
-    p.add_argument('--crop', type=parse_size, help='HxW of training crops; None: as --size')
+    p.add_argument('--crop', type=parse_size, help='HxW of training crops; if left out: as --size')
     p.add_argument('--steps', type=int, default=200, help='optimiser steps')
     p.add_argument('--epochs', type=float, help='instead of --steps: passes over the training pictures')
     p.add_argument('--batch', type=int, default=16, help='pictures a step')
@@ -63,7 +66,7 @@ def _arms(p):
                    help='framework[+attention|+idr|+frozen|+tracked]; the first is what the others are compared with')
     p.add_argument('--seeds', type=int, default=3, help='runs an arm')
     p.add_argument('--seed', type=int, default=0, help='the first seed')
-    p.add_argument('--jobs', type=int, help='runs at a time; None: one a core on a CPU, else 1')
+    p.add_argument('--jobs', type=int, help='runs at a time; if left out: one a core on a CPU, else 1')
     p.add_argument('--out', type=Path, default=Path('runs/compare'), help='folder for compare.json, pictures, weights and report.html')
     p.add_argument('--results', type=Path, help='CSV to append a row a run to')
 
@@ -78,7 +81,7 @@ def _pictures(p):
     p.add_argument('pictures', nargs='+', type=Path, metavar='PICTURE', help='picture files')
     p.add_argument('--weights', type=Path, required=True, metavar='RUN', help='folder that idrnet train or compare wrote')
     p.add_argument('--out', type=Path, default=Path('runs/predict'), help='folder for colour map, overlay and index PNG')
-    p.add_argument('--size', type=parse_size, help='HxW to look at the picture in, best the size of training; the answer has the size of the picture')
+    p.add_argument('--size', type=parse_size, help='HxW to look at the picture in; if left out: that of training. The answer has the size of the picture')
     p.add_argument('--device', default='auto', help='auto, cpu, cuda, mps')
     p.add_argument('--seed', type=int, default=0, help='for completeness: nothing is drawn by chance')
 
@@ -124,12 +127,13 @@ def _do_train(a):
     from idrnet_nb.infer import save_model
     task = _task(a)
     model, row = run_arm(a.arm, task, _config(a, task), a.device, not a.quiet, **_model_args(a))
-    save_model(model, a.out, task.space)
+    save_model(model, a.out, task.space, task.size)
     _tell(task, row['miou'], row['iou']); print(f'saved in {a.out}')
 
 def _do_evaluate(a):
     from idrnet_nb.core import pick_device
-    from idrnet_nb.infer import evaluate, load_model
+    from idrnet_nb.infer import evaluate, load_model, trained_size
+    a.size = a.size or trained_size(a.model)
     task = _task(a)
     model, space = load_model(a.model, task.space, pick_device(a.device))
     scores = evaluate(model, task.test, progress=not a.quiet, scales=tuple(a.scales), flip=a.flip).scores()
@@ -140,14 +144,15 @@ def _do_predict(a):
     from idrnet_nb.core import pick_device
     from idrnet_nb.data import read_picture
     from idrnet_nb.head import upsample
-    from idrnet_nb.infer import load_model, probabilities, save_prediction
+    from idrnet_nb.infer import load_model, probabilities, save_prediction, trained_size
     model, space = load_model(a.weights, device=pick_device(a.device))
+    size = a.size or trained_size(a.weights)
     twice = {p.stem for p in a.pictures if sum(q.stem==p.stem for q in a.pictures)>1}
     if twice: raise ValueError(f'several pictures are called {sorted(twice)[0]!r}, their answers would overwrite each other; predict them one by one')
     for path in a.pictures:
         image = torch.from_numpy(read_picture(path)).permute(2,0,1)
         x = image[None].float().to(next(model.parameters()).device)
-        p = upsample(probabilities(model, upsample(x, a.size) if a.size else x), image.shape[-2:])
+        p = upsample(probabilities(model, upsample(x, size) if size else x), image.shape[-2:])
         print('\n'.join(map(str, save_prediction(a.out, path.stem, image, p.argmax(1)[0].cpu(), space))))
 
 def _tell(task, miou, iou):

@@ -51,6 +51,7 @@ class Task:
     truth:Optional[Tensor]=None # `k k` bool, true relations
     note:str='' # sizes and splits, for the record
     recipe:object=None # makes the task again, in another process
+    size:Optional[tuple]=None # (h, w) of the pictures
 
 def world_task(
     n_train:int=2000, # pictures
@@ -60,7 +61,7 @@ def world_task(
     "The small world, drawn once and kept in memory."
     return Task('world', WORLD, list(World(n_train, size, seed=0)), list(World(n_test, size, seed=1)),
                 tuple(c for pair in LOOKALIKES for c in pair), true_relations(), f'{size}x{size}, {n_train} train, {n_test} test',
-                partial(world_task, n_train, n_test, size))
+                partial(world_task, n_train, n_test, size), (size,size))
 
 def camvid_task(
     root, # folder with train, trainannot, …
@@ -75,7 +76,7 @@ def camvid_task(
     test = camvid(root, split)
     return Task('camvid', space, Pairs(camvid(root,'train'), space, size, aug), Pairs(test, space, size),
                 note=f'{size[0]}x{size[1]}, crop {h_w[0]}x{h_w[1]}, train, judged on {len(test)} {split} pictures',
-                recipe=partial(camvid_task, root, size, crop, split, seed))
+                recipe=partial(camvid_task, root, size, crop, split, seed), size=tuple(size))
 
 # %% ../nbs/25_compare.ipynb #c017
 def build(
@@ -265,7 +266,7 @@ def _tick(step):
 
 def _run(task, arm, config, device, out, model_args, **how):
     model, row = run_arm(arm, task, config, device, **how, **model_args)
-    save_model(model, Path(out)/f'{arm}-{config.seed}', task.space)
+    save_model(model, Path(out)/f'{arm}-{config.seed}', task.space, task.size)
     return row, circumstances(torch.device(device))
 
 def _work(arm, config, device, out, model_args): return _run(_HERE['task'], arm, config, device, out, model_args, progress=False, on_step=_tick)
