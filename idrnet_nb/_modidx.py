@@ -94,6 +94,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'idrnet_nb.compare.circumstances': ('compare.html#circumstances', 'idrnet_nb/compare.py'),
                                    'idrnet_nb.compare.compare': ('compare.html#compare', 'idrnet_nb/compare.py'),
                                    'idrnet_nb.compare.parse_arm': ('compare.html#parse_arm', 'idrnet_nb/compare.py'),
+                                   'idrnet_nb.compare.read_arms': ('compare.html#read_arms', 'idrnet_nb/compare.py'),
                                    'idrnet_nb.compare.read_results': ('compare.html#read_results', 'idrnet_nb/compare.py'),
                                    'idrnet_nb.compare.relation_auroc': ('compare.html#relation_auroc', 'idrnet_nb/compare.py'),
                                    'idrnet_nb.compare.run_arm': ('compare.html#run_arm', 'idrnet_nb/compare.py'),

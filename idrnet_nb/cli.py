@@ -79,7 +79,7 @@ def _judged(p): p.add_argument('--model', type=Path, required=True, help='folder
 
 def _pictures(p):
     p.add_argument('pictures', nargs='+', type=Path, metavar='PICTURE', help='picture files')
-    p.add_argument('--weights', type=Path, required=True, metavar='RUN', help='folder that idrnet train or compare wrote')
+    p.add_argument('--model', '--weights', dest='weights', type=Path, required=True, metavar='RUN', help='folder that idrnet train or compare wrote')
     p.add_argument('--out', type=Path, default=Path('runs/predict'), help='folder for colour map, overlay and index PNG')
     p.add_argument('--size', type=parse_size, help='HxW to look at the picture in; if left out: that of training. The answer has the size of the picture')
     p.add_argument('--device', default='auto', help='auto, cpu, cuda, mps')
@@ -94,7 +94,7 @@ _COMMANDS = dict(
     compare=('Train arms side by side, several seeds each, and say which is better by how much.', 'idrnet compare --data world --out runs/demo', (_data,_model,_training,_arms)),
     train=('Train one model and save it.', 'idrnet train --data camvid --root CamVid --arm upernet+idr --backbone resnet18 --epochs 20', (_data,_model,_training,_one)),
     evaluate=('Judge a saved model on unseen pictures.', 'idrnet evaluate --model runs/train --data camvid --root CamVid --size 360x480', (_data,_judged,_look)),
-    predict=('Write a colour map, an overlay and an index PNG for each picture.', 'idrnet predict --weights runs/train street.jpg', (_pictures,)))
+    predict=('Write a colour map, an overlay and an index PNG for each picture.', 'idrnet predict --model runs/train street.jpg', (_pictures,)))
 
 # %% ../nbs/29_cli.ipynb #c015
 def _task(a, train_size=None):

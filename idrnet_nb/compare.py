@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SWITCHES', 'COLUMNS', 'parse_arm', 'Task', 'world_task', 'camvid_task', 'build', 'run_arm', 'relation_auroc',
-           'summary', 'table', 'circumstances', 'append_results', 'read_results', 'show_panels', 'show_relations',
-           'compare']
+           'summary', 'table', 'circumstances', 'append_results', 'read_results', 'read_arms', 'show_panels',
+           'show_relations', 'compare']
 
 # %% ../nbs/25_compare.ipynb #c003
 import base64, csv, datetime, html, json, multiprocessing, os, platform, subprocess, time
@@ -186,7 +186,22 @@ def read_results(
     "Rows of a results CSV."
     with open(path, newline='') as f: return list(csv.DictReader(f))
 
-# %% ../nbs/25_compare.ipynb #c030
+# %% ../nbs/25_compare.ipynb #c029
+def read_arms(
+    path, # of a results CSV
+    arms:tuple, # names, in the order wanted; an arm with no rows is left out
+    metrics:tuple=('miou',), # columns to read as numbers
+)->dict: # arm -> rows, for `summary` and `table`
+    "One comparison out of a results CSV, seeds that all its arms have. Raises ValueError if the file mixes tasks or sizes, or holds a run twice."
+    rows = [r for r in read_results(path) if r['arm'] in arms]
+    kinds, keys = {(r['task'],r['note']) for r in rows}, [(r['arm'],r['seed']) for r in rows]
+    if len(kinds)>1: raise ValueError(f'{str(path)!r} mixes {sorted(kinds)}: give each comparison a file of its own')
+    if twice := sorted({k for k in keys if keys.count(k)>1}): raise ValueError(f'{str(path)!r} holds these runs more than once: {twice}; give a repeated run another file')
+    there = [a for a in arms if any(k[0]==a for k in keys)]
+    common = set.intersection(*({s for a_,s in keys if a_==a} for a in there)) if there else set()
+    return {a:[{**r, **{m:float(r[m] or 'nan') for m in metrics}} for r in rows if r['arm']==a and r['seed'] in common] for a in there}
+
+# %% ../nbs/25_compare.ipynb #c033
 def show_panels(
     task:Task, # some of its unseen pictures are shown, evenly spread
     models:dict, # arm -> model
@@ -218,14 +233,14 @@ def show_relations(
     for ax,(title,t) in zip(axs[0], tables): show_table(t, task.space.classes, ax=ax, title=title)
     return fig
 
-# %% ../nbs/25_compare.ipynb #c031
+# %% ../nbs/25_compare.ipynb #c034
 def _legend(fig, space, ids):
     from matplotlib.patches import Patch
     patches = [Patch(facecolor=[c/255 for c in space.palette[i]], edgecolor='grey', label=f'{i} {space.classes[i]}') for i in sorted(ids) if i != space.ignore]
     if space.ignore in ids: patches.append(Patch(facecolor='white', edgecolor='grey', label='void'))
     fig.legend(handles=patches, loc='outside right center', fontsize=8, frameon=False)
 
-# %% ../nbs/25_compare.ipynb #c036
+# %% ../nbs/25_compare.ipynb #c039
 def compare(
     task:Task, # data
     arms:tuple, # names, the first is what the others are compared with
@@ -254,7 +269,7 @@ def compare(
     if progress: print(f'\n{_closing(result)}\neverything is in {out}, start with report.html')
     return result
 
-# %% ../nbs/25_compare.ipynb #c038
+# %% ../nbs/25_compare.ipynb #c041
 _HERE = {} # what a worker process keeps between its runs
 
 def _start_worker(recipe, counter, threads):
@@ -301,7 +316,7 @@ def _result(task, rows, config, model_args, seconds):
     return dict(task=task.name, note=task.note, arms=rows, relation_auroc=sum(found)/len(found) if found else None, seconds=seconds,
                 config=asdict(config), model={k:v for k,v in model_args.items() if k!='weights'})
 
-# %% ../nbs/25_compare.ipynb #c039
+# %% ../nbs/25_compare.ipynb #c042
 def _metrics(rows):
     return {k:v for k,v in (('miou','mIoU %'),('lookalike_miou','look-alikes %')) if any(k in r for rs in rows.values() for r in rs)}
 

@@ -8,7 +8,10 @@ __all__ = ['normalise', 'ConvNorm', 'conv_part', 'upsample', 'full_precision', '
 # %% ../nbs/04_head.ipynb #c003
 import torch
 import torch.nn.functional as F
+from einops._torch_specific import allow_ops_in_compiled_graph
 from torch import Tensor, nn
+
+allow_ops_in_compiled_graph() # for torch before 2.8, where torch.compile cannot look into einops
 
 # %% ../nbs/04_head.ipynb #c013
 def normalise(

@@ -88,7 +88,6 @@ def lesion(
     track:bool=False, # let the made-up inputs move the running statistics? (the authors' code does)
 )->tuple: # (`b c h w` refined features without the class, `b k 4c` what was heard)
     "Refinement without one class: it says nothing, and its pixels hear nothing (diagnostics, step 2)."
-    view = view._replace(means=view.means.detach(), shared=view.shared.detach())
     heard = silence(idr.talk(view.means, without(view.present, deleted)), deleted)
     return idr.refine(view, heard, track), heard
 

@@ -29,7 +29,7 @@ def main():
     shrink(show_panels(task, models, n=3), out/f'{a.name}_panels.png')
     shrink(show_relations(task, models[a.arms[-1]].relations[0]), out/f'{a.name}_relations.png')
     runs = sorted(a.run.glob(f'{a.arms[-1]}-*'))
-    tables = {d.name.split('-')[-1]:load_model(d, task.space)[0].relations[0].mul(1e4).round().div(1e4).tolist() for d in runs}
+    tables = {d.name.split('-')[-1]:[[round(x, 4) for x in row] for row in load_model(d, task.space)[0].relations[0].tolist()] for d in runs}
     (out.parent/'results'/f'{a.name}_tables.json').write_text(json.dumps({'arm':a.arms[-1], 'classes':task.space.classes, 'mean_table_by_seed':tables}))
 
 if __name__=='__main__': main()
