@@ -36,12 +36,14 @@ def write(path, like, k, b, size, strides, channels, width, fpn):
         pyramid, label = [torch.randn(b,c,*g) for c,g in zip(channels,grids)], torch.randint(0,k,(b,*size)); label[:,:5] = -100
         memory = head.refiner.memory.clone()
         out = head(pyramid, label)
-        view, (h,w) = out['view'], out['feat'].shape[-2:]
+        view, h = out['view'], out['feat'].shape[-2]
         px = lambda v: rearrange(to_pixels(v, view.label), 'b c (h w) -> b c h w', h=h)
         for i,p in enumerate(pyramid): keep(f'step{s}.in.pyramid{i}', p)
         keep(f'step{s}.in.targets', label.short())
-        for n,x in dict(feats=out['feat'], coarse_logits=out['coarse'], feats_with_memory=torch.cat([out['feat'], px(memory.expand(b,-1,-1))],1)).items(): keep(f'step{s}.mid.{n}', x)
-        for n,x in zip(('context_mean','context_var','do_context_mean','do_context_var'), (*out['heard'].chunk(2,-1), *out['diagnosis']['heard'].chunk(2,-1))): keep(f'step{s}.mid.{n}', px(x))
+        known = torch.cat([out['feat'], px(memory.expand(b,-1,-1))], 1)
+        for n,x in dict(feats=out['feat'], coarse_logits=out['coarse'], feats_with_memory=known).items(): keep(f'step{s}.mid.{n}', x)
+        heard = (*out['heard'].chunk(2,-1), *out['diagnosis']['heard'].chunk(2,-1))
+        for n,x in zip(('context_mean','context_var','do_context_mean','do_context_var'), heard): keep(f'step{s}.mid.{n}', px(x))
         head.zero_grad(); out['loss'].backward()
         keep(f'step{s}.out.loss', out['loss'][None]); keep(f'step{s}.out.grad_norm', torch.stack([p.grad.norm() for p in head.parameters()]).norm()[None])
         for n in ('class_relations_mean','class_relations_var','dl_cls_representations','selected_classes_counter'): keep(f'step{s}.out.{n}', head.state_dict()[ours(n)])
