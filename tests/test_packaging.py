@@ -73,7 +73,7 @@ def test_wheel_metadata(built):
     assert meta['Version'] == CFG['version'] and meta['Requires-Python'] == '>='+CFG['min_python']
     assert meta['License-Expression'] == 'Apache-2.0' and any(n.endswith('licenses/LICENSE') for n in names)
     assert '[console_scripts]' in entry and 'idrnet = idrnet_nb.cli:main' in entry
-    if (ROOT/'README.md').exists(): assert meta.get_payload().strip() == (ROOT/'README.md').read_text(encoding='utf-8').strip()
+    if (ROOT/'README.md').exists(): assert meta.get_payload(decode=True).decode('utf-8').strip() == (ROOT/'README.md').read_text(encoding='utf-8').strip()
 
 SHUT = '''
 import sys
