@@ -97,7 +97,7 @@ _COMMANDS = dict(
     predict=('Write a colour map, an overlay and an index PNG for each picture.', 'idrnet predict --model runs/train street.jpg', (_pictures,)))
 
 # %% ../nbs/29_cli.ipynb #c015
-def _task(a, train_size=None):
+def _task(a):
     from idrnet_nb.compare import camvid_task, world_task
     if a.data=='world':
         size = a.size or (64,64)

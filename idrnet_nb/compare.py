@@ -17,8 +17,9 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+import idrnet_nb
 from . import __version__
-from .core import LabelSpace, pick_device, seed_everything, show_label, show_picture, show_table, write_atomic
+from .core import LabelSpace, pick_device, seed_everything, show_label, show_legend, show_picture, show_table, write_atomic
 from .world import LOOKALIKES, WORLD, World, true_relations
 from .metrics import auroc, interval
 from .idrnet import FRAMEWORKS, segmentor
@@ -155,7 +156,7 @@ def circumstances(
     device, # a torch device
 )->dict: # date, commit, version, torch, python, device
     "Where and when a result was made."
-    try: commit = subprocess.run(['git','rev-parse','--short','HEAD'], capture_output=True, text=True, cwd=Path(__import__('idrnet_nb').__file__).parent).stdout.strip()
+    try: commit = subprocess.run(['git','rev-parse','--short','HEAD'], capture_output=True, text=True, cwd=Path(idrnet_nb.__file__).parent).stdout.strip()
     except OSError: commit = ''
     name = torch.cuda.get_device_name(device) if device.type=='cuda' else f'{device.type}, {torch.get_num_threads()} threads'
     return dict(date=datetime.date.today().isoformat(), commit=commit or 'none', version=__version__, torch=torch.__version__, python=platform.python_version(), device=name)
@@ -212,14 +213,14 @@ def show_panels(
     import matplotlib.pyplot as plt
     cols = 2+len(models)
     fig,axs = plt.subplots(n, cols, figsize=(2.1*cols*seen+1.4, 2.1*n*seen), squeeze=False, layout='constrained')
-    seen_ids = set()
+    drawn = []
     for i,row in enumerate(axs):
         image, label = task.test[i*len(task.test)//n]
         answers = {arm:probabilities(m, image[None].to(next(m.parameters()).device)).argmax(1)[0].cpu() for arm,m in models.items()}
         show_picture(image, ax=row[0], title='picture' if i==0 else None)
         for ax,(title,x) in zip(row[1:], {'truth':label, **answers}.items()):
-            show_label(x, task.space, ax=ax, title=title if i==0 else None, legend=False); seen_ids |= set(x.unique().tolist())
-    _legend(fig, task.space, seen_ids)
+            show_label(x, task.space, ax=ax, title=title if i==0 else None, legend=False); drawn.append(x)
+    show_legend(fig, task.space, *drawn)
     return fig
 
 def show_relations(
@@ -233,14 +234,7 @@ def show_relations(
     for ax,(title,t) in zip(axs[0], tables): show_table(t, task.space.classes, ax=ax, title=title)
     return fig
 
-# %% ../nbs/25_compare.ipynb #c034
-def _legend(fig, space, ids):
-    from matplotlib.patches import Patch
-    patches = [Patch(facecolor=[c/255 for c in space.palette[i]], edgecolor='grey', label=f'{i} {space.classes[i]}') for i in sorted(ids) if i != space.ignore]
-    if space.ignore in ids: patches.append(Patch(facecolor='white', edgecolor='grey', label='void'))
-    fig.legend(handles=patches, loc='outside right center', fontsize=8, frameon=False)
-
-# %% ../nbs/25_compare.ipynb #c039
+# %% ../nbs/25_compare.ipynb #c038
 def compare(
     task:Task, # data
     arms:tuple, # names, the first is what the others are compared with
@@ -269,7 +263,7 @@ def compare(
     if progress: print(f'\n{_closing(result)}\neverything is in {out}, start with report.html')
     return result
 
-# %% ../nbs/25_compare.ipynb #c041
+# %% ../nbs/25_compare.ipynb #c040
 _HERE = {} # what a worker process keeps between its runs
 
 def _start_worker(recipe, counter, threads):
@@ -316,7 +310,7 @@ def _result(task, rows, config, model_args, seconds):
     return dict(task=task.name, note=task.note, arms=rows, relation_auroc=sum(found)/len(found) if found else None, seconds=seconds,
                 config=asdict(config), model={k:v for k,v in model_args.items() if k!='weights'})
 
-# %% ../nbs/25_compare.ipynb #c042
+# %% ../nbs/25_compare.ipynb #c041
 def _metrics(rows):
     return {k:v for k,v in (('miou','mIoU %'),('lookalike_miou','look-alikes %')) if any(k in r for rs in rows.values() for r in rs)}
 
