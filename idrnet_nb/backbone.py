@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'receptive_field', 'local_stage', 'TinyBackbone', 'gradient_field', 'field_box',
-           'pad_to_multiple', 'crop', 'load_weights', 'weights_note', 'timm_pyramid', 'Backbone']
+           'pad_to_multiple', 'crop', 'load_weights', 'weights_note', 'window_parts', 'shifted_windows', 'any_size',
+           'ChannelNorm', 'side_by_side', 'published', 'timm_pyramid', 'Backbone']
 
 # %% ../nbs/03_backbone.ipynb #c003
 import ast, difflib
 from collections.abc import Sequence
 from pathlib import Path
+from types import MethodType
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -98,7 +100,9 @@ def pad_to_multiple(
     H,W = x.shape[-2:]
     if m<1: raise ValueError(f'pad_to_multiple: m={m} must be 1 or more')
     if not (H and W): raise ValueError(f'pad_to_multiple: the picture is empty, shape {tuple(x.shape)}')
-    return F.pad(x, (0,-W%m,0,-H%m), value=value), (H,W)
+    return F.pad(x, (0,_lack(W,m),0,_lack(H,m)), value=value), (H,W)
+
+def _lack(n, m): return (n+m-1)//m*m - n # to the next multiple of m, said so that `torch.export` sees it is one
 
 # %% ../nbs/03_backbone.ipynb #c062
 def crop(
@@ -109,7 +113,10 @@ def crop(
     H,W = size
     if x.shape[-2]<H or x.shape[-1]<W:
         raise ValueError(f'crop: cannot cut {(H,W)} out of {tuple(x.shape[-2:])}; was it resized in between?')
-    return x[...,:H,:W]
+    return _first(_first(x, H, -2), W, -1)
+
+def _first(x, n, dim): # a view; where one program is written for all sizes (`torch.export`) a copy, whose strides do not depend on what is cut
+    return x.index_select(dim, torch.arange(n, device=x.device)) if torch.compiler.is_exporting() else x.narrow(dim, 0, n)
 
 # %% ../nbs/03_backbone.ipynb #c066
 def _read_tensors(path):
@@ -140,10 +147,12 @@ def _weight_faults(have, want):
 def load_weights(
     module:nn.Module, # filled in place, left as it was on any error
     path:str|Path, # a .safetensors file with the names of `module.state_dict()`
+    names:dict|None=None, # the module's name for each name in the file, None = not wanted; by default they are the same
 )->int: # number of tensors loaded
     """Load all weights or none: 0 missing, 0 unexpected, every shape right, every value finite.
     Norms' step counters (`num_batches_tracked`) may be missing. Raises FileNotFoundError, or ValueError listing what is wrong."""
     have,want = _read_tensors(path), module.state_dict()
+    if names: have = {names[k]:v for k,v in have.items() if names[k]}
     faults = _weight_faults(have, want)
     if faults:
         raise ValueError(f'weights: {str(path)!r} does not fit {type(module).__name__}, nothing was loaded. '
@@ -173,12 +182,93 @@ def weights_note(
         if scale in header.get('input','').replace(' ',''): note |= dict(mean=mean,std=std)
     return note
 
-# %% ../nbs/03_backbone.ipynb #c083
+# %% ../nbs/03_backbone.ipynb #c087
+def window_parts(
+    n:int, # cells along the axis, a multiple of `window`
+    window:int, # cells along a window
+    shift:int, # cells it was shifted by, less than `window`
+    device=None, # where
+)->Tensor: # `n`: 0 inside, 1 in the last window, 2 where the ring was closed
+    "Which cells of a shifted axis were neighbours before the shift: those with the same number, in the same window."
+    at = torch.arange(n, device=device)
+    return (at>=n-window).long() + (at>=n-shift).long()
+
+# %% ../nbs/03_backbone.ipynb #c089
+def shifted_windows(
+    block:nn.Module, # of timm's Swin: has `window_size`, `shift_size`, `attn`
+    x:Tensor, # `b h w c`, any h and w
+)->Tensor: # `b h w c`
+    "Attention in windows (Swin, Liu et al. 2021): pad to whole windows, shift, attend where parts agree, shift back, cut."
+    (H,W),(wh,ww),(sh,sw) = x.shape[1:3], block.window_size, block.shift_size
+    x = F.pad(x, (0,0,0,_lack(W,ww),0,_lack(H,wh)))
+    h,w = x.shape[1:3]
+    x = rearrange(x.roll((-sh,-sw),(1,2)), 'b (i y) (j x) c -> (b i j) (y x) c', y=wh, x=ww)
+    x = block.attn(x, mask=_part_mask(h, w, block, x) if sh or sw else None)
+    x = rearrange(x, '(b i j) (y x) c -> b (i y) (j x) c', i=h//wh, j=w//ww, y=wh)
+    return _first(_first(x.roll((sh,sw),(1,2)), H, 1), W, 2)
+
+def _part_mask(h, w, block, x):
+    (wh,ww),(sh,sw) = block.window_size, block.shift_size
+    part = 3*window_parts(h,wh,sh,x.device)[:,None] + window_parts(w,ww,sw,x.device)
+    part = rearrange(part, '(i y) (j x) -> (i j) (y x)', y=wh, x=ww)
+    return torch.where(part[:,:,None]==part[:,None], 0., -100.).to(x.dtype) # -100: what Swin was trained with
+
+# %% ../nbs/03_backbone.ipynb #c090
+def any_size(
+    net:nn.Module, # from timm; changed in place
+)->nn.Module: # the same
+    "Let a Swin take any picture: patches padded, windows by `shifted_windows`. Other networks are left alone."
+    blocks = [m for m in net.modules() if type(m).__name__=='SwinTransformerBlock' and type(m).__module__.endswith('swin_transformer')]
+    for m in blocks: m._attn = MethodType(shifted_windows, m)
+    if blocks: net.patch_embed.dynamic_img_pad = True
+    return net
+
+# %% ../nbs/03_backbone.ipynb #c097
+class ChannelNorm(nn.LayerNorm):
+    "Layer norm of each cell over its channels."
+    def forward(self,
+        x:Tensor, # `b c h w`
+    )->Tensor: # `b c h w`, each cell with mean 0 and variance 1 before weight and bias
+        return rearrange(super().forward(rearrange(x, 'b c h w -> b h w c')), 'b h w c -> b c h w')
+
+def side_by_side(
+    maps:Sequence[Tensor], # `b c h w` each, the finest first
+)->Tensor: # `b c' h w`, on the finest grid, c' = all channels
+    "All maps, resized bilinearly to the first one's grid, as one (HRNet, Wang et al. 2019)."
+    return torch.cat([m if m.shape[-2:]==maps[0].shape[-2:] else
+        F.interpolate(m, maps[0].shape[-2:], mode='bilinear', align_corners=False) for m in maps], 1)
+
+# %% ../nbs/03_backbone.ipynb #c101
 def _check_name(name):
     import timm
     if ':' in name or timm.is_model(name.split('.')[0]): return
     near = difflib.get_close_matches(name, timm.list_models(), 3)
     raise ValueError(f'backbone: timm has no {name!r}; nearest: {near}. timm.list_models() names all, "tiny" is ours')
+
+def published(
+    name:str, # of a timm model, with or without the tag of a weight set (`resnet50.a1_in1k`)
+)->dict: # hub, licence, mean and std (0–255); empty where timm has no weights
+    "Where the default weights of a network come from, their licence ('not stated' where timm has none), and their input scale. ValueError for an unknown name."
+    _check_name(name)
+    import timm
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is None or not (cfg.hf_hub_id or cfg.url): return {}
+    return dict(hub=cfg.hf_hub_id or cfg.url, licence=cfg.license or 'not stated', **{k:tuple(255*v for v in getattr(cfg,k)) for k in ('mean','std')})
+
+# %% ../nbs/03_backbone.ipynb #c103
+_FAMILY_OPTIONS = {'swin_': dict(strict_img_size=False, always_partition=True), 'swinv2_cr': {}, 'swin': dict(strict_img_size=False),
+    'hrnet': dict(feature_location='')}
+
+def _create(name, pretrained, **options):
+    import timm
+    try: return timm.create_model(name, features_only=True, pretrained=pretrained, **options)
+    except Exception as e:
+        if not pretrained or type(e).__module__.split('.')[0] not in _NETWORKING and not isinstance(e, OSError): raise
+        where = getattr(timm.get_pretrained_cfg(name), 'hf_hub_id', None)
+        raise ConnectionError(f'backbone {name!r}: its weights could not be fetched from the Hub ({type(e).__name__}). Check the network; or fetch '
+            f'model.safetensors of huggingface.co/{where or "timm"} elsewhere and give weights=FILE; or take pretrained=False') from e
+
+_NETWORKING = {'huggingface_hub', 'httpx', 'httpcore', 'requests', 'urllib3'}
 
 def timm_pyramid(
     name:str, # of a timm model
@@ -186,22 +276,20 @@ def timm_pyramid(
     output_stride:int|None=None, # stride of the last map, in pixels; None = the family's own
     **options, # for `timm.create_model`
 )->nn.Module: # gives a list of maps
-    "A timm network as a pyramid. ValueError when the name is unknown or the family cannot have that stride."
-    import timm
-    if name.startswith('swin'): options = dict(strict_img_size=False)|options
-    if name.startswith('hrnet'): options = dict(feature_location='')|options
+    "A timm network as a pyramid. ValueError: unknown name, or a stride the family cannot have; ConnectionError: weights out of reach."
     _check_name(name)
+    options = next((o for start,o in _FAMILY_OPTIONS.items() if name.startswith(start)), {})|options
     stride,refused = {} if output_stride is None else {'output_stride':output_stride}, ''
-    try: net = timm.create_model(name, features_only=True, pretrained=pretrained, **stride, **options)
+    try: net = _create(name, pretrained, **stride, **options)
     except (AssertionError, TypeError, NotImplementedError, ValueError) as e:
         if not stride: raise
-        net,refused = timm.create_model(name, features_only=True, pretrained=pretrained, **options), f' ({e})' if str(e) else ''
+        net,refused = _create(name, pretrained, **options), f' ({e})' if str(e) else ''
     if stride and (own := max(net.feature_info.reduction())) != output_stride:
         raise ValueError(f'backbone {name!r} cannot have output_stride={output_stride}{refused}; its own is {own}: leave it None, '
             'or take a family that can: resnet, convnext, mobilenetv2, efficientnet (8, 16 or 32)')
-    return net
+    return any_size(net)
 
-# %% ../nbs/03_backbone.ipynb #c087
+# %% ../nbs/03_backbone.ipynb #c107
 def _note_for(name, weights, pretrained):
     if weights is not None and pretrained:
         raise ValueError(f'backbone {name!r}: give weights=FILE or pretrained=True, not both')
@@ -212,33 +300,50 @@ def _note_for(name, weights, pretrained):
         return note
     if not pretrained: return {}
     if name=='tiny': raise ValueError("backbone 'tiny' has no published weights: leave pretrained=False")
-    import timm
-    cfg = timm.get_pretrained_cfg(name)
-    return {k:tuple(255*v for v in getattr(cfg,k)) for k in ('mean','std')} if cfg else {}
+    return {k:v for k,v in published(name).items() if k in ('mean','std')}
 
-def _maps_of(net):
-    "Channels and strides of the last four maps, and whether channels come last."
-    if isinstance(net,TinyBackbone): return net.channels, net.strides, False
+def _maps_of(net, maps):
+    "Channels and strides of the last maps, and whether channels come last."
+    if maps not in (1,2,3,4): raise ValueError(f'backbone: maps={maps}; it can be 1, 2, 3 or 4')
+    if isinstance(net,TinyBackbone): return net.channels[-maps:], net.strides[-maps:], False
     channels,strides = net.feature_info.channels(), net.feature_info.reduction()
-    return list(channels[-4:]), list(strides[-4:]), getattr(net,'output_fmt',None)=='NHWC'
+    return list(channels[-maps:]), list(strides[-maps:]), getattr(net,'output_fmt',None)=='NHWC'
 
 def _build(name, weights, pretrained, output_stride, options):
     if name!='tiny': net = timm_pyramid(name, pretrained, output_stride, **options)
     else: net = TinyBackbone(**({} if output_stride is None else {'output_stride':output_stride}), **options)
-    if weights is not None: load_weights(net, weights)
+    if weights is not None: load_weights(net, weights, _whole_names(name, net, weights, options))
     return net
 
+def _whole_names(name, net, weights, options):
+    "Where the file is of timm's whole network (a classifier after our maps): its name for each of ours, None for what we have no use for."
+    have = _read_tensors(weights)
+    flat = {k.replace('.','_'):k for k in net.state_dict()} # timm writes layers.0 as layers_0 once only maps are wanted
+    spare = [k for k in have if k.replace('.','_') not in flat]
+    if name!='tiny' and spare:
+        import timm
+        known = timm.create_model(name, **options).state_dict() # of the whole network: nothing else may be in the file
+        if set(spare) <= set(known): return {k:flat.get(k.replace('.','_')) for k in have}
+    return {k:k for k in have}
+
 def _tidy(maps, size, strides, nhwc):
-    "Channels first, the last four, and what only padding made cut off."
-    maps = [rearrange(m,'b h w c -> b c h w') if nhwc else m for m in maps[-4:]]
+    "Channels first, the last ones, and what only padding made cut off."
+    maps = [rearrange(m,'b h w c -> b c h w') if nhwc else m for m in maps[-len(strides):]]
     return [m[...,:-(-size[0]//s),:-(-size[1]//s)] for m,s in zip(maps,strides)]
+
+def _stage_norms(name, channels, wanted):
+    eps = next((e for start,e in _NORMED.items() if name.startswith(start)), None)
+    if wanted is None: wanted = eps is not None
+    return nn.ModuleList(ChannelNorm(c, eps or 1e-5) if wanted else nn.Identity() for c in channels)
+
+_NORMED = {'swin':1e-5, 'convnext':1e-6} # families whose stages end unnormed; their usual eps
 
 def _check_picture(x, name):
     if x.ndim!=4 or x.shape[1]!=3 or not x.is_floating_point():
         raise ValueError(f'backbone {name!r}: expected a float picture `b 3 H W`, got {tuple(x.shape)} of {x.dtype}; '
             'make it RGB, float, and normalise it first')
 
-# %% ../nbs/03_backbone.ipynb #c088
+# %% ../nbs/03_backbone.ipynb #c108
 class Backbone(nn.Module):
     "Any timm backbone, or `tiny`, as at most four `b c h w` maps. ValueError: unknown name, impossible stride, unfit weights."
     def __init__(self,
@@ -249,14 +354,19 @@ class Backbone(nn.Module):
         pad_to:int|None=None, # pictures are padded to a multiple of it, pixels; None = the coarsest stride, 1 = never
         mean:Sequence[float]|None=None, # of the input, RGB in 0–255; kept for whoever normalises, not applied here
         std:Sequence[float]|None=None, # likewise
+        norms:bool|None=None, # a `ChannelNorm` after each map; None = for Swin and ConvNeXt, which end their stages without
+        concat:bool=False, # lay all maps `side_by_side`, given twice: what FCN and OCRNet read from HRNet
+        maps:int=4, # how many maps are given, the last ones; those left out are not normed either
         **options, # for `timm.create_model`, or `TinyBackbone`
     ):
         super().__init__()
         note = _note_for(name, weights, pretrained)
-        self.name,self.output_stride,self.options = name, output_stride, note.get('options',{})|options
+        self.name,self.output_stride,self.concat,self.options = name, output_stride, concat, note.get('options',{})|options
         self.net = _build(name, weights, pretrained, output_stride, self.options)
-        self.channels,self.strides,self.nhwc = _maps_of(self.net)
-        self.pad_to = max(self.strides) if pad_to is None else pad_to
+        self.channels,self.strides,self.nhwc = _maps_of(self.net, maps)
+        self.steps,self.norms = self.strides, _stage_norms(name, self.channels, norms)
+        if concat: self.channels,self.strides = [sum(self.channels)]*2, self.strides[:1]*2
+        self.pad_to = max(self.steps) if pad_to is None else pad_to
         self.mean = tuple(note.get('mean',IMAGENET_MEAN) if mean is None else mean)
         self.std = tuple(note.get('std',IMAGENET_STD) if std is None else std)
 
@@ -265,8 +375,10 @@ class Backbone(nn.Module):
     )->list[Tensor]: # `b c h w`, finest first; `h = ceil(H / stride)`
         _check_picture(x, self.name)
         padded, size = pad_to_multiple(x, self.pad_to)
-        return _tidy(self.net(padded), size, self.strides, self.nhwc)
+        maps = [norm(m) for norm,m in zip(self.norms, _tidy(self.net(padded), size, self.steps, self.nhwc))]
+        return [side_by_side(maps)]*2 if self.concat else maps
 
     @property
     def config(self)->dict: # arguments that build the same network again, without a weights file
-        return dict(name=self.name, output_stride=self.output_stride, pad_to=self.pad_to, mean=self.mean, std=self.std, **self.options)
+        return dict(name=self.name, output_stride=self.output_stride, pad_to=self.pad_to, mean=self.mean, std=self.std,
+            norms=isinstance(self.norms[0],ChannelNorm), concat=self.concat, maps=len(self.steps), **self.options)
