@@ -10,6 +10,7 @@ if not conf.read(root/'settings.ini', encoding='utf-8'):
                      'no version and no requirements. In an sdist, MANIFEST.in must include it.')
 cfg = conf['DEFAULT']
 readme = root/'README.md'
+extras = {name: cfg[f'{name}_requirements'].split() for name in ('plug', 'export')}
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], author=cfg['author'],
@@ -19,7 +20,7 @@ setup(
     packages=find_packages(include=[cfg['lib_name'], cfg['lib_name']+'.*']), zip_safe=False,
     python_requires='>='+cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={'dev': cfg['dev_requirements'].split()},
+    extras_require={**extras, 'dev': cfg['dev_requirements'].split() + sum(extras.values(), [])},
     entry_points={'console_scripts': [l.strip() for l in cfg['console_scripts'].splitlines() if l.strip()]},
     classifiers=['Programming Language :: Python :: 3', 'Intended Audience :: Science/Research',
                  'Topic :: Scientific/Engineering :: Artificial Intelligence'],

@@ -66,7 +66,12 @@ def upsample(
     size:tuple, # `(H, W)`
 )->Tensor: # `b c H W`
     "Bilinear resize with `align_corners=False`; `x` itself where the size is right already."
-    return x if x.shape[-2:] == tuple(size) else F.interpolate(x, tuple(size), mode='bilinear', align_corners=False)
+    return x if _same(x.shape[-2:], size) else F.interpolate(x, tuple(size), mode='bilinear', align_corners=False)
+
+def _same(a, b): # `torch.export` writes one program for all sizes: there only what holds for each of them counts
+    if not torch.compiler.is_exporting(): return tuple(a)==tuple(b)
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+    return all(statically_known_true(i==j) for i,j in zip(a, b))
 
 # %% ../nbs/04_head.ipynb #c034
 def full_precision(
@@ -109,7 +114,7 @@ class Classifier(nn.Module):
         x:Tensor, # `b c h w`, for its batch size, device and dtype
     )->Tensor: # `b width 1 1`: 0, or 1/(1-dropout)
         "Draw a dropout mask; ones outside training."
-        return F.dropout2d(x.new_ones(len(x), self.score.in_channels, 1, 1), self.dropout, self.training)
+        return F.dropout2d(x.new_ones(x.shape[0], self.score.in_channels, 1, 1), self.dropout, self.training)
     def finish(self,
         y:Tensor, # `b width h w`, already convolved
         keep:Tensor, # `b width 1 1`, from `keep`

@@ -7,7 +7,7 @@ __all__ = ['FRAMEWORKS', 'View', 'IDRContext', 'lesion', 'learn_relations', 'lea
            'segmentor']
 
 # %% ../nbs/15_idrnet.ipynb #c003
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import NamedTuple, Optional
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from .core import IGNORE, check_finite, check_labels
 from .backbone import Backbone, crop, pad_to_multiple
+from .share import Shareable
 from .head import Classifier, ConvNorm, conv_part, mean_loss, pixel_loss, upsample
-from .context import ASPP, FPN, PPM
+from .context import ASPP, FPN, PPM, Fuse
 from .attention import ObjectContext, SelfAttention
 from .classes import class_means, membership, memory_sums, update_memory
 from .relation import class_context, to_pixels
@@ -63,7 +64,7 @@ class IDRContext(nn.Module):
         track:bool=True, # see `head.normalise`
     )->Tensor: # `b c h w`
         "Self-attention over pixels that know their features, and by class what is remembered and heard; the 6C map is never built."
-        known = torch.cat([self.memory.to(heard).expand(len(heard),-1,-1), heard], -1)
+        known = torch.cat([self.memory.to(heard).expand(heard.shape[0],-1,-1), heard], -1)
         table = self.refiner.project(rearrange(known, 'b k c -> b c k 1'), start=self.width)
         own = to_pixels(rearrange(table, 'b d k 1 -> b k d'), view.label)
         return self.refiner.finish(view.shared + own.view_as(view.shared), track)
@@ -124,14 +125,14 @@ def learn_memory(
 # %% ../nbs/15_idrnet.ipynb #c031
 FRAMEWORKS = dict( # how each framework makes the context S
     fcn=dict(context=None), pspnet=dict(context='ppm'), deeplabv3=dict(context='aspp'),
-    upernet=dict(context='ppm', fpn=True), ocrnet=dict(context='ocr', coarse_from='features'))
+    upernet=dict(context='ppm', fpn=True), ocrnet=dict(context='ocr', coarse_from='features'), segformer=dict(context=None, fpn='mlp'))
 
 @dataclass(frozen=True)
 class HeadConfig:
     "All settings of a segmentation head; prints, compares and turns into JSON. Raises ValueError for a word it does not know."
     num_classes:int # K
     context:Optional[str]=None # how S is made: None, 'ppm', 'aspp' or 'ocr'
-    fpn:bool=False # put a feature pyramid on S (UPerNet)
+    fpn:object=False # True: a feature pyramid on S (UPerNet); 'mlp': all maps and S (or R) side by side (SegFormer)
     idr:object=True # True: IDRNet; 'attention': its self-attention alone; False: plain framework
     width:int=512 # C, channels of the features
     fpn_width:Optional[int]=None # channels of S and of the pyramid; None: as `width`
@@ -153,10 +154,10 @@ class HeadConfig:
     ignore:int=IGNORE # id of void pixels
     def __post_init__(self):
         for name,words in (('context',(None,'ppm','aspp','ocr')), ('idr',(True,False,'attention')),
-                           ('attention_on_context',(None,'before','after')), ('coarse_from',('context','features'))):
+                           ('fpn',(False,True,'mlp')), ('attention_on_context',(None,'before','after')), ('coarse_from',('context','features'))):
             if getattr(self,name) not in words: raise ValueError(f'HeadConfig: {name}={getattr(self,name)!r} is not one of {words}')
         if self.num_classes<1: raise ValueError(f'HeadConfig: num_classes={self.num_classes}, need at least 1')
-        if self.context is None and (self.fpn or self.attention_on_context): raise ValueError('HeadConfig: a pyramid or attention on S needs a context')
+        if self.context is None and (self.fpn is True or self.attention_on_context): raise ValueError('HeadConfig: a pyramid or attention on S needs a context')
         if self.context=='ocr' and self.coarse_from!='features': raise ValueError("HeadConfig: object context is made from the coarse prediction: coarse_from='features'")
 
 # %% ../nbs/15_idrnet.ipynb #c036
@@ -173,7 +174,7 @@ class SegHead(nn.Module):
         self.squeeze = ConvNorm(channels[-1], c.width, 3, eps=c.eps)
         self.place = _make_context(c, side)
         self.attend = SelfAttention(side, side, c.attention_width, c.eps) if c.attention_on_context else None
-        self.fpn = FPN(channels[:-1], side, c.eps) if c.fpn else None
+        self.fpn = _make_pyramid(c, channels[:-1], side)
         self.refiner = (IDRContext(c.num_classes, c.width, c.attention_width, c.eps) if self.with_idr else
                         SelfAttention(c.width, c.width, c.attention_width, c.eps) if c.idr else None)
         seen = side if c.context and c.coarse_from=='context' else c.width
@@ -206,6 +207,10 @@ def _make_context(c, side):
     if c.context=='aspp': return ASPP(c.width, side, c.aspp_dilations, c.eps)
     if c.context=='ocr': return ObjectContext(c.width, side, c.attention_width, c.eps)
 
+def _make_pyramid(c, channels, side):
+    if c.fpn is True: return FPN(channels, side, c.eps)
+    if c.fpn: return Fuse(channels, side if c.context else c.width, side, c.eps)
+
 def _look_around(head, feat, out): # S, and the coarse answer on the way (steps 2 and 3)
     c, S = head.config, None
     early = head.coarse is not None and (c.coarse_from=='features' or not c.context)
@@ -218,7 +223,7 @@ def _look_around(head, feat, out): # S, and the coarse answer on the way (steps 
 def _answer(head, pyramid, out, size): # steps 2 to 9
     feat, width = out['feat'], head.config.width
     S = _look_around(head, feat, out)
-    if head.fpn is not None: S = head.fpn(pyramid[:-1], S)
+    if head.fpn is not None: S = head.fpn(pyramid[:-1], feat if S is None else S)
     grid = feat.shape[-2:] if S is None else S.shape[-2:]
     part = lambda x,start: upsample(conv_part(head.final.conv.conv, x, start), grid)
     if head.refiner is None: rest, refined = part(feat if S is None else S, 0), None
@@ -275,8 +280,9 @@ def _check_pyramid(head, pyramid, label):
     check_labels(label, head.config.num_classes, head.config.ignore)
 
 # %% ../nbs/15_idrnet.ipynb #c058
-class Segmentor(nn.Module):
-    "Pictures in, logits out: normalise, pad, backbone, head, resize, crop."
+class Segmentor(nn.Module, Shareable):
+    "Pictures in, logits out: normalise, pad, backbone, head, resize, crop. Saves, loads and shares itself (`share.Shareable`)."
+    needed = ('backbone', 'head')
     def __init__(self,
         backbone:nn.Module, # gives a list of maps; has `channels`, `pad_to`, `mean`, `std` (in 0..255)
         config:HeadConfig, # of the head
@@ -292,19 +298,27 @@ class Segmentor(nn.Module):
     def forward(self,
         images:Tensor, # `b 3 H W`, RGB in 0..255, uint8 or float, any size
         label:Optional[Tensor]=None, # `b H W`, class ids or `ignore`
+        size:Optional[tuple]=None, # `(h, w)` of the answer; None: that of the pictures
         **head_args, # `deleted`, `noise`: see `SegHead`
-    )->dict: # out `b k H W`, and what `SegHead` gives
+    )->dict: # out `b k h w`, and what `SegHead` gives
         "Raises ValueError where pictures and labels do not fit each other, FloatingPointError for nan in the pictures (CPU)."
         _check_images(images, label)
-        x, size = pad_to_multiple((images-self.mean)/self.std, self.backbone.pad_to)
+        x, own = pad_to_multiple((images-self.mean)/self.std, self.backbone.pad_to)
         if label is not None: label, _ = pad_to_multiple(label, self.backbone.pad_to, value=self.head.config.ignore)
         _check_one_cell(self.backbone, x)
-        out = self.head(self.backbone(x), label, size=x.shape[-2:], **head_args)
-        out['out'] = crop(out['out'], size)
+        padded = x.shape[-2:]
+        out = self.head(self.backbone(x), label, size=size if size and padded==own else padded, **head_args) # resized once where it can be
+        out['out'] = upsample(out['out'] if size and padded==own else crop(out['out'], own), size or own)
         return out
+    def to_config(self)->dict: # settings of backbone and head, as JSON can say them
+        return dict(backbone=self.backbone.config, head=asdict(self.head.config))
+    @classmethod
+    def from_config(cls, config): # of `to_config`
+        lists = {k:tuple(v) if isinstance(v, list) else v for k,v in config['head'].items()}
+        return cls(Backbone(**config['backbone']), HeadConfig(**lists))
 
 def segmentor(
-    framework:str, # 'fcn', 'pspnet', 'deeplabv3', 'upernet' or 'ocrnet'
+    framework:str, # 'fcn', 'pspnet', 'deeplabv3', 'upernet', 'ocrnet' or 'segformer'
     backbone='tiny', # a timm name, 'tiny', or a module with `channels`, `pad_to`, `mean`, `std`
     num_classes:int=2, # K
     idr=True, # True, False (plain framework), or 'attention' (the refiner alone)
@@ -316,8 +330,11 @@ def segmentor(
 )->Segmentor:
     "Build a model, e.g. `segmentor('upernet', 'resnet50c', 150, output_stride=8)`. Raises ValueError for an unknown framework."
     if framework not in FRAMEWORKS: raise ValueError(f'unknown framework {framework!r}; there are {", ".join(FRAMEWORKS)}')
-    if isinstance(backbone, str): backbone = Backbone(backbone, weights=weights, pretrained=pretrained, output_stride=output_stride, **(backbone_args or {}))
-    return Segmentor(backbone, HeadConfig(num_classes, idr=idr, **{**FRAMEWORKS[framework], **settings}))
+    config = HeadConfig(num_classes, idr=idr, **{**FRAMEWORKS[framework], **settings})
+    one_map = isinstance(backbone, str) and backbone.startswith('hrnet') and not config.fpn # a head that reads one map gets HRNet's four as one
+    args = dict(concat=one_map, maps=4 if config.fpn or one_map else 2 if config.aux_weight else 1) | (backbone_args or {}) # no more than the head reads
+    if isinstance(backbone, str): backbone = Backbone(backbone, weights=weights, pretrained=pretrained, output_stride=output_stride, **args)
+    return Segmentor(backbone, config)
 
 # %% ../nbs/15_idrnet.ipynb #c059
 def _check_images(images, label):
@@ -325,12 +342,12 @@ def _check_images(images, label):
         raise ValueError(f'Segmentor: pictures must be `b 3 H W` RGB in 0..255, got {tuple(images.shape)}; grey and RGBA pictures: idrnet_nb.data.read_picture')
     if label is not None and (label.shape[-2:]!=images.shape[-2:] or len(label)!=len(images)):
         raise ValueError(f'Segmentor: pictures {tuple(images.shape)} and labels {tuple(label.shape)} differ in size; resize labels with nearest, or crop both alike')
-    if not len(images): raise ValueError('Segmentor: no pictures, the batch is empty')
+    if not images.shape[0]: raise ValueError('Segmentor: no pictures, the batch is empty')
     if images.is_floating_point(): check_finite(images, 'input pictures')
 
 def _check_one_cell(backbone, x):
-    stride = max(getattr(backbone, 'strides', [1]))
-    if len(x)>1 or max(x.shape[-2:])>stride: return
+    stride = max(getattr(backbone, 'steps', getattr(backbone, 'strides', [1])))
+    if not backbone.training or x.shape[0]>1 or max(x.shape[-2:])>stride: return
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in backbone.modules()):
         raise ValueError(f'Segmentor: one picture that is one cell of the last map (stride {stride}) is one value a channel, on which the norms of the '
                          'backbone cannot train; take a batch of 2 or more, or larger pictures')

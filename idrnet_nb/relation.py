@@ -21,7 +21,7 @@ def relation_weights(
         raise ValueError(f'a relation table of shape {tuple(table.shape)} cannot serve {present.shape[1]} classes; it belongs to another label set')
     score = table.masked_fill(table<=0, torch.finfo(table.dtype).min) if positive else table
     there = rearrange(present, 'b j -> b 1 j')
-    score = score.expand(len(present),-1,-1).masked_fill(~there, -torch.inf)
+    score = score.expand(present.shape[0],-1,-1).masked_fill(~there, -torch.inf)
     return score.softmax(-1).masked_fill(~there.any(-1, keepdim=True), 0)
 
 # %% ../nbs/13_relation.ipynb #c023

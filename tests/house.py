@@ -89,7 +89,7 @@ def _imported(n):
     if isinstance(n, ast.Import): return [a.name for a in n.names]
     return [n.module] if isinstance(n, ast.ImportFrom) and not n.level and n.module else []
 
-LATE = {'datasets', 'matplotlib', 'scipy', 'PIL', 'tqdm', 'pandas', 'accelerate'}
+LATE = {'transformers', 'segmentation_models_pytorch', 'onnx', 'onnxruntime', 'onnxscript', 'torchvision', 'datasets', 'matplotlib', 'scipy', 'PIL', 'tqdm', 'pandas', 'accelerate'}
 NEVER = {'nbdev', 'fastcore', 'IPython', 'ipykernel', 'jupyter', 'nbformat', 'execnb', 'pytest'}
 
 def _at_import(node):

@@ -68,7 +68,8 @@ def test_wheel_holds_every_module(built):
 def test_wheel_metadata(built):
     meta, entry, names = metadata_of(built[1])
     said = {str(Requirement(r)) for r in meta.get_all('Requires-Dist', [])}
-    want = {str(Requirement(r)) for r in CFG['requirements'].split()} | {str(Requirement(f'{r}; extra == "dev"')) for r in CFG['dev_requirements'].split()}
+    extra = lambda name, *parts: {str(Requirement(f'{r}; extra == "{name}"')) for p in parts for r in CFG[f'{p}_requirements'].split()}
+    want = {str(Requirement(r)) for r in CFG['requirements'].split()} | extra('dev', 'dev', 'plug', 'export') | extra('plug', 'plug') | extra('export', 'export')
     assert said == want and len(CFG['requirements'].split()) >= 7
     assert meta['Version'] == CFG['version'] and meta['Requires-Python'] == '>='+CFG['min_python']
     assert meta['License-Expression'] == 'Apache-2.0' and any(n.endswith('licenses/LICENSE') for n in names)
