@@ -4,8 +4,9 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from idrnet_nb.core import LabelSpace
-from idrnet_nb.data import (LABEL_SPACES, Augment, Pairs, camvid, folder_pairs, hflip, largest_share, pad_to, photometric, random_crop,
-    read_label, read_picture, resize)
+from scipy.io import savemat
+from idrnet_nb.data import (DATASETS, LABEL_SPACES, Augment, Pairs, ade20k, camvid, cityscapes, coco_stuff_10k, folder_pairs, hflip, largest_share, lip,
+    pad_to, photometric, random_crop, read_label, read_picture, resize)
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get('IDRNET_DATA', ROOT.parent/'shared'/'data'))
@@ -25,6 +26,28 @@ def tree(tmp_path):
         mask = Image.fromarray(label); mask.putpalette(sum(SPACE.palette,())+(0,0,0)); mask.save(tmp_path/'trainannot'/f'p{i}.png')
         Image.fromarray(rng.integers(0,256,(20,30,3),dtype=np.uint8)).save(tmp_path/'train'/f'p{i}.png')
     return tmp_path
+
+LAYOUTS = dict( # picture, mask, list of names, ids in the masks
+    ade20k=('images/{}/{}.jpg', 'annotations/{}/{}.png', '', dict(train='training',val='validation'), range(151)),
+    cityscapes=('leftImg8bit/{}/ulm/{}_leftImg8bit.png', 'gtFine/{}/ulm/{}_gtFine_labelIds.png', '', dict(train='train',val='val'), range(34)),
+    coco_stuff_10k=('images/{1}.jpg', 'annotations/{1}.mat', 'imageLists/{}.txt', dict(train='train',test='test'), range(183)),
+    lip=('{}_images/{}.jpg', '{}_segmentations/{}.png', '{}_id.txt', dict(train='train',val='val'), range(20)))
+
+def layout(name, folder):
+    "A made-up tree as `name` is published: one pair to train on, three of other sizes to be judged; returns its root."
+    picture,mask,names,splits,ids = LAYOUTS[name]
+    rng, root = np.random.default_rng(0), folder/'data'/name
+    def put(file):
+        (root/file).parent.mkdir(parents=True, exist_ok=True); return root/file
+    for split,part in splits.items():
+        stems = ['t'] if split=='train' else ['a','b','c']
+        for i,stem in enumerate(stems):
+            label = np.kron(rng.choice(ids,(3+i,5)), np.ones((9,7))).astype(np.uint8); label[0,:2] = 24 if name=='cityscapes' else 1
+            Image.fromarray(rng.integers(0,256,(*label.shape,3),dtype=np.uint8)).save(put(picture.format(part,stem)))
+            if mask.endswith('.mat'): savemat(put(mask.format(part,stem)), dict(S=label, names=np.array(['unlabeled','person'],object)))
+            else: Image.fromarray(label).save(put(mask.format(part,stem)))
+        if names: put(names.format(part)).write_text(' \r\n'.join(stems)+'\n\n')
+    return root
 
 # --- real data
 @pytest.mark.parametrize('split,n', [('train',367),('val',101),('test',233)])
@@ -53,9 +76,29 @@ def test_other_folders(folder, space):
         image,label = pairs[i]
         assert image.shape==(3,64,64) and set(label.unique().tolist())<={*range(LABEL_SPACES[space].num_classes),255}
 
+@pytest.mark.parametrize('name,folder,train,judged', [('ade20k','ADEChallengeData2016',1,3), ('lip','LIP',1,1), ('cityscapes','cityscapes',0,1)])
+def test_real_layouts(name, folder, train, judged):
+    root, b = real('layouts')/folder, DATASETS[name]
+    for split,n in (('train',train),(b.split,judged)):
+        if not n: continue
+        pairs = Pairs(b.load(root,split), b.space)
+        assert len(pairs)==n and b.load(root,split)['id'][:]==sorted(b.load(root,split)['id'][:])
+        for image,label in pairs:
+            ids = set(label.unique().tolist())
+            assert image.shape==(3,*label.shape) and ids<={*range(b.space.num_classes),255} and len(ids)>3
+    raw = np.array(Image.open(b.load(root)[0]['label']['path']))
+    assert (pairs[0][1].numpy()==(raw-1 if name=='ade20k' else raw)).all() or name=='cityscapes' # ADE20K: one less, and 0 - 1 is 255 in bytes
+
+def test_coco_stuff_masks_of_the_other_release():
+    "The 164k release counts from 0 where 10k counts from 1: the same classes, so a real mask plus one must read alike."
+    files = sorted((real('layouts')/'coco'/'stuffthingmaps'/'val2017').glob('*.png'))
+    raw = np.array(Image.open(files[0]))
+    space = LABEL_SPACES['coco_stuff_10k']
+    assert np.array_equal(space.encode(np.where(raw==255,0,raw.astype(int)+1)), raw)
+
 def test_cityscapes_layout():
     root = real('layouts')/'cityscapes'
-    rows = folder_pairs(root/'leftImg8bit'/'val', root/'gtFine'/'val', tails=('_leftImg8bit','_gtFine_labelIds'))
+    rows = cityscapes(root)
     image,label = Pairs(rows, LABEL_SPACES['cityscapes'])[0]
     train = np.array(Image.open(rows[0]['label']['path'].replace('labelIds','labelTrainIds')))
     assert image.shape[1:]==label.shape and (label.numpy()==train).mean()>.99           # both maps were shrunk, each by itself
@@ -69,6 +112,88 @@ def test_label_spaces_are_the_facts():
         assert s.classes==tuple(fact['classes']) and s.ignore==fact['ignore_index']
         assert {**s.raw_to_train, 255:255}=={**{int(a):b for a,b in fact['raw_to_train'].items() if int(a)>=0}, 255:255}
         if 'palette' in fact: assert [list(c) for c in s.palette]==fact['palette']
+
+    assert {'ade20k','cityscapes','coco_stuff_10k','lip'}<=set(LABEL_SPACES)
+    assert [list(p) for p in DATASETS['lip'].flip_pairs]==json.loads(facts.read_text())['lip']['flip_pairs']
+    for name,b in DATASETS.items():
+        splits = json.loads(facts.read_text())[name]['splits']
+        assert splits[b.split if b.split in splits else 'validation']==b.pictures
+
+# --- published sets
+@pytest.mark.parametrize('name', LAYOUTS)
+def test_published_layouts(name, tmp_path):
+    root, b = layout(name, tmp_path), DATASETS[name]
+    assert b.load is {f.__name__:f for f in (ade20k,cityscapes,coco_stuff_10k,lip)}[name] and b.space is LABEL_SPACES[name]
+    splits, ids = LAYOUTS[name][3:]
+    for split in splits:
+        rows = b.load(root, split)
+        assert [i.split('/')[-1] for i in rows['id'][:]]==(['t'] if split=='train' else ['a','b','c'])
+        for image,label in Pairs(rows, b.space): assert image.shape==(3,*label.shape) and set(label.unique().tolist())<={*range(b.space.num_classes),255}
+    assert b.load(root)['id'][:]==b.load(root, b.split)['id'][:]
+    with pytest.raises(ValueError, match=rf"{name}: no split 'dev'; there are train and "): b.load(root, 'dev')
+
+@pytest.mark.parametrize('name', DATASETS)
+def test_what_is_missing_is_said(name, tmp_path):
+    b = DATASETS[name]
+    with pytest.raises(FileNotFoundError) as e: b.load(tmp_path/'nowhere', b.split)
+    assert all(w in str(e.value) for w in (f'{name}: ','nowhere','(pictures)','(masks of the same names)',b.where)) and any(w in b.where for w in ('commercial','CC BY','research'))
+
+@pytest.mark.parametrize('name', LAYOUTS)
+def test_half_a_download(name, tmp_path):
+    root, b = layout(name, tmp_path), DATASETS[name]
+    mask = LAYOUTS[name][1].format(LAYOUTS[name][3][b.split],'b')
+    (root/mask).unlink()
+    with pytest.raises(ValueError, match=r"1 without a partner: missing mask of '(ulm/)?b'"): b.load(root)
+    for f in list(root.rglob(f'*{Path(mask).suffix}')):
+        if mask.split('/')[0] in f.parts: f.unlink()
+    with pytest.raises((ValueError,FileNotFoundError), match='3 without a partner|labelIds'): b.load(root)
+    if LAYOUTS[name][2]:
+        (root/LAYOUTS[name][2].format(b.split)).unlink()
+        with pytest.raises(FileNotFoundError, match=rf'has no {LAYOUTS[name][2].format(b.split)}\. '): b.load(root)
+
+@pytest.mark.parametrize('name', LAYOUTS)
+def test_the_folder_beside_is_found(name, tmp_path):
+    root, b = layout(name, tmp_path), DATASETS[name]
+    for wrong in root.parent, next(p for p in sorted(root.iterdir()) if p.is_dir()):
+        with pytest.raises(FileNotFoundError, match='has them: give that') as e: b.load(wrong)
+        assert repr(str(root)) in str(e.value)
+
+def test_a_list_with_a_name_too_many(tmp_path):
+    root = layout('lip', tmp_path)
+    with open(root/'val_id.txt','a') as f: f.write('ghost\n')
+    with pytest.raises(ValueError, match="picture of 'ghost', mask of 'ghost'"): lip(root)
+    (root/'val_id.txt').write_text('c\na\n')
+    assert lip(root)['id'][:]==['c','a']                                                    # in the order of the list, and no more
+
+def test_cityscapes_training_ids(tmp_path):
+    root = layout('cityscapes', tmp_path)
+    for f in root.rglob('*_labelIds.png'): Image.fromarray(np.full((4,4),255,np.uint8)).save(f.with_name(f.name.replace('labelIds','labelTrainIds')))
+    assert all(r['label']['path'].endswith('_labelIds.png') for r in cityscapes(root))
+    first = cityscapes(root)[0]['label']['path']
+    Image.fromarray(np.array([[0,13,255]],np.uint8)).save(first)
+    with pytest.raises(ValueError, match=r'a_gtFine_labelIds\.png.* holds training ids \[0, 13, 255\]'): cityscapes(root)
+    for ids in [0,13,24,255],[0,13]:                                                      # a licence plate as 255; a street without sky and trees
+        Image.fromarray(np.array([ids],np.uint8)).save(first)
+        assert len(cityscapes(root))==3
+    for f in list(root.rglob('*_labelIds.png')): f.unlink()
+    with pytest.raises(FileNotFoundError, match=r'no \*_gtFine_labelIds\.png.*labelTrainIds'): cityscapes(root)
+
+def test_mat_masks(tmp_path):
+    space, f = LABEL_SPACES['coco_stuff_10k'], tmp_path/'m.mat'
+    ids = np.array([[0,1,182],[92,15,1]])
+    for kind in (np.uint8,np.uint16,np.float64):
+        savemat(f, dict(S=ids.astype(kind)), do_compression=kind is np.uint16)
+        for source in (f, str(f), dict(path=str(f),bytes=None), dict(path='m.mat',bytes=f.read_bytes())):
+            out = read_label(source, space)
+            assert out.dtype==np.uint8 and out.tolist()==[[255,0,181],[91,14,0]]
+    whole = f.read_bytes()
+    for spoil,word in ((whole[:-40],'cut short'), (b'',''), (b'MATLAB 7.3 MAT-file'.ljust(116)+b' '*8+b'\x00\x02IM'+b'\x89HDF'*20,''), (b'no','')):
+        f.write_bytes(spoil)
+        with pytest.raises(ValueError, match=r'label: .*m\.mat.* cannot be read: .*fetch it again'): read_label(f, space)
+    for content,word in ((dict(T=ids),'no variable S'), (dict(S=ids+.5),'fractions'), (dict(S=ids+91),r'm\.mat.*does not know: 183'), (dict(S=np.zeros((2,3,3))),'`H W`')):
+        savemat(f, content)
+        with pytest.raises(ValueError, match=word): read_label(f, space)
+    with pytest.raises(FileNotFoundError, match='no file'): read_label(tmp_path/'gone.mat', space)
 
 # --- pictures
 def test_kinds_of_pictures(tmp_path):
