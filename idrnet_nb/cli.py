@@ -20,7 +20,10 @@ def parse_size(
     if not match or not int(match[1]) or match[2]=='0': raise argparse.ArgumentTypeError(f'{text!r} is no size; write HEIGHTxWIDTH, e.g. 360x480, or one number')
     return int(match[1]), int(match[2] or match[1])
 
-# %% ../nbs/29_cli.ipynb #c011
+# %% ../nbs/29_cli.ipynb #c008
+def _size_or_none(text): return () if text=='none' else parse_size(text) # () and not None, which is: not said
+
+# %% ../nbs/29_cli.ipynb #c012
 def parser()->argparse.ArgumentParser: # of the command `idrnet`
     "All commands and options."
     top = argparse.ArgumentParser('idrnet', description='IDRNet for semantic segmentation: compare it with its plain baseline, train, evaluate, predict.')
@@ -31,7 +34,7 @@ def parser()->argparse.ArgumentParser: # of the command `idrnet`
         for group in groups: group(p)
     return top
 
-# %% ../nbs/29_cli.ipynb #c012
+# %% ../nbs/29_cli.ipynb #c013
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action): return action.help if action.default in (None, False) else super()._get_help_string(action)
 
@@ -75,28 +78,52 @@ def _one(p):
     p.add_argument('--seed', type=int, default=0, help='of weights, order, augmentation and picking')
     p.add_argument('--out', type=Path, default=Path('runs/train'), help='folder for the model')
 
-def _judged(p): p.add_argument('--model', type=Path, required=True, help='folder that idrnet train or compare wrote')
+_SETS = ('world', 'camvid', 'ade20k', 'cityscapes', 'coco_stuff_10k', 'lip')
+
+def _judged(p):
+    p.add_argument('--model', type=Path, required=True, help='folder of a model (train, compare and convert write such)')
+    p.add_argument('--data', choices=_SETS, default='world', help='what to judge on; all but the small made-up world need --root')
+    p.add_argument('--root', type=Path, help='folder of the dataset as published, e.g. ADEChallengeData2016; if it is not, the answer says what is missing and where to get it')
+    p.add_argument('--split', choices=('train','val','test'), help='part of the dataset; if left out: the one that papers report')
+    p.add_argument('--limit', type=int, help='judge the first so many pictures only (no number to publish)')
+    p.add_argument('--pictures', type=int, nargs=2, default=(2000,200), metavar=('TRAIN','UNSEEN'), help='how many pictures of the world')
+    p.add_argument('--json', type=Path, metavar='FILE', help='write scores, protocol and circumstances there')
+    p.add_argument('--workers', type=int, default=0, help='processes that load pictures')
+    p.add_argument('--device', default='auto', help='auto, cpu, cuda, mps')
+    p.add_argument('--quiet', action='store_true', help='no bars')
 
 def _pictures(p):
     p.add_argument('pictures', nargs='+', type=Path, metavar='PICTURE', help='picture files')
     p.add_argument('--model', '--weights', dest='weights', type=Path, required=True, metavar='RUN', help='folder that idrnet train or compare wrote')
     p.add_argument('--out', type=Path, default=Path('runs/predict'), help='folder for colour map, overlay and index PNG')
-    p.add_argument('--size', type=parse_size, help='HxW to look at the picture in; if left out: that of training. The answer has the size of the picture')
     p.add_argument('--device', default='auto', help='auto, cpu, cuda, mps')
-    p.add_argument('--seed', type=int, default=0, help='for completeness: nothing is drawn by chance')
 
 def _look(p):
-    p.add_argument('--scales', type=float, nargs='+', default=[1.], help='looks at these scales, averaged')
-    p.add_argument('--flip', action='store_true', help='look at the mirror image as well')
-    p.add_argument('--seed', type=int, default=0, help='for completeness: nothing is drawn by chance')
+    look = p.add_argument_group('how to look', 'What is left out is as the protocol saved with the model says; without one: the whole picture once, in the size of training.')
+    look.add_argument('--size', type=_size_or_none, help='HxW that pictures are resized to, or none; the answer has the size of the picture')
+    look.add_argument('--keep-ratio', action=argparse.BooleanOptionalAction, help='the numbers of --size are bounds for the shorter and the longer side')
+    look.add_argument('--window', type=_size_or_none, help='HxW of sliding windows, or none: the whole picture at once')
+    look.add_argument('--step', type=parse_size, help='HxW between windows; two thirds of the window if only that is given')
+    look.add_argument('--scales', type=float, nargs='+', help='looks at these scales, averaged')
+    look.add_argument('--flip', action=argparse.BooleanOptionalAction, help='look at the mirror image as well; left and right of people swap')
+    look.add_argument('--average', choices=('probabilities','logits'), help='what is resized to the picture and averaged')
+    look.add_argument('--seed', type=int, default=0, help='for completeness: nothing is drawn by chance')
+
+def _checkpoint(p):
+    p.add_argument('checkpoint', nargs='?', type=Path, metavar='CHECKPOINT.pth', help="the authors' file")
+    p.add_argument('--model', metavar='NAME', help='which published model the file is of; --list names all')
+    p.add_argument('--out', type=Path, metavar='DIR', help='folder for model.safetensors, config.json and the card')
+    p.add_argument('--list', action='store_true', help='print the names of all published models and end')
 
 _COMMANDS = dict(
     compare=('Train arms side by side, several seeds each, and say which is better by how much.', 'idrnet compare --data world --out runs/demo', (_data,_model,_training,_arms)),
     train=('Train one model and save it.', 'idrnet train --data camvid --root CamVid --arm upernet+idr --backbone resnet18 --epochs 20', (_data,_model,_training,_one)),
-    evaluate=('Judge a saved model on unseen pictures.', 'idrnet evaluate --model runs/train --data camvid --root CamVid --size 360x480', (_data,_judged,_look)),
-    predict=('Write a colour map, an overlay and an index PNG for each picture.', 'idrnet predict --model runs/train street.jpg', (_pictures,)))
+    evaluate=('Judge a saved model on unseen pictures, by the protocol saved with it.', 'idrnet evaluate --model DIR --data ade20k --root ADEChallengeData2016', (_judged,_look)),
+    predict=('Write a colour map, an overlay and an index PNG for each picture.', 'idrnet predict --model runs/train street.jpg', (_pictures,_look)),
+    convert=("Turn one of the authors' published checkpoints into a model of this package.",
+        'idrnet convert idrnet_upernet_resnet50os8_ade20k.pth --model idrnet_upernet_resnet50os8_ade20k --out models/upernet_ade20k', (_checkpoint,)))
 
-# %% ../nbs/29_cli.ipynb #c015
+# %% ../nbs/29_cli.ipynb #c016
 def _task(a):
     from idrnet_nb.compare import camvid_task, world_task
     if a.data=='world':
@@ -123,49 +150,105 @@ def _do_compare(a):
     compare(task, tuple(a.arms), tuple(range(a.seed, a.seed+a.seeds)), a.out, _config(a, task), a.device, a.jobs, not a.quiet, a.results, **_model_args(a))
 
 def _do_train(a):
-    from idrnet_nb.compare import run_arm
+    from idrnet_nb.compare import circumstances, measured, run_arm
     from idrnet_nb.infer import save_model
     task = _task(a)
     model, row = run_arm(a.arm, task, _config(a, task), a.device, not a.quiet, **_model_args(a))
-    save_model(model, a.out, task.space, task.size)
+    where = circumstances(next(model.parameters()).device)
+    save_model(model, a.out, task.space, task.size, results=measured(task, row, where))
     _tell(task, row['miou'], row['iou']); print(f'saved in {a.out}')
 
+def _protocol(a, model): # the model's own, with what the flags say
+    from idrnet_nb.data import DATASETS
+    from idrnet_nb.infer import Protocol
+    saved, trained, known = model.about.get('protocol'), model.about.get('size'), DATASETS.get(model.about['space']['name'])
+    try: p = Protocol(**saved) if saved else Protocol(trained)
+    except TypeError as e: raise ValueError(f'the protocol saved with the model is not one that this version knows: {e}') from e
+    said = dict(resize=a.size, keep_ratio=a.keep_ratio, window=a.window, step=a.step, scales=a.scales, flip=a.flip, average=a.average)
+    said = {k:None if v==() else v for k,v in said.items() if v is not None}
+    if 'resize' in said: said.setdefault('keep_ratio', False)
+    p = p.but(**said)
+    return p.but(flip_pairs=known.flip_pairs) if p.flip and known and not p.flip_pairs else p
+
+def _judged_task(a, model): # pictures as they are, and the protocol resizes; world and CamVid: resized with their labels, as in training
+    from idrnet_nb.compare import Task
+    from idrnet_nb.data import DATASETS, Pairs
+    p = _protocol(a, model)
+    if a.data=='world' or a.data=='camvid' and not model.about.get('protocol'):
+        a.size, a.split = p.resize, a.split or 'test'
+        return _task(a), p.but(resize=None, keep_ratio=False)
+    known = DATASETS[a.data]
+    if a.root is None: raise ValueError(f'--data {a.data} needs --root, the folder of the dataset. {known.where}')
+    split = a.split or known.split
+    data = Pairs(known.load(a.root, split), known.space)
+    short = split==known.split and len(data)!=known.pictures
+    return Task(a.data, known.space, (), data, note=split+(f'; the published part has {known.pictures}' if short else '')), p
+
+def _do_convert(a):
+    from idrnet_nb.author import PUBLISHED, convert, settings_of
+    from idrnet_nb.data import DATASETS
+    if a.list: return print('\n'.join(PUBLISHED))
+    if not (a.checkpoint and a.model and a.out): raise ValueError('give CHECKPOINT.pth, --model NAME and --out DIR; --list prints the names')
+    settings = settings_of(a.model)
+    taken = convert(a.checkpoint, a.model, a.out)
+    print(f'{taken} tensors of {a.checkpoint.name}, none left over; {a.out} holds the model with its label set and protocol ({settings["protocol"]})')
+    data = settings['space'].name
+    if data in DATASETS: print(f'next: idrnet evaluate --model {a.out} --data {data} --root FOLDER')
+
 def _do_evaluate(a):
+    import time
+    from torch.utils.data import Subset
     from idrnet_nb.core import pick_device
-    from idrnet_nb.infer import evaluate, load_model, trained_size
-    a.size = a.size or trained_size(a.model)
-    task = _task(a)
-    model, space = load_model(a.model, task.space, pick_device(a.device))
-    scores = evaluate(model, task.test, progress=not a.quiet, scales=tuple(a.scales), flip=a.flip).scores()
-    _tell(task, scores['miou'], scores['iou'])
+    from idrnet_nb.data import DATASETS
+    from idrnet_nb.infer import evaluate, load_model
+    from idrnet_nb.world import WORLD
+    if a.limit is not None and a.limit<1: raise ValueError(f'--limit {a.limit}: at least one picture')
+    model, _ = load_model(a.model, WORLD if a.data=='world' else DATASETS[a.data].space, pick_device(a.device))
+    task, p = _judged_task(a, model)
+    there, start = len(task.test), time.perf_counter()
+    if a.limit and a.limit<there: task.test, task.note = Subset(task.test, range(a.limit)), f'{task.note}; the first {a.limit} of {there}'
+    scores = evaluate(model, task.test, 8 if task.size else 1, not a.quiet, a.workers, p).scores() # published sets have pictures of many sizes
+    _tell(task, scores['miou'], scores['iou']); print(f'protocol: {p}')
+    if a.json: _write_scores(a, task, p, scores, there, time.perf_counter()-start)
+
+def _write_scores(a, task, p, scores, there, seconds):
+    import json
+    from dataclasses import asdict
+    from idrnet_nb.compare import circumstances
+    from idrnet_nb.core import pick_device, write_atomic
+    number = lambda v: None if v!=v else round(v, 4)
+    row = dict(data=task.name, note=task.note, pictures=len(task.test), of=there, **{k:number(scores[k]) for k in ('miou','macc','aacc')},
+               iou={name:number(v) for name,v in zip(task.space.classes, scores['iou'])}, protocol=asdict(p), model=str(a.model), seconds=round(seconds, 1))
+    a.json.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(a.json, lambda f: f.write_text(json.dumps({**row, **circumstances(pick_device(a.device))}, indent=1, ensure_ascii=False), encoding='utf-8'))
+    print(f'written to {a.json}')
 
 def _do_predict(a):
     import torch
     from idrnet_nb.core import pick_device
     from idrnet_nb.data import read_picture
-    from idrnet_nb.head import upsample
-    from idrnet_nb.infer import load_model, probabilities, save_prediction, trained_size
-    model, space = load_model(a.weights, device=pick_device(a.device))
-    size = a.size or trained_size(a.weights)
+    from idrnet_nb.infer import load_model, probabilities, save_prediction
+    device = pick_device(a.device)
+    model, space = load_model(a.weights, device=device)
+    protocol = _protocol(a, model)
     twice = {p.stem for p in a.pictures if sum(q.stem==p.stem for q in a.pictures)>1}
     if twice: raise ValueError(f'several pictures are called {sorted(twice)[0]!r}, their answers would overwrite each other; predict them one by one')
     for path in a.pictures:
         image = torch.from_numpy(read_picture(path)).permute(2,0,1)
-        x = image[None].float().to(next(model.parameters()).device)
-        p = upsample(probabilities(model, upsample(x, size) if size else x), image.shape[-2:])
+        p = probabilities(model, image[None].to(device), protocol)
         print('\n'.join(map(str, save_prediction(a.out, path.stem, image, p.argmax(1)[0].cpu(), space))))
 
 def _tell(task, miou, iou):
-    for name,v in zip(task.space.classes, iou): print(f'{name:20}' + (f'{v:6.1f}' if v==v else '     –'))
-    print(f'{"mIoU":20}{miou:6.1f}   {task.name}, {len(task.test)} unseen pictures ({task.note})')
+    for name,v in zip(task.space.classes, iou): print(f'{name:20}' + (f'{v:7.2f}' if v==v else '      –'))
+    print(f'{"mIoU":20}{miou:7.2f}   {task.name}, {len(task.test)} unseen pictures ({task.note})')
 
-# %% ../nbs/29_cli.ipynb #c017
+# %% ../nbs/29_cli.ipynb #c018
 def main(
     argv=None, # words after `idrnet`; None: those of the process
 )->int: # exit code: 0, or 2 for an error that is said
     "The command `idrnet`."
     args = parser().parse_args(argv)
-    deeds = dict(compare=_do_compare, train=_do_train, evaluate=_do_evaluate, predict=_do_predict)
+    deeds = dict(compare=_do_compare, train=_do_train, evaluate=_do_evaluate, predict=_do_predict, convert=_do_convert)
     try: deeds[args.command](args)
     except (ValueError, FileNotFoundError, FloatingPointError, RuntimeError) as e:
         if isinstance(e, RuntimeError) and not str(e).startswith('device'): raise

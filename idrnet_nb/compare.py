@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SWITCHES', 'COLUMNS', 'parse_arm', 'Task', 'world_task', 'camvid_task', 'build', 'run_arm', 'relation_auroc',
-           'summary', 'table', 'circumstances', 'append_results', 'read_results', 'read_arms', 'show_panels',
-           'show_relations', 'compare']
+           'summary', 'table', 'measured', 'circumstances', 'append_results', 'read_results', 'read_arms',
+           'show_panels', 'show_relations', 'compare']
 
 # %% ../nbs/25_compare.ipynb #c003
 import base64, csv, datetime, html, json, multiprocessing, os, platform, subprocess, time
@@ -149,6 +149,16 @@ def table(
     return '\n'.join(lines)
 
 # %% ../nbs/25_compare.ipynb #c027
+def measured(
+    task:'Task', # data
+    row:dict, # from `run_arm`
+    where:dict, # from `circumstances`
+)->list: # of one dict, JSON-able: what was measured, on what, when
+    "A run's result as a model's card shows it (`share.model_card`): mIoU in percent on the unseen pictures, one look at the whole picture."
+    keep = {k:where[k] for k in ('date','commit','torch','device') if k in where}
+    return [dict(data=task.name, pictures=len(task.test), note=task.note, arm=row['arm'], seed=row['seed'], miou=row['miou'], **keep)]
+
+# %% ../nbs/25_compare.ipynb #c029
 COLUMNS = ('date','commit','task','note','arm','seed','miou','lookalike_miou','relation_auroc','aacc','iou','loss','parameters','seconds',
            'config','version','torch','python','device') # of a results CSV
 
@@ -187,7 +197,7 @@ def read_results(
     "Rows of a results CSV."
     with open(path, newline='') as f: return list(csv.DictReader(f))
 
-# %% ../nbs/25_compare.ipynb #c029
+# %% ../nbs/25_compare.ipynb #c031
 def read_arms(
     path, # of a results CSV
     arms:tuple, # names, in the order wanted; an arm with no rows is left out
@@ -202,7 +212,7 @@ def read_arms(
     common = set.intersection(*({s for a_,s in keys if a_==a} for a in there)) if there else set()
     return {a:[{**r, **{m:float(r[m] or 'nan') for m in metrics}} for r in rows if r['arm']==a and r['seed'] in common] for a in there}
 
-# %% ../nbs/25_compare.ipynb #c033
+# %% ../nbs/25_compare.ipynb #c035
 def show_panels(
     task:Task, # some of its unseen pictures are shown, evenly spread
     models:dict, # arm -> model
@@ -234,7 +244,7 @@ def show_relations(
     for ax,(title,t) in zip(axs[0], tables): show_table(t, task.space.classes, ax=ax, title=title)
     return fig
 
-# %% ../nbs/25_compare.ipynb #c038
+# %% ../nbs/25_compare.ipynb #c040
 def compare(
     task:Task, # data
     arms:tuple, # names, the first is what the others are compared with
@@ -263,7 +273,7 @@ def compare(
     if progress: print(f'\n{_closing(result)}\neverything is in {out}, start with report.html')
     return result
 
-# %% ../nbs/25_compare.ipynb #c040
+# %% ../nbs/25_compare.ipynb #c042
 _HERE = {} # what a worker process keeps between its runs
 
 def _start_worker(recipe, counter, threads):
@@ -275,8 +285,9 @@ def _tick(step):
 
 def _run(task, arm, config, device, out, model_args, **how):
     model, row = run_arm(arm, task, config, device, **how, **model_args)
-    save_model(model, Path(out)/f'{arm}-{config.seed}', task.space, task.size)
-    return row, circumstances(torch.device(device))
+    where = circumstances(torch.device(device))
+    save_model(model, Path(out)/f'{arm}-{config.seed}', task.space, task.size, results=measured(task, row, where))
+    return row, where
 
 def _work(arm, config, device, out, model_args): return _run(_HERE['task'], arm, config, device, out, model_args, progress=False, on_step=_tick)
 
@@ -310,7 +321,7 @@ def _result(task, rows, config, model_args, seconds):
     return dict(task=task.name, note=task.note, arms=rows, relation_auroc=sum(found)/len(found) if found else None, seconds=seconds,
                 config=asdict(config), model={k:v for k,v in model_args.items() if k!='weights'})
 
-# %% ../nbs/25_compare.ipynb #c041
+# %% ../nbs/25_compare.ipynb #c043
 def _metrics(rows):
     return {k:v for k,v in (('miou','mIoU %'),('lookalike_miou','look-alikes %')) if any(k in r for rs in rows.values() for r in rs)}
 

@@ -6,9 +6,6 @@ import torch
 from einops import rearrange
 from safetensors import safe_open
 
-sys.path.insert(0, str(Path(__file__).parent))
-from author_names import ours
-
 def build(case):
     from idrnet_nb.idrnet import HeadConfig, SegHead
     w = case['loss_weights']
@@ -19,8 +16,14 @@ def build(case):
         memory_momentum=case['memory_momentum'], final_weight=w['stage2'], coarse_weight=w['stage1'], aux_weight=w['aux'],
         track_deleted=True, ignore=-100))
 
+def names(head):
+    "Our name of each of the authors' names."
+    from idrnet_nb.author import their_name
+    return {their_name(n, head.config):n for n in head.state_dict()}
+
 def load(head, state):
-    state = {ours(n):t for n,t in state.items()}
+    ours = names(head)
+    state = {ours[n]:t for n,t in state.items()}
     fault = head.load_state_dict(state, strict=False)
     assert not fault.unexpected_keys, fault.unexpected_keys
     assert all(n.endswith('num_batches_tracked') for n in fault.missing_keys), fault.missing_keys
@@ -92,13 +95,13 @@ def compare(path):
         got |= {'out.loss':out['loss'][None], 'out.grad_norm':norm, 'out.class_relations_mean':r.relation_mean,
                 'out.class_relations_var':r.relation_var, 'out.dl_cls_representations':r.memory, 'out.selected_classes_counter':r.count}
         for name,x in got.items(): yield at+name, error(x.detach(), take(at+name)), tol
-        names = dict(final='loss_cls_stage2', coarse='loss_cls_stage1', aux='loss_aux')
-        for n,x in out['losses'].items(): yield f'{at}{n} loss', abs(x.item()/case['losses'][s][names[n]]-1), tol
+        losses = dict(final='loss_cls_stage2', coarse='loss_cls_stage1', aux='loss_aux')
+        for n,x in out['losses'].items(): yield f'{at}{n} loss', abs(x.item()/case['losses'][s][losses[n]]-1), tol
         yield f'{at}total loss', abs(out['loss'].item()/case['losses'][s]['loss_total']-1), tol
         with torch.no_grad():
             for p in head.parameters(): p -= .01*p.grad
-    state = head.state_dict()
-    for n,want in group('state1.').items(): yield f'state1.{n}', error(state[ours(n)], want), 1e-4
+    state, ours = head.state_dict(), names(head)
+    for n,want in group('state1.').items(): yield f'state1.{n}', error(state[ours[n]], want), 1e-4
     assert not left, f'nothing compares {sorted(left)}'
 
 if __name__=='__main__':

@@ -6,7 +6,7 @@ import pytest, torch
 from einops import rearrange
 from safetensors import safe_open
 from safetensors.torch import save_file
-from golden_check import build, compare, ours
+from golden_check import build, compare, names as names_of
 
 GOLDEN = Path(__file__).parent/'golden'
 CASES = [ # file whose names are taken, K, B, picture, grid strides, channels, C, FPN width
@@ -22,13 +22,13 @@ def write(path, like, k, b, size, strides, channels, width, fpn):
     with safe_open(GOLDEN/f'{like}.safetensors', 'pt') as f:
         case, names = json.loads(f.metadata()['case']), [n[7:] for n in f.keys() if n.startswith('state0.')]
     case.update(K=k, B=b, img=size, steps=2, channels=channels, feats_channels=width, fpn_channels=fpn, refine_channels=6, aux_channels=5, interventions=[], present=[], losses=[])
-    head = build(case)
+    head = build(case); ours = names_of(head)
     for name in ('relation_mean','relation_var','memory'): torch.nn.init.normal_(getattr(head.refiner, name), std=.3)
     t = {}
     keep = lambda name,x: t.__setitem__(name, x.detach().clone().contiguous())
     grids = [(-(-size[0]//s), -(-size[1]//s)) for s in strides]
     pyramid = [torch.randn(b,c,*g) for c,g in zip(channels,grids)]
-    state = lambda at: [keep(f'{at}.{n}', head.state_dict()[ours(n)]) for n in names]
+    state = lambda at: [keep(f'{at}.{n}', head.state_dict()[ours[n]]) for n in names]
     state('state0')
     for i,p in enumerate(pyramid): keep(f'eval.in.pyramid{i}', p)
     keep('eval.out.logits', head.eval()(pyramid)['out']); head.train()
@@ -46,7 +46,7 @@ def write(path, like, k, b, size, strides, channels, width, fpn):
         for n,x in zip(('context_mean','context_var','do_context_mean','do_context_var'), heard): keep(f'step{s}.mid.{n}', px(x))
         head.zero_grad(); out['loss'].backward()
         keep(f'step{s}.out.loss', out['loss'][None]); keep(f'step{s}.out.grad_norm', torch.stack([p.grad.norm() for p in head.parameters()]).norm()[None])
-        for n in ('class_relations_mean','class_relations_var','dl_cls_representations','selected_classes_counter'): keep(f'step{s}.out.{n}', head.state_dict()[ours(n)])
+        for n in ('class_relations_mean','class_relations_var','dl_cls_representations','selected_classes_counter'): keep(f'step{s}.out.{n}', head.state_dict()[ours[n]])
         case['interventions'].append(out['diagnosis']['deleted'].tolist())
         case['present'].append([p.nonzero().flatten().tolist() for p in view.present])
         case['losses'].append({'loss_total':out['loss'].item(), **{f'loss_{n}':out['losses'][m].item() for n,m in (('cls_stage2','final'),('cls_stage1','coarse'),('aux','aux'))}})
