@@ -85,11 +85,11 @@ class Meter:
         _check(pred, label, where)
         new = _count(pred, label, self.k, self.ignore, where).cpu()
         self.total += new.sum(0)
-        self._kept.append(new.int()) # half the memory, and no picture has 2**31 pixels
+        self._kept.append(new.int().to_sparse()) # a picture mixes up few pairs of classes; none has 2**31 pixels
 
     @property
     def per_picture(self)->Tensor: # `n k k` int32, on the CPU
-        return torch.cat([torch.zeros(0, self.k, self.k, dtype=torch.int32), *self._kept])
+        return torch.cat([torch.zeros(0, self.k, self.k, dtype=torch.int32), *(t.to_dense() for t in self._kept)])
 
     def scores(self)->dict: return scores(self.total)
     def __len__(self): return sum(map(len, self._kept))
