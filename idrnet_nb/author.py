@@ -11,10 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from .backbone import Backbone
-from .idrnet import FRAMEWORKS, HeadConfig, SegHead, Segmentor
+from .idrnet import FRAMEWORKS, HeadConfig, Segmentor
 from .data import DATASETS, LABEL_SPACES
 from .infer import Protocol, save_model
 

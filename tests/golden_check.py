@@ -1,7 +1,6 @@
 """Compare our head with one golden file; `python golden_check.py FILE...` exits 1 and says what differs."""
 import copy, itertools, json, sys
 from contextlib import contextmanager
-from pathlib import Path
 import torch
 from einops import rearrange
 from safetensors import safe_open

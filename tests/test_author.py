@@ -1,5 +1,5 @@
 """The authors' checkpoints: every name of eight published models; both backbones against their definition; whole models; one command."""
-import json, os, subprocess, sys
+import json, os
 from pathlib import Path
 import pytest, torch
 import author_backbones
@@ -8,7 +8,7 @@ from idrnet_nb.author import PUBLISHED, convert, fill, read_checkpoint, settings
 from idrnet_nb.backbone import Backbone
 from idrnet_nb.cli import main
 from idrnet_nb.head import upsample
-from idrnet_nb.idrnet import HeadConfig, SegHead, Segmentor
+from idrnet_nb.idrnet import SegHead, Segmentor
 
 HERE = Path(__file__).parent
 KEYS = json.loads((HERE/'author_keys.json').read_text()) # model -> name -> shape, of eight published checkpoints

@@ -360,7 +360,6 @@ def test_weights_of_another_k(saved, tmp_path):
     other = save_model(model_of(k=5), tmp_path/'other', space_of(5))
     (saved/'model.safetensors').write_bytes((other/'model.safetensors').read_bytes())
     with pytest.raises(ValueError, match=r'not of one save, they differ in head.num_classes'): load_model(saved)
-    from safetensors.torch import load_file, save_file
     save_file(load_file(other/'model.safetensors'), saved/'model.safetensors') # a file without settings inside, as other programs write it
     with pytest.raises(ValueError, match=r'model\.safetensors.*nothing was loaded. wrong shape: \d+ \(.*file \(5,.*module \(4,.*classes'): load_model(saved)
     model = model_of()
