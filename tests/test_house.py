@@ -28,8 +28,8 @@ def settings():
 
 # ---- what is there
 
-ROOMS = ('index 00_core 01_world 02_metrics 03_backbone 04_head 10_context 11_attention 12_classes 13_relation '
-         '14_intervene 15_idrnet 21_train 22_infer 30_world 32_camvid').split()
+ROOMS = ('index 00_core 01_world 02_metrics 03_backbone 04_head 05_share 10_context 11_attention 12_classes 13_relation '
+         '14_intervene 15_idrnet 20_data 21_train 22_infer 23_plug 24_author 25_compare 26_export 29_cli 30_world 32_camvid 38_models').split()
 
 def test_rooms():
     none([f'nbs/{r}.ipynb is missing' for r in ROOMS if not (NBS/f'{r}.ipynb').exists()])
