@@ -116,7 +116,8 @@ def crop(
     return _first(_first(x, H, -2), W, -1)
 
 def _first(x, n, dim): # a view; where one program is written for all sizes (`torch.export`) a copy, whose strides do not depend on what is cut
-    return x.index_select(dim, torch.arange(n, device=x.device)) if torch.compiler.is_exporting() else x.narrow(dim, 0, n)
+    one_for_all = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling() # torch 2.7 takes compiling for exporting
+    return x.index_select(dim, torch.arange(n, device=x.device)) if one_for_all else x.narrow(dim, 0, n)
 
 # %% ../nbs/03_backbone.ipynb #c066
 def _read_tensors(path):

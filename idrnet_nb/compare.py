@@ -165,8 +165,9 @@ COLUMNS = ('date','commit','task','note','arm','seed','miou','lookalike_miou','r
 def circumstances(
     device, # a torch device
 )->dict: # date, commit, version, torch, python, device
-    "Where and when a result was made."
-    try: commit = subprocess.run(['git','rev-parse','--short','HEAD'], capture_output=True, text=True, cwd=Path(idrnet_nb.__file__).parent).stdout.strip()
+    "Where and when a result was made; a `+` after the commit: the package had changes that were not committed."
+    git = lambda *words: subprocess.run(['git', *words], capture_output=True, text=True, cwd=Path(idrnet_nb.__file__).parent).stdout.strip()
+    try: commit = git('rev-parse','--short','HEAD') + ('+' if git('status','--porcelain','.') else '')
     except OSError: commit = ''
     name = torch.cuda.get_device_name(device) if device.type=='cuda' else f'{device.type}, {torch.get_num_threads()} threads'
     return dict(date=datetime.date.today().isoformat(), commit=commit or 'none', version=__version__, torch=torch.__version__, python=platform.python_version(), device=name)

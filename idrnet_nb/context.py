@@ -8,7 +8,6 @@ __all__ = ['region_weights', 'pool_regions', 'PPM', 'ASPP', 'FPN', 'Fuse']
 # %% ../nbs/10_context.ipynb #c003
 from contextlib import nullcontext
 import torch
-import torch.nn.functional as F
 from einops import einsum, reduce
 from torch import Tensor, nn
 

@@ -286,6 +286,12 @@ def check_finite(
     if bad: raise FloatingPointError(f'{where}: {bad} of {x.numel()} values are nan or infinite; lower the learning rate or look at the input')
 
 # %% ../nbs/00_core.ipynb #c099
+def _mode(path):
+    "Permissions that the file has, or that a new one would have."
+    if path.exists(): return path.stat().st_mode & 0o777
+    umask = os.umask(0); os.umask(umask)
+    return 0o666 & ~umask
+
 def write_atomic(
     path:'str|Path', # where the file shall be
     write, # called with a temporary path in the same folder, writes there
@@ -298,6 +304,7 @@ def write_atomic(
         write(temp)
         if not temp.is_file(): raise FileNotFoundError(f'{path}: the writer was given {temp.name} and wrote nothing there')
         with open(temp, 'r+b') as f: os.fsync(f.fileno())
+        temp.chmod(_mode(path)) # some writers make files that nobody else may read
         os.replace(temp, path)
     finally: temp.unlink(missing_ok=True)
     return path

@@ -69,7 +69,7 @@ def upsample(
     return x if _same(x.shape[-2:], size) else F.interpolate(x, tuple(size), mode='bilinear', align_corners=False)
 
 def _same(a, b): # `torch.export` writes one program for all sizes: there only what holds for each of them counts
-    if not torch.compiler.is_exporting(): return tuple(a)==tuple(b)
+    if not torch.compiler.is_exporting() or torch.compiler.is_dynamo_compiling(): return tuple(a)==tuple(b) # torch 2.7 takes compiling for exporting
     from torch.fx.experimental.symbolic_shapes import statically_known_true
     return all(statically_known_true(i==j) for i,j in zip(a, b))
 

@@ -315,6 +315,8 @@ class Segmentor(nn.Module, Shareable):
     @classmethod
     def from_config(cls, config): # of `to_config`
         lists = {k:tuple(v) if isinstance(v, list) else v for k,v in config['head'].items()}
+        k, classes = lists['num_classes'], (config.get('space') or {}).get('classes')
+        if classes is not None and len(classes)!=k: raise ValueError(f'config.json: the label space has {len(classes)} classes, the head {k}; copy the folder again')
         return cls(Backbone(**config['backbone']), HeadConfig(**lists))
 
 def segmentor(
@@ -347,7 +349,7 @@ def _check_images(images, label):
 
 def _check_one_cell(backbone, x):
     stride = max(getattr(backbone, 'steps', getattr(backbone, 'strides', [1])))
-    if not backbone.training or x.shape[0]>1 or max(x.shape[-2:])>stride: return
+    if x.shape[0]>1 or max(x.shape[-2:])>stride: return
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in backbone.modules()):
         raise ValueError(f'Segmentor: one picture that is one cell of the last map (stride {stride}) is one value a channel, on which the norms of the '
                          'backbone cannot train; take a batch of 2 or more, or larger pictures')

@@ -198,7 +198,7 @@ def trained_size(
     folder, # written by `save_model`
 )->Optional[tuple]: # (h, w), or None where nobody said
     "Size of the pictures that a saved model was trained on; errors as `load_model`."
-    size = read_model(folder, _NEEDED).get('size')
+    size = read_model(folder, Segmentor.needed).get('size')
     return tuple(size) if size else None
 
 def load_model(
@@ -208,7 +208,9 @@ def load_model(
 )->tuple: # (model in evaluation mode, its label space)
     "Read a model. Raises FileNotFoundError, or ValueError for broken files and for weights of another label set; nothing is half loaded."
     folder = fetch(folder) if str(folder).count('/')==1 and not Path(folder).exists() else Path(folder)
-    config = read_model(folder, _NEEDED)
+    config = read_model(folder, Segmentor.needed)
+    if 'space' not in config:
+        raise ValueError(f"{str(folder)!r} lacks ['space'], its classes: save it with save_model(model, folder, space), or read it with Segmentor.from_pretrained")
     try: have = LabelSpace.from_json(config['space'])
     except (TypeError, KeyError) as e: raise ValueError(f'{str(folder/"config.json")!r} does not fit this version ({__version__}): {e}') from e
     if space is not None and have.classes != space.classes:
@@ -217,5 +219,3 @@ def load_model(
     if have.num_classes != config['head'].get('num_classes'):
         raise ValueError(f'{str(folder)!r}: label set {have.name!r} has {have.num_classes} classes, the head {config["head"].get("num_classes")}; copy the folder again')
     return Segmentor.from_pretrained(folder, device=device), have
-
-_NEEDED = ('backbone','head','space')

@@ -84,7 +84,7 @@ class IDRClassifier(nn.Module):
         logits = self.final.finish(parts['fine'] + _grow(wide, parts['fine'].shape[-2:], self.settings['pool']), parts['keep'], track)
         return parts['coarse'] + logits if self.settings['keep_answer'] else logits
     def forward(self, feat): # `b c H W` -> `b k H W`
-        if self.training: check_finite(feat.detach(), 'features at the seam')
+        if self.training: _check_forward(feat)
         coarse, conv, pool = self.coarse(feat), self.final.conv.conv, self.settings['pool']
         R = self.squeeze(_shrink(feat, pool))
         view = self.context.read(R, _shrink(coarse, pool))
@@ -93,6 +93,12 @@ class IDRClassifier(nn.Module):
         self.last = dict(parts, feat=R, view=view, logits=logits) if self.training else None
         return logits
     def __getstate__(self): return {**self.__dict__, 'last':None} # a copy has seen nothing
+
+def _check_forward(feat):
+    check_finite(feat.detach(), 'features at the seam')
+    if not torch.compiler.is_compiling() and getattr(torch._C, '_current_graph_task_id', lambda: -1)()!=-1:
+        raise RuntimeError('IDR is run again during backward (gradient checkpointing around the seam), after its tables moved: the gradient would be wrong. '
+                           'Checkpoint the layers before the seam only')
 
 # %% ../nbs/23_plug.ipynb #c033
 def _seam(model, at): # the convolution at `at`
@@ -151,6 +157,10 @@ def _check_plain(model):
     if _plugs(model): raise ValueError(f'{type(model).__name__} has IDR already, at {_plugs(model)[0][0]!r}; remove_idr(model) takes it off')
     if any(isinstance(m, IDRContext) for m in model.modules()): raise ValueError(f'{type(model).__name__} has IDR built in; build it with idr=False')
 
+def _host(model, at): # the innermost module around the seam that takes labels=, as models of transformers do
+    around = [model.get_submodule(at.rsplit('.', i)[0]) for i in range(1, at.count('.')+1)] + [model]
+    return next((m for m in around if _takes_labels(m)), None)
+
 def _takes_labels(model):
     return any(home=='transformers' for home,_ in _kinds(model)) and 'labels' in inspect.signature(type(model).forward).parameters
 
@@ -158,7 +168,7 @@ def _plug(model, at, **settings):
     conv = _seam(model, at)
     idr = IDRClassifier(conv, **settings).to(conv.weight.device, conv.weight.dtype).train(conv.training)
     _put(model, at, idr)
-    if _takes_labels(model): idr.hook = model.register_forward_hook(_add_loss, with_kwargs=True)
+    if host := _host(model, at): idr.hook = host.register_forward_hook(_add_loss, with_kwargs=True)
     return model
 
 # %% ../nbs/23_plug.ipynb #c035
@@ -200,9 +210,12 @@ def remove_idr(
 # %% ../nbs/23_plug.ipynb #c042
 def _check_last(idr, label, ignore):
     if idr.last is None:
-        raise RuntimeError('idr_loss: no forward in training mode since the last call; call model.train(), out = model(images), then idr_loss once. '
+        raise RuntimeError('idr_loss: no forward in training mode since the last call (or one in evaluation came between, or DataParallel ran a copy: take DDP); '
+                           'call model.train(), out = model(images), then idr_loss once. '
                            '(Models of transformers that are given labels= have it in their loss already.)')
     b, k = idr.last['coarse'].shape[:2]
+    if torch.is_grad_enabled() and not idr.last['coarse'].requires_grad and any(p.requires_grad for p in idr.coarse.parameters()):
+        raise RuntimeError('idr_loss: the last forward ran without gradients (no_grad, or reentrant checkpointing around the seam); the coarse loss would train nothing')
     if label.ndim!=3 or len(label)!=b or label.is_floating_point() or label.dtype==torch.bool:
         raise ValueError(f'idr_loss: labels must be `b H W` whole numbers for the {b} pictures of the last forward, got {tuple(label.shape)} of {label.dtype}')
     check_labels(label, k, ignore, 'idr_loss: label')
@@ -280,9 +293,11 @@ def save_plugged(
     model:nn.Module, # plugged; unwrap it first (DDP, compile)
     path, # of the .safetensors file, in a folder that exists
 )->Path: # `path`
-    "Write all weights, and how to plug, wholly or not at all. Raises ValueError where there is no IDR, FileNotFoundError if the folder is missing."
+    "Write all weights, and how to plug, wholly or not at all. Raises ValueError for a wrapper or where there is no IDR, FileNotFoundError if the folder is missing."
     from safetensors.torch import save_file
     idr = idr_of(model)
+    if hasattr(model, '_orig_mod') or isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise ValueError(f'save_plugged: {type(model).__name__} is a wrapper; give what it wraps (model._orig_mod, model.module)')
     note = dict(format=_FORMAT, version=__version__, model=type(model).__name__, at=_plugs(model)[0][0], k=idr.out_channels, settings=idr.settings)
     tensors = {n:t.detach().cpu().contiguous().clone() for n,t in model.state_dict().items()}
     return write_atomic(path, lambda p: save_file(tensors, p, metadata={'idrnet_nb.plug':json.dumps(note)}))

@@ -25,15 +25,23 @@ def write_model(
     config:dict, # whatever builds it again, as JSON can say it
     card:str='', # text of README.md; '' = none
 )->Path: # the folder
-    "Write model.safetensors with the settings in its header, config.json, README.md: each whole or not at all. OSError leaves what was there."
+    """Write model.safetensors with the settings in its header, config.json, README.md: each whole or not at all. OSError leaves what was there;
+    ValueError where the folder holds a config.json or README.md that is not of a saved model."""
     from safetensors.torch import save_file
-    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(folder); _check_ours(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(dict(format=FORMAT, version=__version__, **config), indent=1)
     tensors = {n:t.detach().cpu().contiguous().clone() for n,t in module.state_dict().items()}
     write_atomic(folder/WEIGHTS, lambda p: save_file(tensors, p, metadata={'format':'pt', 'config':text}))
     write_atomic(folder/CONFIG, lambda p: Path(p).write_text(text))
     if card: write_atomic(folder/CARD, lambda p: Path(p).write_text(card, encoding='utf-8'))
     return folder
+
+def _check_ours(folder): # never write over what somebody else wrote
+    if folder.exists() and not folder.is_dir(): raise ValueError(f'{str(folder)!r} is a file; give a folder for the model')
+    for name,mark in ((CONFIG,'"format"'), (CARD,'library_name: idrnet_nb')):
+        if (folder/name).is_file() and mark not in (folder/name).read_text(encoding='utf-8', errors='replace'):
+            raise ValueError(f'{str(folder)!r} holds a {name} that no saved model has written; give the model a folder of its own')
 
 # %% ../nbs/05_share.ipynb #c012
 def read_model(
@@ -46,6 +54,7 @@ def read_model(
     try: config = json.loads(path.read_text())
     except ValueError as e: raise ValueError(f'{str(path)!r} is no JSON ({e}); copy the folder again') from e
     if not isinstance(config, dict): raise ValueError(f'{str(path)!r} was not written by save_pretrained')
+    if not isinstance(config.get('format', 0), int): raise ValueError(f'{str(path)!r} has format {config["format"]!r}, a number was expected; copy the folder again')
     if config.get('format', 0) > FORMAT:
         raise ValueError(f'{str(path)!r} has format {config["format"]}, this version ({__version__}) reads up to {FORMAT}; update idrnet_nb')
     if missing := set(needed) - set(config): raise ValueError(f'{str(path)!r} lacks {sorted(missing)}; it was not written by save_pretrained')
@@ -65,12 +74,13 @@ def _differ(a, b, at=''):
     if not (isinstance(a, dict) and isinstance(b, dict)): return [at[1:]] if a != b else []
     return [name for k in sorted(a.keys()|b.keys()) for name in _differ(a.get(k), b.get(k), f'{at}.{k}')]
 
-# %% ../nbs/05_share.ipynb #c020
+# %% ../nbs/05_share.ipynb #c022
 def fetch(
     name, # a folder, or 'owner/model' on the Hugging Face Hub
     **hub, # for `snapshot_download`: revision, token, cache_dir, local_files_only, force_download
 )->Path: # a folder with the model's files
-    "The folder of a model, fetched if it is not here. FileNotFoundError where there is none, ConnectionError where the Hub cannot be reached."
+    "The folder of a model, fetched if it is not here. FileNotFoundError where there is none, ConnectionError where the Hub cannot be reached, TypeError."
+    if odd := set(hub) - _HUB: raise TypeError(f'from_pretrained has no argument {sorted(odd)}; there are device, {", ".join(sorted(_HUB))}')
     if Path(name).is_dir(): return Path(name)
     text = str(name)
     if text.count('/')!=1 or text.startswith(('.','/','~')) or text.endswith('/'):
@@ -84,7 +94,10 @@ def fetch(
         raise ConnectionError(f'model {text!r}: there is no such folder, and the Hub could not be reached ({type(e).__name__}). Check the network, '
             'or fetch the files elsewhere and give their folder') from e
 
-# %% ../nbs/05_share.ipynb #c025
+# %% ../nbs/05_share.ipynb #c023
+_HUB = {'revision', 'token', 'cache_dir', 'local_files_only', 'force_download'}
+
+# %% ../nbs/05_share.ipynb #c028
 def model_card(
     config:dict, # as saved; its `space` (name, classes, palette) and `results` (one dict a measurement) are shown as tables
     title:str='A semantic segmentation model', # headline
@@ -97,13 +110,13 @@ def model_card(
     use = ['','```python','from idrnet_nb.idrnet import Segmentor',"model = Segmentor.from_pretrained('owner/model')   # or a folder",'```','','## Measured','']
     rows = _rows(columns, [[_said(r.get(c)) for c in columns] for r in results]) if results else ['Nothing was measured.']
     colours = space.get('palette') or []
-    legend = _rows(['id','class','colour'], [[str(i), c, '#%02x%02x%02x'%tuple(colours[i]) if i<len(colours) else ''] for i,c in enumerate(space.get('classes',[]))])
+    legend = _rows(['id','class','colour'], [[str(i), _said(c), '#%02x%02x%02x'%tuple(colours[i]) if i<len(colours) else ''] for i,c in enumerate(space.get('classes',[]))])
     return '\n'.join(head+parts+use+rows+(['',f'## Classes ({space.get("name","")})','']+legend if space else [])+[''])
 
-def _said(x): return '' if x is None else f'{x:.2f}' if isinstance(x,float) else str(x)
+def _said(x): return '' if x is None else f'{x:.2f}' if isinstance(x,float) else ' '.join(str(x).replace('|','/').split())
 def _rows(columns, rows): return ['| '+' | '.join(r)+' |' for r in [columns, ['---']*len(columns), *rows]]
 
-# %% ../nbs/05_share.ipynb #c030
+# %% ../nbs/05_share.ipynb #c033
 class Shareable(PyTorchModelHubMixin):
     "`save_pretrained`, `from_pretrained`, `push_to_hub` for a module with `to_config()` and `from_config(config)`; `about` travels along."
     needed = () # settings without which it cannot be built
@@ -118,6 +131,8 @@ class Shareable(PyTorchModelHubMixin):
         **hub, # for `push_to_hub`: private, token, commit_message, …
     ):
         "Write weights, settings and card, each whole or not at all; the URL if pushed."
+        if any(type(m).__name__=='IDRClassifier' for m in self.modules()):
+            raise ValueError('this model has IDR added from outside (add_idr), which its settings do not tell: save it with plug.save_plugged')
         config = {**self.to_config(), **self.about}
         write_model(save_directory, self, config, model_card(config, type(self).__name__))
         if push_to_hub: return self.push_to_hub(repo_id or Path(save_directory).name, **hub)
@@ -133,7 +148,8 @@ class Shareable(PyTorchModelHubMixin):
 def _restore(cls, folder, device):
     config = read_model(folder, cls.needed)
     try: model = cls.from_config(config)
-    except TypeError as e: raise ValueError(f'{str(Path(folder)/CONFIG)!r} does not fit this version ({__version__}): {e}') from e
+    except (TypeError, AttributeError, KeyError) as e:
+        raise ValueError(f'{str(Path(folder)/CONFIG)!r} does not fit this version ({__version__}): {type(e).__name__}: {e}') from e
     load_weights(model, Path(folder)/WEIGHTS)
     model.about.update({k:v for k,v in config.items() if k not in {'format','version',*model.to_config()}})
     return model.to(device).eval()

@@ -335,7 +335,43 @@ def test_truncated_config(saved):
     file.write_text(file.read_text()[:50])
     with pytest.raises(ValueError, match=r'config\.json.* is no JSON.*copy the folder again'): load_model(saved)
     file.write_text('{"head": {}}')
-    with pytest.raises(ValueError, match=r"config\.json.* lacks \['backbone', 'space'\]"): load_model(saved)
+    with pytest.raises(ValueError, match=r"config\.json.* lacks \['backbone'\]"): load_model(saved)
+
+def test_a_model_without_a_label_set(tmp_path):
+    model_of().save_pretrained(tmp_path/'bare')
+    with pytest.raises(ValueError, match=r"lacks \['space'\].*save_model\(model, folder, space\)"): load_model(tmp_path/'bare')
+    assert type(model_of()).from_pretrained(tmp_path/'bare').head.config.num_classes==K
+
+def test_files_of_others_are_not_overwritten(tmp_path):
+    for name,text in (('README.md','# mine'), ('config.json','{"a": 1}')):
+        (tmp_path/name[:3]).mkdir(); (tmp_path/name[:3]/name).write_text(text)
+        with pytest.raises(ValueError, match=f'{name} that no saved model has written'): save_model(model_of(), tmp_path/name[:3], space_of(K))
+        assert [p.name for p in (tmp_path/name[:3]).iterdir()]==[name] and (tmp_path/name[:3]/name).read_text()==text
+
+def test_saved_files_can_be_read_by_others(saved):
+    import os
+    umask = os.umask(0); os.umask(umask)
+    assert {(saved/n).stat().st_mode & 0o777 for n in ('model.safetensors','config.json','README.md')}=={0o666 & ~umask}
+
+@pytest.mark.parametrize('change', [dict(format='2'), dict(format=None), dict(head=None), dict(backbone=3)])
+def test_odd_settings_are_value_errors(saved, change):
+    from safetensors.torch import load_file, save_file
+    import json
+    save_file(load_file(saved/'model.safetensors'), saved/'model.safetensors') # no settings inside
+    (saved/'config.json').write_text(json.dumps(json.loads((saved/'config.json').read_text())|change))
+    with pytest.raises(ValueError, match='config.json'): type(model_of()).from_pretrained(saved)
+
+def test_classes_of_label_space_and_head(saved):
+    import json
+    from safetensors.torch import load_file, save_file
+    save_file(load_file(saved/'model.safetensors'), saved/'model.safetensors')
+    config = json.loads((saved/'config.json').read_text()); config['space']['classes'].pop(); config['space']['palette'].pop()
+    (saved/'config.json').write_text(json.dumps(config))
+    for read in (load_model, type(model_of()).from_pretrained):
+        with pytest.raises(ValueError, match=f'{K-1} classes, the head {K}'): read(saved)
+
+def test_unknown_arguments_are_not_swallowed(saved):
+    with pytest.raises(TypeError, match='num_classes'): type(model_of()).from_pretrained(saved, num_classes=7)
 
 @pytest.mark.parametrize('part,word', [('', 'config.json'), ('head','depth'), ('backbone','depth'), ('space','depth')])
 def test_config_of_another_kind(saved, part, word):

@@ -35,6 +35,8 @@ MUTATIONS = { # name -> (module, [(old, new), ...], checker)
     'absent classes forget': ('classes', [('(counts>0)[:,None] & new.isfinite()', 'new.isfinite()')], 'twin test_memory'),
     'memory not upsampled by half pixels': ('classes', [('+.5)*(coarse/fine)-.5', ')*(coarse/fine)')], 'golden'),
     'memory missing among what pixels know': ('idrnet', [('torch.cat([self.memory.to(heard)', 'torch.cat([0*self.memory.to(heard)')], 'golden'),
+    'regions share no pixel': ('context', [('((pixel+1)*s > region*n)', '(pixel*s >= region*n)')], 'twin test_pool_regions'),
+    'regions are summed, not averaged': ('context', [('inside.to(dtype) / inside.sum(-1, keepdim=True)', 'inside.to(dtype)')], 'golden'),
     'corners aligned': ('head', [("mode='bilinear', align_corners=False", "mode='bilinear', align_corners=True")], 'golden'),
     'attention without its scale': ('attention', [('F.scaled_dot_product_attention(query, key, value)', 'F.scaled_dot_product_attention(query, key, value, scale=1.)')], 'golden'),
     'second pass with other dropout': ('idrnet', [('head.final.finish(grown, keep, track)', 'head.final.finish(grown, head.final.keep(grown), track)')], 'dropout'),

@@ -578,3 +578,54 @@ def test_head_settings():
     with pytest.raises(ValueError, match='two maps or more'): IDRHead([4], K)
     assert IDRHead([4,4], K, idr=False, width=4, aux_width=4).refiner is None and IDRHead([4,4], K, 'deeplabv3', width=4, attention_width=4, aux_width=4).config.context=='aspp'
     seed_everything(1); assert IDRHead([4,4], K, width=4, attention_width=4, aux_width=4, dropout=.3).config.dropout==.3
+
+
+# --- found by a reader who tried
+
+class Two(torch.nn.Module):
+    def __init__(self, reentrant=None):
+        super().__init__(); self.reentrant = reentrant
+        self.body = torch.nn.Sequential(torch.nn.Conv2d(3,8,3,padding=1), torch.nn.BatchNorm2d(8), torch.nn.ReLU()); self.cls = torch.nn.Conv2d(8,4,1)
+    def forward(self, x):
+        from torch.utils.checkpoint import checkpoint
+        feat = self.body(x)
+        return self.cls(feat) if self.reentrant is None else checkpoint(self.cls, feat, use_reentrant=self.reentrant)
+
+def test_checkpointing_around_the_seam_is_refused():
+    x, y = torch.randn(2,3,12,12), torch.randint(0,4,(2,12,12))
+    model = add_idr(Two(), at='cls').train(); model.reentrant = False
+    loss = model(x).mean() + idr_loss(model, y)
+    with pytest.raises(RuntimeError, match='gradient checkpointing around the seam'): loss.backward()
+    model = add_idr(Two(), at='cls').train(); model.reentrant = True
+    model(x)
+    with pytest.raises(RuntimeError, match='ran without gradients'): idr_loss(model, y)
+
+def test_a_wrapper_is_not_saved(tmp_path):
+    model = add_idr(Two(), at='cls')
+    for wrapped in (torch.nn.DataParallel(model), torch.compile(model)):
+        with pytest.raises(ValueError, match='is a wrapper'): save_plugged(wrapped, tmp_path/'w.safetensors')
+    assert not list(tmp_path.iterdir())
+
+def test_our_own_save_refuses_a_plugged_model(tmp_path):
+    from idrnet_nb.idrnet import segmentor
+    model = add_idr(segmentor('fcn', 'tiny', 4, idr=False, width=8, aux_width=8))
+    with pytest.raises(ValueError, match='save_plugged'): model.save_pretrained(tmp_path/'m')
+    assert not (tmp_path/'m').exists()
+
+def test_a_transformers_model_inside_a_module_of_ones_own(tmp_path):
+    transformers = pytest.importorskip('transformers')
+    class Mine(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(num_labels=4, depths=[1]*4, hidden_sizes=[8,8,16,16],
+                num_attention_heads=[1,1,2,2], decoder_hidden_size=16))
+        def forward(self, x, labels=None): return self.net(x, labels=labels)
+    x, y = torch.randn(2,3,64,64), torch.randint(0,4,(2,64,64))
+    model = add_idr(Mine(), at='net.decode_head.classifier').train()
+    model(x, y).loss.backward()
+    assert idr_of(model).context.count.sum()>1.9 # its diagnostics ran
+    save_plugged(model, tmp_path/'m.safetensors')
+    again = load_plugged(Mine(), tmp_path/'m.safetensors').train()
+    again(x, y).loss.backward()
+    assert idr_of(again).context.count.sum()>3.9

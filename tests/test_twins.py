@@ -7,6 +7,7 @@ import numpy as np, pytest, torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, example, given, seed, settings, strategies as st
 from idrnet_nb.attention import attend
+from idrnet_nb.context import pool_regions
 from idrnet_nb.classes import class_means, class_weights, membership, memory_sums, update_memory
 from idrnet_nb.idrnet import IDRContext, learn_memory, learn_relations, lesion
 from idrnet_nb.intervene import class_stats, pick_class, silence, update_relations, without
@@ -278,6 +279,15 @@ def test_deletion(case, rng):
     for i,j in np.ndindex(case.b, case.k):
         assert left[i,j].item() == (present[i,j].item() and j!=deleted[i].item())
         assert quiet[i,j].equal(heard[i,j]*0 if j==deleted[i] else heard[i,j])
+
+# --- context by place
+@twin
+def test_pool_regions(case, rng):
+    x, s = features(case, rng), random.Random(case.seed).randint(1,8) # often more regions than pixels
+    want = np.zeros((case.b, case.c, s, s))
+    for i,j in np.ndindex(s, s): # s×s boxes that may share a row or a column
+        want[:,:,i,j] = num(x)[:,:,i*case.h//s:math.ceil((i+1)*case.h/s), j*case.w//s:math.ceil((j+1)*case.w/s)].mean((2,3))
+    agree(pool_regions(x, s), want, close(case))
 
 # --- the refiner, and all together
 @twin
