@@ -5,8 +5,9 @@ import numpy as np, pytest, torch
 from PIL import Image
 from idrnet_nb.core import LabelSpace
 from scipy.io import savemat
-from idrnet_nb.data import (DATASETS, LABEL_SPACES, Augment, Pairs, ade20k, camvid, cityscapes, coco_stuff_10k, folder_pairs, hflip, largest_share, lip,
-    pad_to, photometric, random_crop, read_label, read_picture, resize)
+from idrnet_nb import data
+from idrnet_nb.data import (DATASETS, LABEL_SPACES, Augment, Pairs, camvid, cityscapes, hflip, largest_share, left_right, lip,
+    pad_to, photometric, random_crop, read_label, read_picture, resize, stanford_background)
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get('IDRNET_DATA', ROOT.parent/'shared'/'data'))
@@ -32,10 +33,22 @@ LAYOUTS = dict( # picture, mask, list of names, ids in the masks
     cityscapes=('leftImg8bit/{}/ulm/{}_leftImg8bit.png', 'gtFine/{}/ulm/{}_gtFine_labelIds.png', '', dict(train='train',val='val'), range(34)),
     coco_stuff_10k=('images/{1}.jpg', 'annotations/{1}.mat', 'imageLists/{}.txt', dict(train='train',test='test'), range(183)),
     lip=('{}_images/{}.jpg', '{}_segmentations/{}.png', '{}_id.txt', dict(train='train',val='val'), range(20)))
+MORE = dict(
+    coco_stuff_164k=('images/{}/{}.jpg', 'stuffthingmaps/{}/{}.png', '', dict(train='train2017',val='val2017'), [*range(182),255]),
+    pascal_voc=('JPEGImages/{1}.jpg', 'SegmentationClass/{1}.png', 'ImageSets/Segmentation/{}.txt', dict(train='train',val='val'), [*range(21),255]),
+    pascal_context_59=(*(CONTEXT := ('JPEGImages/{1}.jpg', 'SegmentationClassContext/{1}.png', 'ImageSets/SegmentationContext/{}.txt', dict(train='train',val='val'))), range(60)),
+    pascal_context_60=(*CONTEXT, range(60)),
+    cihp=('{0}/Images/{1}.jpg', '{0}/Category_ids/{1}.png', '{}/LIST_id.txt', dict(train='Training',val='Validation'), range(20)),
+    atr=('JPEGImages/{1}.jpg', 'SegmentationClassAug/{1}.png', '{}_id.txt', dict(train='train',val='val',test='test'), range(18)),
+    stanford_background=('images/{1}.jpg', 'labels/{1}.png', '{}.txt', dict(train='train',val='val'), [*range(8),255]),
+    ccp59=('images/{1}.jpg', 'labels/{1}.png', '{}.txt', dict(train='train',val='val'), range(59)),
+    ccp16=('images/{1}.jpg', 'labels/{1}.png', '{}.txt', dict(train='train',val='val'), range(59)))
+ALL = {**LAYOUTS, **MORE}
+def named(names, split, part): return names.replace('LIST', split).format(part) # where the list of names is
 
 def layout(name, folder):
     "A made-up tree as `name` is published: one pair to train on, three of other sizes to be judged; returns its root."
-    picture,mask,names,splits,ids = LAYOUTS[name]
+    picture,mask,names,splits,ids = ALL[name]
     rng, root = np.random.default_rng(0), folder/'data'/name
     def put(file):
         (root/file).parent.mkdir(parents=True, exist_ok=True); return root/file
@@ -46,7 +59,7 @@ def layout(name, folder):
             Image.fromarray(rng.integers(0,256,(*label.shape,3),dtype=np.uint8)).save(put(picture.format(part,stem)))
             if mask.endswith('.mat'): savemat(put(mask.format(part,stem)), dict(S=label, names=np.array(['unlabeled','person'],object)))
             else: Image.fromarray(label).save(put(mask.format(part,stem)))
-        if names: put(names.format(part)).write_text(' \r\n'.join(stems)+'\n\n')
+        if names: put(named(names,split,part)).write_text(' \r\n'.join(stems)+'\n\n')
     return root
 
 # --- real data
@@ -66,17 +79,19 @@ def test_camvid_every_label_is_known():
         for row in camvid(real('CamVid'),split): seen += np.bincount(read_label(row['label'],SPACE).ravel(),minlength=256)
     assert (seen[:11]>0).all() and seen[255]>0 and seen[11:255].sum()==0
 
-@pytest.mark.parametrize('folder,space', [('stanford','stanford_background'),('ccp','ccp16')])
+@pytest.mark.parametrize('folder,space', [('stanford','stanford_background'),('ccp','ccp16'),('ccp','ccp59')])
 def test_other_folders(folder, space):
-    root = real(folder)
-    rows = folder_pairs(root/'images', root/'labels', ids=(root/'val.txt').read_text().split())
-    assert len(rows)=={'stanford':143,'ccp':204}[folder]
+    root, b = real(folder), DATASETS[space]
+    rows, train = b.load(root), b.load(root,'train')
+    assert len(rows)==b.pictures=={'stanford':143,'ccp':204}[folder] and len(train)=={'stanford':572,'ccp':800}[folder]
+    assert not set(rows['id'][:])&set(train['id'][:]) and rows['id'][:]==(root/'val.txt').read_text().split()
     pairs = Pairs(rows, LABEL_SPACES[space], size=(60,80), augment=Augment((64,64)))
     for i in range(0,len(pairs),20):
         image,label = pairs[i]
         assert image.shape==(3,64,64) and set(label.unique().tolist())<={*range(LABEL_SPACES[space].num_classes),255}
 
-@pytest.mark.parametrize('name,folder,train,judged', [('ade20k','ADEChallengeData2016',1,3), ('lip','LIP',1,1), ('cityscapes','cityscapes',0,1)])
+@pytest.mark.parametrize('name,folder,train,judged', [('ade20k','ADEChallengeData2016',1,3), ('lip','LIP',1,1), ('cityscapes','cityscapes',0,1),
+    ('cihp','CIHP',0,5), ('coco_stuff_164k','coco',13,8)])
 def test_real_layouts(name, folder, train, judged):
     root, b = real('layouts')/folder, DATASETS[name]
     for split,n in (('train',train),(b.split,judged)):
@@ -85,7 +100,7 @@ def test_real_layouts(name, folder, train, judged):
         assert len(pairs)==n and b.load(root,split)['id'][:]==sorted(b.load(root,split)['id'][:])
         for image,label in pairs:
             ids = set(label.unique().tolist())
-            assert image.shape==(3,*label.shape) and ids<={*range(b.space.num_classes),255} and len(ids)>3
+            assert image.shape==(3,*label.shape) and ids<={*range(b.space.num_classes),255} and len(ids)>(1 if name=='coco_stuff_164k' else 3)
     raw = np.array(Image.open(b.load(root)[0]['label']['path']))
     assert (pairs[0][1].numpy()==(raw-1 if name=='ade20k' else raw)).all() or name=='cityscapes' # ADE20K: one less, and 0 - 1 is 255 in bytes
 
@@ -106,52 +121,55 @@ def test_cityscapes_layout():
 def test_label_spaces_are_the_facts():
     facts = DATA.parent/'facts'/'label_spaces.json'
     if not facts.is_file(): pytest.skip('no facts/label_spaces.json beside the data')
-    for name,fact in json.loads(facts.read_text()).items():
-        if name not in LABEL_SPACES: continue
+    facts = json.loads(facts.read_text())
+    assert set(facts)==set(LABEL_SPACES) and len(facts)==14
+    for name,fact in facts.items():
         s = LABEL_SPACES[name]
         assert s.classes==tuple(fact['classes']) and s.ignore==fact['ignore_index']
         assert {**s.raw_to_train, 255:255}=={**{int(a):b for a,b in fact['raw_to_train'].items() if int(a)>=0}, 255:255}
         if 'palette' in fact: assert [list(c) for c in s.palette]==fact['palette']
-
-    assert {'ade20k','cityscapes','coco_stuff_10k','lip'}<=set(LABEL_SPACES)
-    assert [list(p) for p in DATASETS['lip'].flip_pairs]==json.loads(facts.read_text())['lip']['flip_pairs']
+        assert 'flip_pairs' not in fact or [list(p) for p in left_right(s)]==fact['flip_pairs']
     for name,b in DATASETS.items():
-        splits = json.loads(facts.read_text())[name]['splits']
-        assert splits[b.split if b.split in splits else 'validation']==b.pictures
+        assert b.space is LABEL_SPACES[name] and b.flip_pairs==left_right(b.space)
+        splits = facts['ccp59' if name=='ccp16' else name].get('splits')                # none is stated for ATR
+        assert not splits or splits.get(b.split, splits.get('validation'))==b.pictures or splits[b.split+'2017']==b.pictures
+    assert len(DATASETS['atr'].flip_pairs)==3
 
 # --- published sets
-@pytest.mark.parametrize('name', LAYOUTS)
+@pytest.mark.parametrize('name', ALL)
 def test_published_layouts(name, tmp_path):
     root, b = layout(name, tmp_path), DATASETS[name]
-    assert b.load is {f.__name__:f for f in (ade20k,cityscapes,coco_stuff_10k,lip)}[name] and b.space is LABEL_SPACES[name]
-    splits, ids = LAYOUTS[name][3:]
+    assert b.load is getattr(data, name if hasattr(data,name) else {'p':'pascal_context','c':'ccp'}[name[0]]) and b.space is LABEL_SPACES[name]
+    splits, ids = ALL[name][3:]
     for split in splits:
         rows = b.load(root, split)
         assert [i.split('/')[-1] for i in rows['id'][:]]==(['t'] if split=='train' else ['a','b','c'])
         for image,label in Pairs(rows, b.space): assert image.shape==(3,*label.shape) and set(label.unique().tolist())<={*range(b.space.num_classes),255}
     assert b.load(root)['id'][:]==b.load(root, b.split)['id'][:]
-    with pytest.raises(ValueError, match=rf"{name}: no split 'dev'; there are train and "): b.load(root, 'dev')
+    with pytest.raises(ValueError, match=rf"{b.load.__name__}: no split 'dev'; there are train(, val)? and "): b.load(root, 'dev')
 
 @pytest.mark.parametrize('name', DATASETS)
 def test_what_is_missing_is_said(name, tmp_path):
     b = DATASETS[name]
     with pytest.raises(FileNotFoundError) as e: b.load(tmp_path/'nowhere', b.split)
-    assert all(w in str(e.value) for w in (f'{name}: ','nowhere','(pictures)','(masks of the same names)',b.where)) and any(w in b.where for w in ('commercial','CC BY','research'))
+    assert all(w in str(e.value) for w in (f'{b.load.__name__}: ','nowhere','(pictures)','(masks of the same names)',b.where))
+    assert any(w in b.where for w in ('commercial','CC BY','research','Apache-2.0')) and 'cite ' in b.where
 
-@pytest.mark.parametrize('name', LAYOUTS)
+@pytest.mark.parametrize('name', ALL)
 def test_half_a_download(name, tmp_path):
     root, b = layout(name, tmp_path), DATASETS[name]
-    mask = LAYOUTS[name][1].format(LAYOUTS[name][3][b.split],'b')
+    mask = ALL[name][1].format(ALL[name][3][b.split],'b')
     (root/mask).unlink()
     with pytest.raises(ValueError, match=r"1 without a partner: missing mask of '(ulm/)?b'"): b.load(root)
     for f in list(root.rglob(f'*{Path(mask).suffix}')):
         if mask.split('/')[0] in f.parts: f.unlink()
     with pytest.raises((ValueError,FileNotFoundError), match='3 without a partner|labelIds'): b.load(root)
-    if LAYOUTS[name][2]:
-        (root/LAYOUTS[name][2].format(b.split)).unlink()
-        with pytest.raises(FileNotFoundError, match=rf'has no {LAYOUTS[name][2].format(b.split)}\. '): b.load(root)
+    if ALL[name][2]:
+        names = named(ALL[name][2], b.split, ALL[name][3][b.split])
+        (root/names).unlink()
+        with pytest.raises(FileNotFoundError, match=rf'has no {names}\. '): b.load(root)
 
-@pytest.mark.parametrize('name', LAYOUTS)
+@pytest.mark.parametrize('name', ALL)
 def test_the_folder_beside_is_found(name, tmp_path):
     root, b = layout(name, tmp_path), DATASETS[name]
     for wrong in root.parent, next(p for p in sorted(root.iterdir()) if p.is_dir()):
@@ -177,6 +195,19 @@ def test_cityscapes_training_ids(tmp_path):
         assert len(cityscapes(root))==3
     for f in list(root.rglob('*_labelIds.png')): f.unlink()
     with pytest.raises(FileNotFoundError, match=r'no \*_gtFine_labelIds\.png.*labelTrainIds'): cityscapes(root)
+
+def test_stanford_as_it_is_published(tmp_path):
+    root = layout('stanford_background', tmp_path)
+    masks = [p for p in sorted((root/'labels').iterdir())]
+    want = {p.stem:read_label(p, LABEL_SPACES['stanford_background']) for p in masks}
+    for p in masks:
+        np.savetxt(p.with_name(p.stem+'.regions.txt'), np.where((raw := np.array(Image.open(p)).astype(int))==255, -1, raw), fmt='%d')
+        (p.with_name(p.stem+'.surfaces.txt')).write_text('0 1'); p.unlink()
+    for row in (rows := stanford_background(root)): assert np.array_equal(read_label(row['label'], LABEL_SPACES['stanford_background']), want[row['id']])
+    assert len(rows)==3
+    for text,word in (('0 8\n','does not know: 8'), ('0 -2\n','does not know: -2'), ('','cannot be read|`H W`|no rows'), ('1.5 2','whole numbers'), ('a b','whole numbers')):
+        (root/'labels'/'b.regions.txt').write_text(text)
+        with pytest.raises(ValueError, match=rf'b\.regions\.txt.*({word})'): read_label(root/'labels'/'b.regions.txt', LABEL_SPACES['stanford_background'])
 
 def test_mat_masks(tmp_path):
     space, f = LABEL_SPACES['coco_stuff_10k'], tmp_path/'m.mat'
