@@ -294,6 +294,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'idrnet_nb.export._stride': ('export.html#_stride', 'idrnet_nb/export.py'),
                                   'idrnet_nb.export._tiles': ('export.html#_tiles', 'idrnet_nb/export.py'),
                                   'idrnet_nb.export._translate': ('export.html#_translate', 'idrnet_nb/export.py'),
+                                  'idrnet_nb.export._without_ceil': ('export.html#_without_ceil', 'idrnet_nb/export.py'),
                                   'idrnet_nb.export.export_onnx': ('export.html#export_onnx', 'idrnet_nb/export.py'),
                                   'idrnet_nb.export.export_program': ('export.html#export_program', 'idrnet_nb/export.py'),
                                   'idrnet_nb.export.least_side': ('export.html#least_side', 'idrnet_nb/export.py')},

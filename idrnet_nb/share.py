@@ -8,7 +8,6 @@ __all__ = ['FORMAT', 'WEIGHTS', 'CONFIG', 'CARD', 'write_model', 'read_model', '
 # %% ../nbs/05_share.ipynb #c003
 import json
 from pathlib import Path
-from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
 from . import __version__
@@ -117,6 +116,11 @@ def _said(x): return '' if x is None else f'{x:.2f}' if isinstance(x,float) else
 def _rows(columns, rows): return ['| '+' | '.join(r)+' |' for r in [columns, ['---']*len(columns), *rows]]
 
 # %% ../nbs/05_share.ipynb #c033
+try: from huggingface_hub import PyTorchModelHubMixin
+except ImportError: # folders are written and read without it
+    class PyTorchModelHubMixin:
+        def push_to_hub(self, *args, **hub): raise ImportError('push_to_hub needs huggingface_hub and what it imports: pip install huggingface_hub')
+
 class Shareable(PyTorchModelHubMixin):
     "`save_pretrained`, `from_pretrained`, `push_to_hub` for a module with `to_config()` and `from_config(config)`; `about` travels along."
     needed = () # settings without which it cannot be built
