@@ -6,7 +6,7 @@
 __all__ = ['least_side', 'export_program', 'export_onnx']
 
 # %% ../nbs/26_export.ipynb #c003
-import copy, importlib, json
+import copy, importlib, json, math, operator
 from pathlib import Path
 from typing import Optional
 import torch
@@ -58,6 +58,21 @@ def _follow(net, dtype):
         raise NotImplementedError(f'export: torch cannot write down {_name(net)} for pictures of every size ({_first_line(e)}). '
             'Usually a backbone that computes with sizes in Python; resnet, convnext, mobilenetv2, hrnet and swin (not v2) are known to work') from e
     for node in program.graph.nodes: node.meta.pop('stack_trace', None) # names files of this machine
+    return _without_ceil(program)
+
+def _without_ceil(program):
+    "Say ceil(a/b) as -(-a//b): a .pt2 has no word for ceil, which timm asks for where it dilates (ConvNeXt)."
+    graph, value = program.graph, lambda x: x.meta['val'] if isinstance(x, torch.fx.Node) else x
+    def call(f, *args):
+        node = graph.call_function(f, args); node.meta['val'] = f(*map(value, args))
+        return node
+    for node in [n for n in graph.nodes if n.target is math.ceil and n.args[0].target is operator.truediv]:
+        quotient = node.args[0]
+        a,b = quotient.args
+        with graph.inserting_before(node): node.replace_all_uses_with(call(operator.neg, call(operator.floordiv, call(operator.neg, a), b)))
+        graph.erase_node(node)
+        if not quotient.users: graph.erase_node(quotient)
+    program.graph_module.recompile()
     return program
 
 def _name(net): return f'backbone {getattr(net.model.backbone, "name", type(net.model.backbone).__name__)!r}'

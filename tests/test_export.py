@@ -1,5 +1,5 @@
 """Files that leave Python: the same answer on every size, nothing on disk when it is not, no trace of the machine. IDRNET_FULL=1 tries every framework and timm's networks."""
-import copy, json, os, sys
+import copy, json, math, os, sys
 import pytest, torch
 import torch.nn.functional as F
 from torch import nn
@@ -18,7 +18,7 @@ def shaken(framework, idr=True, backbone='tiny', k=K, **settings):
     "A model in which nothing is 0 or 1 by accident and every class is predicted somewhere, in training mode."
     seed_everything(0)
     model = segmentor(framework, backbone, k, idr=idr, **{**SMALL, **settings})
-    for m in model.modules(): m.momentum = 1. # norms: the statistics of one batch
+    for m in (model if backbone=='tiny' else model.head).modules(): m.momentum = 1. # norms: the statistics of one batch
     for name,b in model.named_buffers():
         if name.endswith(('memory','relation_mean','relation_var')): b.normal_()
     with torch.no_grad():
@@ -105,6 +105,18 @@ def test_program_of_a_real_backbone(tmp_path):
     run = export_program(model, tmp_path/'m.pt2', dtype=torch.float32, sizes=((1,33,40),)).module()
     for size in ((1,33,33), (2,64,96), (1,97,65), (1,96,192), (1,192,193)): assert off(run, model, *size, dtype=torch.float32) <= 1e-6
     with pytest.raises((AssertionError, RuntimeError), match='33'): run(pictures(1,32,40).float()) # smaller than allowed: refused, not wrong
+
+class Ceiling(nn.Module):
+    "Rounds its size up in Python, as timm does."
+    channels, strides, pad_to, mean, std = [4,4], [3,3], 3, (0.,)*3, (255.,)*3
+    def __init__(self): super().__init__(); self.conv = nn.Conv2d(3, 4, 3, padding=1)
+    def forward(self, x): return [F.interpolate(self.conv(x), (math.ceil(x.shape[2]/3), math.ceil(x.shape[3]/3)), mode='bilinear')]*2
+
+def test_ceil_can_be_saved(tmp_path):
+    model = shaken('fcn', False, Ceiling())
+    before = export_program(model, tmp_path/'m.pt2').module()
+    after = torch.export.load(tmp_path/'m.pt2').module()
+    for size in ((1,4,4), (2,9,31), (1,30,11)): assert off(before, model, *size) <= 1e-6 and off(after, model, *size) <= 1e-6
 
 def test_model_is_left_as_it_is(tmp_path):
     model = shaken('fcn'); model.head.squeeze.norm.eval()
@@ -203,8 +215,8 @@ def test_refusals(tmp_path):
 @pytest.mark.parametrize('framework,idr', ARMS)
 def test_onnx_of_every_framework(framework, idr, tmp_path):
     model = shaken(framework, idr)
-    assert max(export_onnx(model, tmp_path/'m.onnx').values()) < 1e-5
-    assert all(off(onnx_run(tmp_path/'m.onnx'), model, *size) < 1e-5 for size in grids(1))
+    assert max(export_onnx(model, tmp_path/'m.onnx').values()) < 5e-5
+    assert all(off(onnx_run(tmp_path/'m.onnx'), model, *size) < 5e-5 for size in grids(1))
 
 NETWORKS = [('resnet18',None), ('resnet18',8), ('resnet50c',8), ('mobilenetv2_050',None), ('mobilenetv2_050',16), ('convnext_atto',None), ('convnext_atto',8),
     ('hrnet_w18',None), ('swin_tiny_patch4_window7_224',None)]
