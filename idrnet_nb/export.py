@@ -56,7 +56,7 @@ def _follow(net, dtype):
         with torch.no_grad(): program = torch.export.export(net, (example,), dynamic_shapes=({0:letter(1), 2:letter(n), 3:letter(n)},), strict=False)
     except Exception as e:
         raise NotImplementedError(f'export: torch cannot write down {_name(net)} for pictures of every size ({_first_line(e)}). '
-            'Usually a backbone that computes with sizes in Python; resnet, convnext, mobilenetv2, hrnet and swin (not v2) are known to work') from e
+            'Usually a backbone that computes with sizes in Python; resnet, convnext, mobilenet, efficientnet, regnet, hrnet, swin (not v2) and pvt_v2 are known to work') from e
     for node in program.graph.nodes: node.meta.pop('stack_trace', None) # names files of this machine
     return _without_ceil(program)
 
