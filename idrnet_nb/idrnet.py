@@ -189,6 +189,7 @@ class SegHead(nn.Module):
         size:Optional[tuple]=None, # `(H, W)` of the logits; None: that of `label`, or the grid of S
         deleted:Optional[Tensor]=None, # `b`, classes to delete; None: picked
         noise:Optional[Tensor]=None, # `b k`, uniform in 0..1, for the picking; None: drawn
+        criterion=None, # (logits `b k H W`, label, ignore) -> scalar, see `loss.Criterion`; None: mean cross-entropy, step 10
     )->dict: # out, coarse, aux `b k . .`; feat `b c h w`; with labels loss and losses; in training diagnosis
         "Raises ValueError for wrong channels, label shapes or ids, FloatingPointError for nan in the pyramid (CPU)."
         _check_pyramid(self, pyramid, label)
@@ -197,7 +198,7 @@ class SegHead(nn.Module):
         again = _answer(self, pyramid, out, size)
         if self.aux is not None and self.training: out['aux'] = self.aux(pyramid[-2])
         if label is None: return out
-        each = _losses(self, out, label)
+        each = _losses(self, out, label, criterion)
         if self.with_idr and self.training: _diagnose(self, out, again, each, label, deleted, noise)
         return out
 
@@ -246,12 +247,15 @@ def _refine(head, feat, out): # steps 4 to 8
     return head.refiner.refine(view, heard)
 
 # %% ../nbs/15_idrnet.ipynb #c040
-def _losses(head, out, label): # step 10
+def _losses(head, out, label, criterion): # step 10, and the cross-entropy of each pixel, which the diagnostics need whatever is learnt from
     c, size = head.config, label.shape[-2:]
-    each = pixel_loss(upsample(out['out'], size), label, c.ignore)
-    losses = dict(final=c.final_weight*mean_loss(each, label, c.ignore))
+    seen = out['out'] if criterion is None else out['out'].detach()
+    each = pixel_loss(upsample(seen, size), label, c.ignore) if criterion is None or head.with_idr else None
+    part = lambda key: criterion(upsample(out[key], size), label, c.ignore)
+    if criterion is None: part = lambda key: mean_loss(each if key=='out' else pixel_loss(upsample(out[key], size), label, c.ignore), label, c.ignore)
+    losses = dict(final=c.final_weight*part('out'))
     for name,weight in (('coarse',c.coarse_weight), ('aux',c.aux_weight)):
-        if name in out and weight: losses[name] = weight*mean_loss(pixel_loss(upsample(out[name], size), label, c.ignore), label, c.ignore)
+        if name in out and weight: losses[name] = weight*part(name)
     for name in ('aux','coarse','final'): # causes first
         if name in losses: check_finite(losses[name].detach(), f'loss part {name!r}')
     out.update(loss=sum(losses.values()), losses=losses)
@@ -279,7 +283,7 @@ def _check_pyramid(head, pyramid, label):
         raise ValueError(f'SegHead: labels must be `b H W` integers for {len(pyramid[-1])} pictures, got {tuple(label.shape)} of {label.dtype}')
     check_labels(label, head.config.num_classes, head.config.ignore)
 
-# %% ../nbs/15_idrnet.ipynb #c058
+# %% ../nbs/15_idrnet.ipynb #c060
 class Segmentor(nn.Module, Shareable):
     "Pictures in, logits out: normalise, pad, backbone, head, resize, crop. Saves, loads and shares itself (`share.Shareable`)."
     needed = ('backbone', 'head')
@@ -299,7 +303,7 @@ class Segmentor(nn.Module, Shareable):
         images:Tensor, # `b 3 H W`, RGB in 0..255, uint8 or float, any size
         label:Optional[Tensor]=None, # `b H W`, class ids or `ignore`
         size:Optional[tuple]=None, # `(h, w)` of the answer; None: that of the pictures
-        **head_args, # `deleted`, `noise`: see `SegHead`
+        **head_args, # `deleted`, `noise`, `criterion`: see `SegHead`
     )->dict: # out `b k h w`, and what `SegHead` gives
         "Raises ValueError where pictures and labels do not fit each other, FloatingPointError for nan in the pictures (CPU)."
         _check_images(images, label)
@@ -338,7 +342,7 @@ def segmentor(
     if isinstance(backbone, str): backbone = Backbone(backbone, weights=weights, pretrained=pretrained, output_stride=output_stride, **args)
     return Segmentor(backbone, config)
 
-# %% ../nbs/15_idrnet.ipynb #c059
+# %% ../nbs/15_idrnet.ipynb #c061
 def _check_images(images, label):
     if images.ndim!=4 or images.shape[1]!=3:
         raise ValueError(f'Segmentor: pictures must be `b 3 H W` RGB in 0..255, got {tuple(images.shape)}; grey and RGBA pictures: idrnet_nb.data.read_picture')
