@@ -104,8 +104,14 @@ def data_task(
     task.recipe = partial(data_task, name, root, size, crop, split, seed, labels)
     return task
 
-def camvid_task(root, size=(360,480), crop=None, split='test', seed=0): # labels are resized with their pictures
-    "CamVid by `data_task`, judged at `size`."
+def camvid_task(
+    root, # folder with train, trainannot, …
+    size:tuple=(360,480), # pictures are resized to, and labels
+    crop:Optional[tuple]=None, # training crops; None: as `size`
+    split:str='test', # judged on: 'test' or 'val'
+    seed:int=0, # of the augmentation
+)->Task:
+    "CamVid, 11 classes, judged at `size`; else as `data_task`."
     return data_task('camvid', root, size, crop, split, seed, 'resized')
 
 # %% ../nbs/25_compare.ipynb #c017

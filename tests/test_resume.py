@@ -16,7 +16,8 @@ from idrnet_nb.core import IGNORE, LabelSpace, palette, seed_everything
 from idrnet_nb.data import Augment, Pairs
 from idrnet_nb.idrnet import FRAMEWORKS, segmentor
 from idrnet_nb.infer import evaluate
-from idrnet_nb.train import TrainConfig, batches, param_groups, picked, read_log, train
+from idrnet_nb.train import TrainConfig, batches, param_groups, picked, train
+from idrnet_nb.log import read_log
 
 K, SMALL = 4, dict(width=8, attention_width=6, aux_width=8)
 SPACE = LabelSpace('made up', tuple(f'class {i}' for i in range(K)), tuple(map(tuple, palette(K).tolist())))
@@ -513,6 +514,50 @@ def test_bar_tells_the_time_left(tmp_path, capsys):
     train(make(), pairs(), CONFIG, 'cpu', True, out=tmp_path, resume=True)
     shown = capsys.readouterr().err
     assert '3/7' in shown and '<' in shown # it goes on from where it was; elapsed<left
+
+# --- memory
+
+class Tight(type(segmentor('fcn', 'tiny', K, **SMALL))):
+    "Cannot take more than `most` pictures at once."
+    most, words = 2, 'CUDA out of memory. Tried to allocate 2.00 GiB'
+    def forward(self, images, label=None, **args):
+        if len(images)>self.most: raise torch.OutOfMemoryError(self.words) if 'CUDA' in self.words else RuntimeError(self.words)
+        return super().forward(images, label, **args)
+
+@pytest.mark.parametrize('words', ['CUDA out of memory. Tried', 'MPS backend out of memory (MPS allocated', "DefaultCPUAllocator: can't allocate memory: you tried"])
+@pytest.mark.parametrize('most,said', [(3, 'with 4 pictures of 16x16 at once; 2 at once fit: accumulate=2 trains the same batch in parts of 2'),
+                                       (1, '1 at once fit: accumulate=4'), (0, 'not even one at a time fits: smaller crops')])
+def test_out_of_memory_says_what_fits(most, said, words, tmp_path):
+    model = make(); model.__class__ = type('Tight', (Tight,), dict(most=most, words=words))
+    with pytest.raises(MemoryError) as e: train(model, pairs(), CONFIG, 'cpu', False, out=tmp_path)
+    assert said in str(e.value) and str(e.value).startswith('step 0: out of memory on cpu') and "amp='bf16'" in str(e.value)
+    if not most: return
+    parts = 4//(2 if most==3 else 1) # and what was advised works
+    assert len(train(model, pairs(), replace(CONFIG, accumulate=parts), 'cpu', False))==4
+
+def test_another_error_stays_itself():
+    model = make(); model.__class__ = type('Tight', (Tight,), dict(words='shape mismatch'))
+    with pytest.raises(RuntimeError, match='shape mismatch'): train(model, pairs(), CONFIG, 'cpu', False)
+
+# --- losses
+
+@pytest.mark.parametrize('how', [dict(loss='focal'), dict(loss='ce+dice'), dict(loss='0.5*ce+lovasz', class_weights=(1,2,1,.5)), dict(loss='ce', ohem=.7, ohem_least=50)])
+def test_other_losses_learn_and_resume(how, tmp_path):
+    "Parts of the loss are the criterion's on each answer, the tables still move, and a cut training is the uncut one."
+    config = replace(CONFIG, **how)
+    whole, records = finish(tmp_path/'whole', pairs(), config)
+    finish(tmp_path/'cut', pairs(), config, stop=3)
+    again, told = finish(tmp_path/'cut', pairs(), config, resume=True)
+    same(whole.state_dict(), again.state_dict())
+    assert told==records and set(records[0])=={'step','lr','loss','final','coarse','aux'} and not whole.relations[0].equal(torch.eye(K))
+    assert records!=finish(tmp_path/'usual', pairs(), CONFIG)[1]
+
+def test_criterion_reaches_every_part():
+    from idrnet_nb.loss import Criterion
+    model, (x,y) = make().eval(), torch.utils.data.default_collate([pairs(augment=False)[i] for i in range(2)])
+    out, criterion = model(x, y, criterion=Criterion('dice')), Criterion('dice')
+    assert torch.equal(out['losses']['final'], criterion(out['out'], y, IGNORE))
+    assert math.isclose(out['loss'].item(), sum(v.item() for v in out['losses'].values()), rel_tol=1e-6)
 
 # --- several processes
 

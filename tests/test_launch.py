@@ -1,0 +1,82 @@
+"""The same training, started as people start several processes: torchrun and accelerate launch of the command, notebook_launcher of the notebook's function."""
+import os, subprocess, sys
+from pathlib import Path
+import pytest
+import torch
+from idrnet_nb.checkpoint import load_checkpoint
+from idrnet_nb.core import seed_everything
+from idrnet_nb.data import LABEL_SPACES, DATASETS
+from idrnet_nb.layouts import write_layout
+from idrnet_nb.log import read_log
+from idrnet_nb.recipe import RECIPES, mini
+from idrnet_nb.train import train
+
+BIN = Path(sys.executable).parent
+ENV = {**os.environ, 'OMP_NUM_THREADS':'1', 'HF_HUB_OFFLINE':'1', 'CUDA_VISIBLE_DEVICES':'', 'ACCELERATE_USE_CPU':'true'}
+
+def ran(*words, **how):
+    done = subprocess.run([str(w) for w in words], capture_output=True, text=True, env=ENV, timeout=240, **how)
+    assert done.returncode==0, done.stdout[-2000:]+done.stderr[-4000:]
+    return done.stdout
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory): return write_layout('lip', tmp_path_factory.mktemp('data')/'LIP', LABEL_SPACES['lip'], train=8, unseen=5, size=(48,48))
+
+def words(root, out): return ['idrnet', 'train', '--data', 'lip', '--root', root, '--recipe', 'laptop_fcn_lip', '--mini', '--set', 'epochs=3', 'log_every=1',
+                              '--judge', 'val', '--device', 'cpu', '--quiet', '--out', out]
+
+def test_torchrun(root, tmp_path):
+    "Two processes, one training: one log, one set of checkpoints, one answer; two processes judge five pictures, each once; and one process resumes."
+    start = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', 2, '--no-python', BIN/'idrnet']
+    told = ran(*start, *words(root, tmp_path/'run')[1:])
+    assert told.count('mIoU')==1 and '5 unseen pictures' in told and told.count('saved in')==1
+    assert [l['step'] for l in read_log(tmp_path/'run') if 'loss' in l]==list(range(6))
+    found = load_checkpoint(tmp_path/'run'/'checkpoints')
+    assert found['about']['where']['processes']==2 and len(found['state']['rng'])==2 and found['step']==6
+    one = ran(BIN/'idrnet', 'evaluate', '--model', tmp_path/'run', '--data', 'lip', '--root', root, '--device', 'cpu', '--quiet')
+    assert one.splitlines()[-2].split()[:2]==told.splitlines()[-2].split()[:2]
+    again = ran(BIN/'idrnet', *words(root, tmp_path/'run')[1:], '--resume') # nothing is left to be done, and it says the same
+    assert again.splitlines()[-2].split()[:2]==told.splitlines()[-2].split()[:2]
+
+def test_accelerate_launch(root, tmp_path):
+    "With --cpu it starts one process only (several need MPI); told of several GPUs it starts several, and they meet on the device that the command names."
+    start = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', 2, '--num_machines', 1, '--mixed_precision', 'no',
+             '--dynamo_backend', 'no', '--no_python', BIN/'idrnet']
+    assert ran(*start, *words(root, tmp_path/'run')[1:]).count('mIoU')==1
+    assert load_checkpoint(tmp_path/'run'/'checkpoints')['about']['where']['processes']==2
+
+def taught(root, out): # what a notebook's cell would hold
+    recipe = mini(RECIPES['laptop_fcn_lip'], epochs=2)
+    rows = DATASETS['lip'].load(root, 'train')
+    seed_everything(0)
+    model = recipe.build()
+    train(model, recipe.pairs(rows), recipe.config(len(rows)), 'cpu', False, out=out)
+    if int(os.environ.get('RANK', 0))==0: torch.save(model.state_dict(), Path(out)/'weights.pt')
+
+def test_notebook_launcher(root, tmp_path):
+    "A cell that starts the function twice; both processes were one training."
+    script = ('import sys; sys.path.insert(0, sys.argv[1]); from test_launch import taught; from accelerate import notebook_launcher; '
+              'notebook_launcher(taught, sys.argv[2:], num_processes=2)')
+    ran(sys.executable, '-c', script, Path(__file__).parent, root, tmp_path/'two')
+    found = load_checkpoint(tmp_path/'two'/'checkpoints')
+    assert found['about']['where']['processes']==2 and found['step']==4
+    weights = torch.load(tmp_path/'two'/'weights.pt')
+    for name,x in found['state']['model'].items(): assert torch.equal(x, weights[name]), name
+
+def test_processes_share_an_evaluation(root, tmp_path):
+    "The counts of two processes, five pictures between them, are those of one; each picture's too, in order."
+    (tmp_path/'judge.py').write_text(f'''
+import sys, torch
+from idrnet_nb.processes import join, share
+from idrnet_nb.core import seed_everything
+from idrnet_nb.data import DATASETS, Pairs
+from idrnet_nb.infer import evaluate
+from idrnet_nb.recipe import RECIPES, mini
+join('cpu'); seed_everything(0)
+net, data = mini(RECIPES['laptop_fcn_lip']).build().eval(), Pairs(DATASETS['lip'].load({str(root)!r}, 'val'), DATASETS['lip'].space)
+both, alone = (evaluate(net, data, batch_size=1, boundary=.02, together=t) for t in (True,False))
+assert torch.equal(both.total, alone.total) and torch.equal(both.per_picture, alone.per_picture) and len(both)==5, share()
+assert str(both.scores())==str(alone.scores())
+torch.distributed.destroy_process_group()
+''')
+    ran(sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', 2, tmp_path/'judge.py')
