@@ -1,13 +1,16 @@
 """Files in, tensors out: real CamVid where it is there (IDRNET_DATA, default ../shared/data), made-up trees always, bad input named."""
-import json, os, subprocess, sys
+import json, os, subprocess, sys, warnings
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from idrnet_nb.core import LabelSpace
+from dataclasses import replace
 from scipy.io import savemat
 from idrnet_nb import data
-from idrnet_nb.data import (DATASETS, LABEL_SPACES, Augment, Pairs, camvid, cityscapes, hflip, largest_share, left_right, lip,
-    pad_to, photometric, random_crop, read_label, read_picture, resize, stanford_background)
+from idrnet_nb.check import check_data
+from idrnet_nb.data import (DATASETS, HUB, LABEL_SPACES, Augment, BadFile, Pairs, camvid, cityscapes, fit_size, from_hub, hflip, largest_share, left_right, lip,
+    pad_to, photometric, random_crop, read_label, read_picture, resize, rotate, stanford_background)
+from idrnet_nb.layouts import scene, write_layout
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get('IDRNET_DATA', ROOT.parent/'shared'/'data'))
@@ -194,7 +197,33 @@ def test_cityscapes_training_ids(tmp_path):
         Image.fromarray(np.array([ids],np.uint8)).save(first)
         assert len(cityscapes(root))==3
     for f in list(root.rglob('*_labelIds.png')): f.unlink()
-    with pytest.raises(FileNotFoundError, match=r'no \*_gtFine_labelIds\.png.*labelTrainIds'): cityscapes(root)
+    assert all(r['label']['path'].endswith('_labelTrainIds.png') for r in cityscapes(root))
+    for f in list(root.rglob('*_labelTrainIds.png')): f.unlink()
+    with pytest.raises(FileNotFoundError, match=r'neither \*_gtFine_labelIds\.png nor \*_gtFine_labelTrainIds\.png.*cityscapes-dataset'): cityscapes(root)
+
+def test_cityscapes_by_either_mask(tmp_path):
+    "The same classes whichever mask is there, through Pairs and check_data; a wrong name is said, of any mask and not only the first."
+    space, b = LABEL_SPACES['cityscapes'], DATASETS['cityscapes']
+    roots = [write_layout('cityscapes', tmp_path/n, s, 3, 2, (48,64)) for n,s in (('drawn',space), ('mapped',replace(space,raw_to_train=None)))]
+    assert [len([*r.rglob('*_labelTrainIds.png')]) for r in roots]==[0,5]
+    for split in 'train','val':
+        drawn,mapped = [Pairs(b.load(r,split), b.space) for r in roots]
+        for (_,x),(_,y) in zip(drawn,mapped): assert torch.equal(x,y) and {255}<set(x.unique().tolist())<={*range(19),255}
+        assert len(drawn)==len(mapped)==(3 if split=='train' else 2)
+    reports = [check_data(b.load(r), b.space, progress=False) for r in roots]
+    assert all(r.ok for r in reports) and reports[0]==reports[1]
+    for r in roots: # the second mask under the other's name
+        for f in list(r.rglob('*TrainIds.png' if 'mapped' in str(r) else '*_labelIds.png')):
+            if 'train' not in f.parts: continue
+            other = f.with_name(f.name.replace('TrainIds','Ids') if 'TrainIds' in f.name else f.name.replace('Ids','TrainIds'))
+            f.rename(other)
+            words = 'holds training ids' if 'mapped' in str(r) else r'is named labelTrainIds, but holds label ids \[.*\] of 0\.\.33'
+            with pytest.raises(BadFile, match=words) as e: read_label(other, space)
+            assert e.value.kind=='unseen ids' and other.name in str(e.value)
+        with pytest.raises(ValueError, match='training ids|named labelTrainIds'): b.load(r,'train')
+    mask = next(roots[1].rglob('val/**/*_labelTrainIds.png'))
+    assert np.array_equal(read_label(mask, replace(space,raw_to_train=None)), read_label(mask, space)) # a space of one's own is left alone
+    assert read_label(mask, LabelSpace.from_json(space.to_json())).tolist()==read_label(mask, space).tolist()
 
 def test_stanford_as_it_is_published(tmp_path):
     root = layout('stanford_background', tmp_path)
@@ -357,7 +386,184 @@ def test_photometric_stays_in_bytes(pair):
     assert outs.dtype==torch.uint8 and outs.float().mean((1,2,3)).std()>5
     assert pad_to(*pair,(10,10))[0].shape==pair[0].shape
 
+def resize_as_first_written(image, label, size):
+    (h,w),(H,W) = size,label.shape
+    if (h,w)==(H,W): return image,label
+    image = torch.nn.functional.interpolate(image[None].contiguous(memory_format=torch.channels_last), size=(h,w), mode='bilinear', antialias=True)[0].contiguous()
+    rows,cols = [((torch.arange(n)+.5)*N/n).long() for n,N in ((h,H),(w,W))]
+    return image, label[rows[:,None],cols]
+
+def share_as_first_written(label, ignore):
+    valid = label[label!=ignore]
+    return valid.bincount().max().item()/len(valid) if len(valid) else 1.
+
+def photometric_as_first_written(image, rng):
+    on = rng.random(4)<.5
+    add,mul = rng.uniform(-32,32)*on[0], rng.uniform(.5,1.5) if on[1] else 1
+    sat,turn = rng.uniform(.5,1.5) if on[2] else 1, rng.uniform(-36,36)*on[3]
+    return torch.tensordot(data.colour_matrix(float(sat),float(turn)), (image.float()+add)*mul, 1).round().clamp(0,255).to(torch.uint8)
+
+def augment_as_first_written(a, image, label, index, epoch):
+    "Ids as int64 and RGB as planes from end to end."
+    rng = np.random.default_rng((a.seed,epoch,index))
+    factor = rng.uniform(*a.scale)
+    size = fit_size(label.shape,a.bounds,a.keep_ratio,factor) if a.bounds else tuple(max(1,round(n*factor)) for n in label.shape)
+    image,label = resize_as_first_written(image, label, size)
+    if a.crop:
+        h,w = min(a.crop[0],label.shape[0]), min(a.crop[1],label.shape[1])
+        for _ in range(10):
+            y,x = rng.integers(label.shape[0]-h+1), rng.integers(label.shape[1]-w+1)
+            if share_as_first_written(label[y:y+h,x:x+w],a.ignore)<=a.cat_max_ratio: break
+        image,label = image[:,y:y+h,x:x+w],label[y:y+h,x:x+w]
+    if rng.random()<a.flip: image,label = hflip(image, label, a.flip_pairs)
+    image = photometric_as_first_written(image, rng)
+    if a.rotate and rng.random()<a.rotate_chance: image,label = rotate(image, label, rng.uniform(-a.rotate,a.rotate), a.colour, a.ignore)
+    return pad_to(image, label, a.crop, a.colour, a.ignore) if a.crop else (image,label)
+
+@pytest.mark.parametrize('how', [dict(crop=(60,80)), dict(crop=(90,70),bounds=(64,160)), dict(crop=(50,50),rotate=30,flip_pairs=((0,3),(1,2))), dict(crop=None),
+    dict(crop=(30,30),cat_max_ratio=.3,ignore=254), dict(crop=(73,73),scale=(.75,1.25),bounds=(80,80),keep_ratio=False)], ids=str)
+@pytest.mark.parametrize('size', [None,(41,57)])
+def test_no_pixel_changed_for_speed(tmp_path, how, size):
+    rows, a = camvid(write_layout('camvid', tmp_path/'c', SPACE, 3, 1, (72,96))), Augment(**how)
+    pairs, plain = Pairs(rows, SPACE, size, a), Pairs(rows, SPACE)
+    for epoch in range(6):
+        pairs.set_epoch(epoch)
+        for i in range(3):
+            image,label = plain[i]
+            if size: image,label = resize_as_first_written(image, label, size)
+            for got,want in zip(pairs[i], augment_as_first_written(a, image, label, i, epoch)):
+                assert torch.equal(got,want) and got.dtype==want.dtype and got.is_contiguous()
+    assert all(t.is_contiguous() for t in plain[0]) and all(t.is_contiguous() for t in Pairs(rows, SPACE, (31,44))[0])
+
+def test_ids_beyond_a_byte(pair):
+    "Ids that do not fit into a byte go the long way, and come out as they went in."
+    image,label = pair
+    a, many = Augment((24,24),ignore=999,rotate=10,rotate_chance=1), torch.where(label==3,700,label)
+    x,y = a(image, many, 5)
+    assert {700,999}&set(y.unique().tolist()) and y.dtype==torch.int64 and set(y.unique().tolist())<={*range(11),700,999}
+    assert torch.equal(x, Augment((24,24),rotate=10,rotate_chance=1)(image, label, 5)[0])
+    assert set(Augment((60,60))(image, many)[1].unique().tolist())<={*range(11),255,700} and 700 in Augment((60,60))(image, many)[1]
+    assert Augment(None,(1,1),0,photometric=False)(image.permute(1,2,0).contiguous().permute(2,0,1), label)[0].is_contiguous()
+    for share,ignore in ((2/3,-1),(1.,7)): assert largest_share(torch.tensor([[-1,7,7,3]] if ignore<0 else [[7,7,3,3]]), ignore)==share
+
+# --- the Hub, with something that stands in for it
+SHA = 'c0ffee'+'0'*34
+@pytest.fixture
+def hub(monkeypatch):
+    """What is asked for, as a list; `hub.n` pictures, `hub.columns`, `hub.paint` for masks in colours, `hub.fail` to raise instead, `hub.away` for no connection at all."""
+    import datasets, huggingface_hub
+    class State(list): n,columns,paint,fail,away,space = 2,('image','mask'),None,None,None,'pascal_voc'
+    state = State()
+    def info(self, id, revision=None):
+        state.append(('info',id,revision))
+        if state.away: raise state.away
+        return type('Info',(),dict(sha=SHA))
+    def load(id, split=None, revision=None):
+        state.append(('load',id,split,revision))
+        if state.fail: raise state.fail
+        import io
+        def coded(x, kind='PNG', **kw): Image.fromarray(x).save(f := io.BytesIO(), kind, **kw); return dict(path=None,bytes=f.getvalue())
+        space, out = LABEL_SPACES[state.space], {c:[] for c in state.columns}
+        for i in range(state.n):
+            image,label = scene(space, (40,56), np.random.default_rng(i))
+            mask = np.array([*space.palette,(224,224,192)],np.uint8)[label.clip(max=space.num_classes)] if state.paint else label.astype(np.uint8)
+            if state.space=='ade20k': mask = np.where(label==255,0,label+1).astype(np.uint8)
+            for c,x in zip(state.columns,(image,mask)): out[c].append(coded(x))
+            if state.paint=='jpeg': out[state.columns[1]][-1] = coded(mask,'JPEG')
+            if state.paint=='odd': out[state.columns[1]][-1] = coded(mask//2)
+            if state.paint=='broken': out[state.columns[1]][-1] = dict(path=None,bytes=b'no')
+        return datasets.Dataset.from_dict(out, features=datasets.Features({c:datasets.Image() for c in out}))
+    monkeypatch.setattr(datasets, 'load_dataset', load); monkeypatch.setattr(huggingface_hub.HfApi, 'dataset_info', info)
+    return state
+
+def labels(state): return [scene(LABEL_SPACES[state.space], (40,56), np.random.default_rng(i))[1] for i in range(state.n)]
+
+def test_hub_has_what_it_says():
+    assert set(HUB)==set(DATASETS) and [n for n,h in HUB.items() if h.id]==['ade20k','pascal_voc','coco_stuff_164k','atr']
+    for name,h in HUB.items():
+        assert h.space is LABEL_SPACES[name] and bool(h.id)==bool(h.splits) and (h.id or h.note) and not h.revision
+        for ours,_,n in h.splits: assert ours in ('train','val') and (ours!=DATASETS[name].split or n==DATASETS[name].pictures)
+
+@pytest.mark.filterwarnings('ignore:.*scores cannot be compared')
+@pytest.mark.parametrize('name,split,part,column', [('ade20k','val','validation','annotation'), ('ade20k','train','train','annotation'), ('pascal_voc','val','val','mask'),
+    ('coco_stuff_164k','val','val','mask'), ('atr','train','train','mask')])
+def test_from_hub(hub, name, split, part, column):
+    hub.columns, hub.space = ('image',column), name
+    rows = from_hub(name, split)
+    assert hub==[('info',HUB[name].id,None), ('load',HUB[name].id,part,SHA)]                # the very commit that was asked for
+    assert rows.info.description==f'{HUB[name].id} at {SHA}, part {part}' and SHA in rows.info.homepage and rows.info.license==DATASETS[name].where
+    pairs = Pairs(rows, HUB[name].space)
+    assert [np.array_equal(y.numpy(),want) for (_,y),want in zip(pairs,labels(hub))]==[True,True] and pairs[0][0].shape==(3,40,56)
+    assert check_data(rows, HUB[name].space, progress=False).ok and rows['id'][:]==['0','1']
+
+@pytest.mark.filterwarnings('ignore:.*scores cannot be compared')
+def test_revision_on_the_hub(hub):
+    from_hub('pascal_voc', revision='b'*40)
+    from_hub('pascal_voc', revision='v1')
+    assert hub==[('load',HUB['pascal_voc'].id,'train','b'*40), ('info',HUB['pascal_voc'].id,'v1'), ('load',HUB['pascal_voc'].id,'train',SHA)] # a commit needs no question
+
+@pytest.mark.filterwarnings('ignore:.*scores cannot be compared')
+def test_painted_masks_from_the_hub(hub):
+    hub.paint = 'png'
+    rows = from_hub('pascal_voc')
+    for workers in 0,2:
+        loader = torch.utils.data.DataLoader(Pairs(rows, HUB['pascal_voc'].space), batch_size=None, num_workers=workers)
+        assert [np.array_equal(y.numpy(),want) for (_,y),want in zip(loader,labels(hub))]==[True,True]
+    assert 255 in np.unique(labels(hub)[0]) and check_data(rows, HUB['pascal_voc'].space, progress=False).ok
+    for paint,kind in ('jpeg','JPEG mask'),('odd','no index mask'),('broken','broken'): # not guessed at: the reader says what it is, of which row
+        hub.paint = paint
+        report = check_data(from_hub('pascal_voc'), HUB['pascal_voc'].space, progress=False)
+        assert report.kinds()=={kind:2} and "row '1', label" in report.faults[1][1]
+
+def test_number_of_pictures_on_the_hub(hub, monkeypatch):
+    with pytest.warns(UserWarning, match=r"pascal_voc: nateraw/pascal-voc-2012 has 2 pictures in 'val', the published part has 1449"): from_hub('pascal_voc','val')
+    monkeypatch.setitem(HUB, 'pascal_voc', HUB['pascal_voc']._replace(splits=(('val','val',2),)))
+    with warnings.catch_warnings(): warnings.simplefilter('error'); from_hub('pascal_voc','val')
+
+@pytest.mark.parametrize('error', [ConnectionError('no route'), RuntimeError('x'), OSError(28,'No space left on device')], ids=str)
+@pytest.mark.parametrize('when', ['fail','away'])
+def test_hub_cannot_be_reached(hub, when, error):
+    setattr(hub, when, error)
+    said = r"merve/scene_parse_150, part 'validation', could not be fetched \(.*DATASETS\['ade20k'\]\.load\(FOLDER, 'val'\): It is ADEChallengeData2016"
+    with pytest.raises(OSError, match=said) as e: from_hub('ade20k','val')
+    assert type(error).__name__ in str(e.value) and str(error) in str(e.value) and e.value.__cause__ is error
+
+@pytest.mark.parametrize('name', [n for n,h in HUB.items() if not h.id])
+def test_not_on_the_hub(hub, name):
+    with pytest.raises(ValueError, match=f'{name} cannot be had from the Hub: ') as e: from_hub(name)
+    assert DATASETS[name].where in str(e.value) and HUB[name].note in str(e.value) and not hub
+
+def test_wrong_words_for_the_hub(hub):
+    with pytest.raises(ValueError, match="no set 'imagenet'; there are ade20k, pascal_voc, coco_stuff_164k, atr"): from_hub('imagenet')
+    with pytest.raises(ValueError, match=r"atr has no split 'val' on the Hub \(mattmdjaga/human_parsing_dataset\), but train \(one part"): from_hub('atr','val')
+    hub.columns = ('image','masks')
+    with pytest.raises(ValueError, match=r"mattmdjaga/human_parsing_dataset is not as it was .*no column 'mask', there are image, masks.*lemondan"): from_hub('atr')
+    assert 'forbid passing it on' in HUB['cityscapes'].note
+
 def test_importing_is_light():
     code = "import sys, idrnet_nb.data; print([m for m in ('datasets','PIL','matplotlib','timm','fastcore') if m in sys.modules])"
     out = subprocess.run([sys.executable,'-c',code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.strip()=='[]'
+
+# --- how fast: the tool that measures it
+def test_the_loader_tool(tmp_path, monkeypatch):
+    "What it says is what it measured: rates by hand, prefetched batches not counted, every column documented."
+    import importlib.util, time
+    spec = importlib.util.spec_from_file_location('tools_loader', ROOT/'tools'/'loader.py')
+    tool = importlib.util.module_from_spec(spec); spec.loader.exec_module(tool)
+    assert all(c in tool.__doc__ for c in tool.COLUMNS[:15]) and set(tool.KEY)<set(tool.COLUMNS)
+    ticks = iter([0.,1.,3.,4.])
+    monkeypatch.setattr(tool.time, 'perf_counter', lambda: next(ticks))
+    assert tool.rate(iter('abcd'), len, 2., 5)==3*5/4                                     # the third batch passes two seconds; the last look is at four
+    monkeypatch.undo()
+    row = tool.line(dict(row='x'), dict(loader=[30,10,20], step=[4,5,6], together=[4,4,4]), 3, 1.)
+    assert row=={**row, **dict(loader=20, step=5, together=4, loader_low=10, loader_high=30, step_low=4, step_high=6, ratio=4., waits=20.)}
+    class Quick:
+        batch, seen = 'batch', []
+        def __init__(self, row, device): pass
+        def __call__(self, *batch): self.seen.append(len(batch)); time.sleep(.001)
+    monkeypatch.setattr(tool, 'Step', Quick)
+    pairs = Pairs(camvid(write_layout('camvid', tmp_path/'c', SPACE, 8, 1, (32,48))), SPACE, augment=Augment((16,16)))
+    rows = tool.measure('180x240', pairs, [0,1], torch.device('cpu'), rounds=1, seconds=.01)
+    assert [r['workers'] for r in rows]==[0,1] and all(r[k]>0 for r in rows for k in ('loader','step','together')) and rows[0]['step']==rows[1]['step']
+    assert set(rows[0])|set(tool.here(torch.device('cpu')))==set(tool.COLUMNS) and {*Quick.seen}=={2,5} # pictures and label; the word of the batch that lies ready
