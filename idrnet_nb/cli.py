@@ -63,7 +63,7 @@ def _training(p):
     p.add_argument('--backbone-lr', type=float, default=1., help='times --lr for the backbone')
     p.add_argument('--amp', choices=('bf16','fp16'), help='half precision')
     p.add_argument('--workers', type=int, default=0, help='processes that load pictures')
-    p.add_argument('--set', nargs='+', default=[], metavar='NAME=VALUE', 
+    p.add_argument('--set', nargs='+', default=[], metavar='NAME=VALUE',
                    help='any other setting of TrainConfig, e.g. ema=0.999 loss=ce+dice; of a recipe also epochs=10 head.width=64 augment.crop=[256,256]')
 
 def _arms(p):

@@ -148,15 +148,17 @@ class Meter:
 
     def scores(self)->dict: # of `scores`; with `boundary` also mboundary, and `boundary`, a list of `k` percents
         out = scores(self.total)
-        if self.boundary is None: return out
-        both, either = self._sums.cpu()[self.k**2:-1].double().view(2, self.k)
-        return dict(out, mboundary=100*(both/either).nanmean().item(), boundary=(100*both/either).tolist())
+        return out if self.boundary is None else {**out, **_edge_scores(self._sums.cpu()[self.k**2:-1].view(2, self.k))}
     def gather(self)->'Meter': # itself
         "With several processes, which must all call: the counts of all, picture i being the one that process i % n judged."
         return _gather(self) if dist.is_available() and dist.is_initialized() and dist.get_world_size()>1 else self
     def __len__(self): return self.pictures
 
 # %% ../nbs/02_metrics.ipynb #c059
+def _edge_scores(counts): # `2 k`
+    each = 100*counts[0].double()/counts[1]
+    return dict(mboundary=each.nanmean().item(), boundary=each.tolist())
+
 def _gather(meter):
     meter._sums = meter._sums.to(torch.device('cuda', torch.cuda.current_device()) if dist.get_backend()=='nccl' else 'cpu')
     dist.all_reduce(meter._sums)
