@@ -8,6 +8,7 @@ __all__ = ['hard_mean', 'focal', 'soft_dice', 'lovasz', 'Criterion', 'balanced_w
 # %% ../nbs/16_loss.ipynb #c003
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Optional
 import torch
 from einops import rearrange, reduce
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from .head import full_precision, mean_loss, pixel_loss
 
-# %% ../nbs/16_loss.ipynb #c011
+# %% ../nbs/16_loss.ipynb #c012
 def hard_mean(
     loss:Tensor, # `b H W`, cross-entropy of each pixel
     label:Tensor, # `b H W`, class ids or `ignore`
@@ -30,29 +31,29 @@ def hard_mean(
     if weights is not None: count = count*torch.as_tensor(weights, dtype=loss.dtype, device=loss.device)[label.where(label!=ignore, 0)]
     if below is not None:
         sure = ((-loss).exp() if sure is None else sure).detach().where(label!=ignore, 2.)
-        limit = sure.flatten().topk(min(least, sure.numel()), largest=False).values.amax()
+        limit = sure.flatten().topk(min(least, sure.numel()), largest=False).values.amax() if least else -1.
         count = count*((sure<below)|(sure<=limit))
     return (loss*count).sum() / count.sum().clamp(min=1e-12)
 
-# %% ../nbs/16_loss.ipynb #c015
+# %% ../nbs/16_loss.ipynb #c018
 def focal(
     loss:Tensor, # `b H W`, cross-entropy of each pixel
     gamma:float=2., # 0 is the cross-entropy itself
 )->Tensor: # `b H W`
     "(1-p)^gamma · loss, p = exp(-loss) (Lin et al. 2017, eq. 4, without alpha)."
-    return (1-(-loss).exp()).clamp(min=1e-12)**gamma * loss if gamma else loss
+    return (-(-loss).expm1()).clamp(min=1e-12)**gamma * loss if gamma else loss
 
-# %% ../nbs/16_loss.ipynb #c020
-def _masks(logits, label, ignore): # probabilities, truth, valid: `k n`, `k n`, `n`; 0 on void
+# %% ../nbs/16_loss.ipynb #c024
+def _masks(logits, label, ignore): # probabilities, truth: `k n`, `k n`; both 0 on void, whatever its id
     k = logits.shape[1]
     y = rearrange(label, 'b h w -> (b h w)')
     valid = y!=ignore
     prob = rearrange(full_precision(logits).softmax(1), 'b k h w -> k (b h w)')
-    truth = torch.arange(k, device=y.device)[:,None]==y
-    return prob.where(valid, 0.), truth.to(prob.dtype), valid
+    truth = (torch.arange(k, device=y.device)[:,None]==y) & valid
+    return prob.where(valid, 0.), truth
 
 def _mean_over_present(each, truth): # `k`, `k n` -> scalar; 0 where no class occurs
-    present = (truth.sum(1)>0).to(each.dtype)
+    present = truth.any(1).to(each.dtype)
     return (each*present).sum()/present.sum().clamp(min=1)
 
 def soft_dice(
@@ -61,44 +62,43 @@ def soft_dice(
     ignore:int=255, # the id of void pixels
 )->Tensor: # scalar, 0..1
     "Soft Dice loss, mean over the classes that occur in the batch; 0 where nothing has a label."
-    prob, truth, _ = _masks(logits, label, ignore)
-    each = 1 - 2*reduce(prob*truth, 'k n -> k', 'sum')/(reduce(prob+truth, 'k n -> k', 'sum')).clamp(min=1e-12)
+    prob, truth = _masks(logits, label, ignore)
+    each = 1 - 2*reduce(prob*truth, 'k n -> k', 'sum')/reduce(prob+truth, 'k n -> k', 'sum').clamp(min=1e-12)
     return _mean_over_present(each, truth)
 
-# %% ../nbs/16_loss.ipynb #c026
+# %% ../nbs/16_loss.ipynb #c032
 def lovasz(
     logits:Tensor, # `b k H W`
     label:Tensor, # `b H W`, class ids or `ignore`
     ignore:int=255, # the id of void pixels
 )->Tensor: # scalar, 0..1
     "Lovász-softmax, mean over the classes that occur in the batch (Berman et al. 2018, algorithm 1); 0 where nothing has a label."
-    prob, truth, valid = _masks(logits, label, ignore)
-    errors = (truth-prob).abs().where(valid, -1.)
-    errors, order = errors.sort(dim=1, descending=True)
-    true, real = truth.gather(1, order), (errors>=0).to(errors.dtype)
-    hit, wrong = truth.sum(1, keepdim=True)-true.cumsum(1), (real-true).cumsum(1)
-    jaccard = 1-hit/(truth.sum(1, keepdim=True)+wrong).clamp(min=1)
-    grows = jaccard.diff(dim=1, prepend=jaccard.new_zeros(len(jaccard),1))
-    return _mean_over_present(reduce(errors.clamp(min=0)*grows*real, 'k n -> k', 'sum'), truth)
+    prob, truth = _masks(logits, label, ignore)
+    errors, order = (truth.to(prob.dtype)-prob).abs().sort(dim=1, descending=True)
+    true, total = truth.gather(1, order), truth.sum(1, keepdim=True, dtype=torch.int32)
+    left = (total-true.cumsum(1, dtype=torch.int32)).to(prob.dtype) # true pixels not yet wrong
+    union = (total+(~true).cumsum(1, dtype=torch.int32)).to(prob.dtype)
+    grows = torch.where(true, 1/union, left/(union*(union-1)).clamp(min=1))
+    return _mean_over_present(reduce(errors*grows, 'k n -> k', 'sum'), truth)
 
-# %% ../nbs/16_loss.ipynb #c032
+# %% ../nbs/16_loss.ipynb #c042
 _PARTS = ('ce', 'focal', 'dice', 'lovasz')
 
 def _terms(words): # '0.5*ce+dice' -> ((.5,'ce'), (1.,'dice'))
-    found = [re.fullmatch(r'\s*(?:(\d+\.?\d*|\.\d+)\s*\*)?\s*([a-z]+)\s*', w) for w in str(words).split('+')]
+    found = [re.fullmatch(r'\s*(?:((?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)\s*\*)?\s*([a-z]+)\s*', w) for w in str(words).split('+')]
     if any(m is None or m[2] not in _PARTS for m in found):
         raise ValueError(f"Criterion: loss={words!r}; write a sum of {', '.join(_PARTS)}, each with a factor if you like, as '0.5*ce+dice'")
     return tuple((float(m[1] or 1), m[2]) for m in found)
 
 @dataclass(frozen=True)
 class Criterion:
-    "A loss to be given to a model: `model(images, label, criterion=Criterion('ce+dice'))`. ValueError for a word that is no loss."
+    "A loss to be given to a model: `model(images, label, criterion=Criterion('ce+dice'))`. ValueError for what is no loss, weight, share or power."
     loss:str='ce' # a sum of 'ce', 'focal', 'dice', 'lovasz', with factors
-    class_weights:Optional[tuple]=None # `k`, a pixel's weight by its class; of ce and focal
+    class_weights:Optional[tuple]=None # `k`, a pixel's weight by its class; of ce and focal, not of dice and lovasz
     ohem:Optional[float]=None # only pixels whose class has less than this probability; of ce and focal
     ohem_least:int=100_000 # and at least so many
     gamma:float=2. # of focal
-    def __post_init__(self): _terms(self.loss)
+    def __post_init__(self): _settle(self)
     def __call__(self,
         logits:Tensor, # `b k H W`, as large as the label
         label:Tensor, # `b H W`, class ids or `ignore`
@@ -106,10 +106,17 @@ class Criterion:
     )->Tensor: # scalar, at least float32
         "ValueError for other sizes, or not as many weights as classes."
         _check(self, logits, label)
-        each = pixel_loss(logits, label, ignore) if any(name in ('ce','focal') for _,name in _terms(self.loss)) else None
-        return sum(factor*_part(self, name, logits, label, ignore, each) for factor,name in _terms(self.loss))
+        each = pixel_loss(logits, label, ignore) if any(name in ('ce','focal') for _,name in self._terms) else None
+        return sum(factor*_part(self, name, logits, label, ignore, each) for factor,name in self._terms)
 
-# %% ../nbs/16_loss.ipynb #c033
+# %% ../nbs/16_loss.ipynb #c043
+def _settle(c): # once and for all: no compiler has to follow a regular expression
+    object.__setattr__(c, '_terms', _terms(c.loss))
+    if c.class_weights is not None: object.__setattr__(c, 'class_weights', tuple(map(float, c.class_weights)))
+    if not all(0<=w<float('inf') for w in c.class_weights or ()): raise ValueError(f'Criterion: class_weights={c.class_weights}; each is a number from 0 up')
+    if c.ohem is not None and not 0<=c.ohem<=1: raise ValueError(f'Criterion: ohem={c.ohem} is a probability, say .7')
+    if c.ohem_least<0 or not c.gamma>=0: raise ValueError(f'Criterion: ohem_least={c.ohem_least}, gamma={c.gamma}; neither can be negative')
+
 def _check(c, logits, label):
     k = logits.shape[1]
     if logits.shape[-2:]!=label.shape[-2:] or len(logits)!=len(label):
@@ -119,18 +126,25 @@ def _check(c, logits, label):
 def _part(c, name, logits, label, ignore, each):
     if name in ('dice','lovasz'): return (soft_dice if name=='dice' else lovasz)(logits, label, ignore)
     if c.class_weights is None and c.ohem is None: return mean_loss(each if name=='ce' else focal(each, c.gamma), label, ignore)
-    weights = None if c.class_weights is None else each.new_tensor(c.class_weights)
+    weights = None if c.class_weights is None else _weights(c.class_weights, each)
     return hard_mean(each if name=='ce' else focal(each, c.gamma), label, ignore, weights, c.ohem, c.ohem_least, (-each).exp())
 
-# %% ../nbs/16_loss.ipynb #c037
+def _weights(w, like): # copying numbers to a GPU makes the host wait: once, not every step
+    if torch.compiler.is_compiling() or type(like) is not Tensor: return like.new_tensor(w) # nothing of a trace is kept
+    return _kept(w, like.dtype, like.device)
+
+@lru_cache(32)
+def _kept(w, dtype, device): return torch.tensor(w, dtype=dtype, device=device)
+
+# %% ../nbs/16_loss.ipynb #c047
 def balanced_weights(
     pixels, # `k` counts, as `Report.pixels` has them
     how:str='log', # 'log': 1/ln(1.02+share) (ENet, Paszke et al. 2016); 'median': median share over share (Eigen and Fergus 2015), shares over all pixels
 )->tuple: # `k` weights; 1 for a class without pixels, which has nobody to weigh
-    "Weights that help rare classes. ValueError for another word, negative counts, or no pixels at all."
+    "Weights that help rare classes. ValueError for another word, counts that are negative or no numbers, or no pixels at all."
     n = torch.as_tensor(pixels, dtype=torch.float64)
     if how not in ('log','median'): raise ValueError(f"balanced_weights: how={how!r}, there are 'log' and 'median'")
-    if n.ndim!=1 or (n<0).any() or not n.sum(): raise ValueError(f'balanced_weights: {tuple(n.tolist())} are no pixel counts of classes')
+    if n.ndim!=1 or not (n>=0).all() or not n.sum(): raise ValueError(f'balanced_weights: {tuple(n.tolist())} are no pixel counts of classes')
     share = n/n.sum()
-    w = 1/(1.02+share).log() if how=='log' else share[n>0].median()/share
+    w = 1/(1.02+share).log() if how=='log' else share[n>0].quantile(.5)/share
     return tuple(w.where(n>0, 1.).tolist())

@@ -193,9 +193,10 @@ def _fits(run, images, labels, n): # forward and backward of the first n picture
 def _advise(run, images, labels, step): # what to do where a batch does not fit
     c, h, w = run.config, *images.shape[-2:]
     part = len(images)//c.accumulate
-    sizes = [n for n in range(part-1, 0, -1) if len(images)%n==0]
+    sizes = [n for n in range(part-1, 0, -1) if len(images)%n==0 and run.world==1] # of several processes one alone cannot try
     n = next((n for n in sizes if _fits(run, images, labels, n)), None)
     wish = (f'{n} at once fit: accumulate={len(images)//n} trains the same batch in parts of {n} (its norms see {n} pictures)' if n else
+            f'accumulate={2*c.accumulate} about halves what is held' if run.world>1 and part>1 else
             'not even one at a time fits: smaller crops, a smaller backbone or width, a larger output_stride')
     return f'step {step}: out of memory on {run.device} with {part} pictures of {h}x{w} at once; {wish}' + ("" if c.amp else "; amp='bf16' takes about half")
 

@@ -1,11 +1,12 @@
 """Each loss against loops on random cases, void, absent classes, half precision; no host sync, one graph."""
-import random
+import copy, json, pickle, random
+from dataclasses import asdict, replace
 import pytest
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from idrnet_nb.head import mean_loss, pixel_loss
-from idrnet_nb.loss import Criterion, balanced_weights, focal, hard_mean, lovasz, soft_dice
+from idrnet_nb.loss import Criterion, _kept, balanced_weights, focal, hard_mean, lovasz, soft_dice
 
 WORDS = ('ce', 'focal', 'dice', 'lovasz', 'ce+dice', '0.5*ce+1.5*lovasz')
 
@@ -36,15 +37,20 @@ def lovasz_loop(px, k): # Jaccard loss of the sets of the 1, 2, … worst pixels
         out.append(value)
     return sum(out)/len(out) if out else 0.
 
+def focal_loop(p, gamma=2.): return (1-p)**gamma*-p.log()
+
 @pytest.mark.parametrize('part', range(4))
 def test_equal_to_loops(part):
+    "In both precisions; the void id may lie above, below or among the classes."
     for seed in range(60*part, 60*part+60):
-        logits, label = case(seed); px, k = pixels(logits, label), logits.shape[1]
+        void = (255,-1,0)[seed%3]; logits, label = case(seed, ignore=void); px, k = pixels(logits, label, void), logits.shape[1]
         n = max(1, len(px))
-        want = dict(ce=sum(-p[c].log() for p,c in px)/n, focal=sum((1-p[c])**2*-p[c].log() for p,c in px)/n, dice=dice_loop(px, k), lovasz=lovasz_loop(px, k))
+        want = dict(ce=sum(-p[c].log() for p,c in px)/n, focal=sum(focal_loop(p[c]) for p,c in px)/n, dice=dice_loop(px, k), lovasz=lovasz_loop(px, k))
+        want['0.5*ce+2*dice'] = .5*want['ce']+2*want['dice']
         for name,v in want.items():
-            torch.testing.assert_close(Criterion(name)(logits, label).double(), torch.as_tensor(v).double(), rtol=1e-4, atol=2e-5, msg=lambda m: f'{name}, case {seed}: {m}')
-        torch.testing.assert_close(Criterion('0.5*ce+2*dice')(logits, label).double(), torch.as_tensor(.5*want['ce']+2*want['dice']).double(), rtol=1e-4, atol=4e-5)
+            for z,rtol,atol in (logits,1e-4,4e-5), (logits.double(),1e-9,1e-9):
+                got = Criterion(name)(z, label, void).double()
+                torch.testing.assert_close(got, torch.as_tensor(v, dtype=torch.float64), rtol=rtol, atol=atol, msg=lambda m: f'{name}, case {seed}: {m}')
 
 def test_usual_is_the_models():
     for seed in range(30):
@@ -61,7 +67,7 @@ def test_void_is_as_if_it_were_not_there(name):
         assert torch.allclose(Criterion(name)(a, wide), Criterion(name)(b, wide)) and torch.allclose(Criterion(name)(a, wide), Criterion(name)(logits, label), atol=1e-6)
 
 @pytest.mark.parametrize('name', WORDS)
-@pytest.mark.parametrize('how', [{}, dict(class_weights=(1.,2.,3.), ohem=.7, ohem_least=4)])
+@pytest.mark.parametrize('how', [{}, dict(gamma=.5), dict(class_weights=(1.,2.,3.), ohem=.7, ohem_least=4)])
 def test_gradients(name, how):
     torch.manual_seed(0)
     label = torch.randint(0, 3, (2,3,4)); label[0,0] = 255
@@ -72,7 +78,7 @@ def test_gradients(name, how):
         assert x.grad.isfinite().all() and ((void==255).all()<=(x.grad==0).all())
 
 def test_lovasz_is_the_jaccard_loss_of_sure_answers():
-    for seed in range(60):
+    for seed in range(200):
         logits, label = case(seed); said, valid = logits.argmax(1), label!=255
         sure = 1e4*F.one_hot(said, logits.shape[1]).movedim(-1,1).float()
         present = [c for c in range(logits.shape[1]) if (label==c).any()]
@@ -93,19 +99,86 @@ def test_one_graph_and_no_look_at_values(name):
     with FakeTensorMode(): # a value that reached the host would raise
         z = torch.empty(2,3,5,6, requires_grad=True); c(z, torch.empty(2,5,6, dtype=torch.long)).backward(); assert z.grad.shape==z.shape
 
-def test_hard_pixels():
-    for seed in range(60):
-        logits, label = case(seed); each = pixel_loss(logits, label); px = pixels(logits, label)
-        for below,least in ((.7,1), (.2,3), (0.,2)):
+def test_full_precision_inside_autocast():
+    for name in WORDS:
+        logits, label = torch.randn(2,4,20,30).bfloat16(), torch.randint(0,4,(2,20,30)); c = Criterion(name, (1.,2.,3.,4.), .7, 9); grads = []
+        for on in (False,True):
+            z = logits.clone().requires_grad_()
+            with torch.autocast('cpu', torch.bfloat16, enabled=on): loss = c(z, label)
+            loss.backward(); grads.append((loss.detach(), z.grad))
+        assert loss.dtype==torch.float32 and torch.equal(grads[0][0], grads[1][0]) and torch.equal(grads[0][1], grads[1][1]), name
+
+def test_lovasz_of_many_pixels():
+    "What a pixel adds is less than a float32 Jaccard index can show; its gradient must not be a difference of two of them."
+    torch.manual_seed(0); z, label, grads = 2*torch.randn(1,2,400,400), (torch.rand(1,400,400)<.3).long(), []
+    for dtype in (torch.float32, torch.float64):
+        x = z.to(dtype, copy=True).requires_grad_(); lovasz(x, label).backward(); grads.append(x.grad.double())
+    assert (grads[0]-grads[1]).norm() < 1e-5*grads[1].norm()
+
+def test_weights_are_made_once():
+    z, label, w = torch.randn(2,3,4,4), torch.randint(0,3,(2,4,4)), (.137,2.5,.61) # of no other test
+    c, want = Criterion(class_weights=w), F.cross_entropy(z, label, torch.tensor(w))
+    with FakeTensorMode(): c(torch.empty(2,3,4,4), torch.empty(2,4,4, dtype=torch.long)) # keeps nothing that has no values
+    with torch.inference_mode(): torch.testing.assert_close(c(z, label), want)
+    before = _kept.cache_info(); x = z.clone().requires_grad_(); c(x, label).backward(); after = _kept.cache_info() # nor what cannot be learnt with
+    assert x.grad.isfinite().all() and (after.hits-before.hits, after.misses-before.misses)==(1,0)
+    assert _kept(w, torch.float64, z.device).dtype==torch.float64
+    assert c(z.to('meta'), label.to('meta')).device.type=='meta'; torch.testing.assert_close(c(z, label), want)
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+@pytest.mark.parametrize('name', WORDS)
+def test_no_sync_on_cuda(name):
+    c, z, label = Criterion(name, (1.,2.,3.), .7, 9), torch.randn(2,3,5,6).cuda().requires_grad_(), torch.randint(0,3,(2,5,6)).cuda()
+    c(z, label)
+    torch.cuda.set_sync_debug_mode('error')
+    try: c(z, label).backward()
+    finally: torch.cuda.set_sync_debug_mode('default')
+
+def test_one_program_for_several_criteria():
+    torch._dynamo.reset()
+    z, label = torch.randn(2,3,5,6), torch.randint(0,3,(2,5,6))
+    f = torch.compile(lambda c,z,y: c(z, y), fullgraph=True, backend='eager')
+    for c in (Criterion(), Criterion('focal', gamma=1.5), Criterion('0.3*ce+focal', (1.,2.,3.)), Criterion('0.7*ce+focal', (3.,2.,.1), .5, 3, 2.5)):
+        torch.testing.assert_close(f(c, z, label), c(z, label))
+
+def test_hard_and_weighted_pixels():
+    for seed in range(210):
+        logits, label = case(seed, torch.float64); each = pixel_loss(logits, label); px, k = pixels(logits, label), logits.shape[1]
+        r = random.Random(seed); weights = None if seed%3==0 else tuple(r.choice((0.,.1,2.,3.)) for _ in range(k))
+        for below,least in ((.7,1), (.2,3), (0.,2), (.4,0), (None,1)):
             sure = sorted(p[c].item() for p,c in px)
-            limit = max([below]+[sure[min(least,len(sure))-1]+1e-7] if sure else [0])
-            kept = [-p[c].log().item() for p,c in px if p[c]<limit]
-            assert abs(hard_mean(each, label, 255, None, below, least).item() - (sum(kept)/len(kept) if kept else 0)) < 1e-4
+            kept = [(p[c], weights[c] if weights else 1.) for p,c in px if below is None or p[c]<below or least and p[c].item()<=sure[min(least,len(sure))-1]+1e-12]
+            mass = sum(w for _,w in kept) or 1.
+            want, want_focal = (sum(w*focal_loop(p, g) for p,w in kept)/mass for g in (0.,1.5))
+            assert abs(hard_mean(each, label, 255, weights, below, least)-want) < 1e-12, seed
+            for name,v in ('ce',want), ('focal',want_focal): assert abs(Criterion(name, weights, below, least, 1.5)(logits, label)-v) < 1e-9, (name, seed)
 
 def test_what_is_said():
     for bad in ('', 'hinge', 'ce+hinge', '2ce', 'ce,dice', '-ce'):
         with pytest.raises(ValueError, match='write a sum of'): Criterion(bad)
     with pytest.raises(ValueError, match='2 class_weights for 3 classes'): Criterion(class_weights=(1.,2.))(torch.zeros(1,3,2,2), torch.zeros(1,2,2).long())
     with pytest.raises(ValueError, match='differ in size'): Criterion()(torch.zeros(1,3,2,2), torch.zeros(1,4,4).long())
-    with pytest.raises(ValueError, match='no pixel counts'): balanced_weights((1,-1))
+    nan = float('nan')
+    for bad,word in (dict(ohem=7.),'a probability'), (dict(ohem=nan),'a probability'), (dict(class_weights=(1.,nan)),'from 0 up'), \
+                    (dict(gamma=-1.),'gamma=-1'), (dict(ohem_least=-1),'ohem_least=-1'):
+        with pytest.raises(ValueError, match=word): Criterion(**bad)
+    for bad in ((1,-1), (0,0), (1,float('nan')), ((1,2),)):
+        with pytest.raises(ValueError, match='no pixel counts'): balanced_weights(bad)
     assert balanced_weights((1,1,1), 'median')==(1.,1.,1.) and focal(torch.tensor([0.]), 2.).item()==0 and soft_dice(torch.zeros(1,1,1,1), torch.zeros(1,1,1).long()).item()<1e-6
+
+def test_balanced_weights():
+    "The formulas, number by number; classes that never occur weigh 1 and do not move the median."
+    for seed in range(50):
+        r = random.Random(seed); n = [r.choice([0, r.randint(1,10**r.randint(1,9))]) for _ in range(r.randint(1,9))]+[5]
+        share, total = [x/sum(n) for x in n], sorted(x/sum(n) for x in n if x); m = len(total)
+        middle = (total[(m-1)//2]+total[m//2])/2
+        for how,f in ('log',lambda s: 1/torch.tensor(1.02+s).double().log().item()), ('median',lambda s: middle/s):
+            for got,s in zip(balanced_weights(n, how), share): assert abs(got-(f(s) if s else 1)) < 1e-4*max(1, got), (how, seed)
+        Criterion(class_weights=balanced_weights(n)) # may be given on as it is
+
+def test_settings_travel():
+    c = Criterion('0.5*ce + 1e-1*lovasz', [1,2,.5], .7, 20, 3.)
+    z, label = torch.randn(1,3,4,4), torch.randint(0,3,(1,4,4))
+    for d in (copy.deepcopy(c), pickle.loads(pickle.dumps(c)), Criterion(**json.loads(json.dumps(asdict(c)))), eval(repr(c)), replace(c)):
+        assert d==c and hash(d)==hash(c) and torch.equal(d(z, label), c(z, label))
+    assert torch.equal(replace(c, loss='dice')(z, label), soft_dice(z, label)) and c!=replace(c, loss='dice')
