@@ -458,6 +458,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'idrnet_nb.metrics._bands': ('metrics.html#_bands', 'idrnet_nb/metrics.py'),
                                    'idrnet_nb.metrics._check': ('metrics.html#_check', 'idrnet_nb/metrics.py'),
                                    'idrnet_nb.metrics._count': ('metrics.html#_count', 'idrnet_nb/metrics.py'),
+                                   'idrnet_nb.metrics._dense': ('metrics.html#_dense', 'idrnet_nb/metrics.py'),
                                    'idrnet_nb.metrics._edge': ('metrics.html#_edge', 'idrnet_nb/metrics.py'),
                                    'idrnet_nb.metrics._edge_scores': ('metrics.html#_edge_scores', 'idrnet_nb/metrics.py'),
                                    'idrnet_nb.metrics._gather': ('metrics.html#_gather', 'idrnet_nb/metrics.py'),

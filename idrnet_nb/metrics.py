@@ -133,7 +133,7 @@ class Meter:
         bands = new.new_zeros(2*self.k) if self.boundary is None else _bands(pred, label, self.k, self.boundary, self.ignore).flatten()
         self._sums = self._sums.to(new.device)+torch.cat([new.sum(0).flatten(), bands, odd.long()[None]])
         self.pictures += len(label)
-        if self.keep: self._kept += [t.to_sparse() for t in new.int().cpu()] # a picture mixes up few pairs of classes; none has 2**31 pixels
+        if self.keep: self._kept += [(at := t.nonzero()[:,0].clone(), t[at]) for t in new.int().cpu().flatten(1)] # a picture mixes up few pairs of classes
 
     @property
     def total(self)->Tensor: # `k k` int64 [truth, predicted], all pictures, on the CPU
@@ -144,7 +144,7 @@ class Meter:
     @property
     def per_picture(self)->Tensor: # `n k k` int32, on the CPU
         if not self.keep: raise ValueError('Meter: made with keep=False, there are no counts of single pictures')
-        return torch.stack([torch.zeros(self.k, self.k, dtype=torch.int32), *(t.to_dense() for t in self._kept)])[1:]
+        return _dense(self._kept, self.k)
 
     def scores(self)->dict: # of `scores`; with `boundary` also mboundary, and `boundary`, a list of `k` percents
         out = scores(self.total)
@@ -155,6 +155,11 @@ class Meter:
     def __len__(self): return self.pictures
 
 # %% ../nbs/02_metrics.ipynb #c059
+def _dense(kept, k): # (place, count) of each picture -> `n k k`
+    out = torch.zeros(len(kept), k*k, dtype=torch.int32)
+    for row,(at,n) in zip(out, kept): row[at] = n
+    return out.view(-1, k, k)
+
 def _edge_scores(counts): # `2 k`
     each = 100*counts[0].double()/counts[1]
     return dict(mboundary=each.nanmean().item(), boundary=each.tolist())
@@ -163,9 +168,8 @@ def _gather(meter):
     meter._sums = meter._sums.to(torch.device('cuda', torch.cuda.current_device()) if dist.get_backend()=='nccl' else 'cpu')
     dist.all_reduce(meter._sums)
     parts = [None]*dist.get_world_size()
-    dist.all_gather_object(parts, (meter.pictures, [(t.indices(), t.values()) for t in (x.coalesce() for x in meter._kept)]))
-    meter.pictures, kept = sum(n for n,_ in parts), [t for row in zip_longest(*(p for _,p in parts)) for t in row if t is not None]
-    meter._kept = [torch.sparse_coo_tensor(*t, (meter.k, meter.k)) for t in kept]
+    dist.all_gather_object(parts, (meter.pictures, meter._kept))
+    meter.pictures, meter._kept = sum(n for n,_ in parts), [t for row in zip_longest(*(kept for _,kept in parts)) for t in row if t is not None]
     return meter
 
 # %% ../nbs/02_metrics.ipynb #c080
