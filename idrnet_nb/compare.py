@@ -176,7 +176,8 @@ def table(
     metrics:dict, # key of the rows -> headline
 )->str:
     "The comparison as plain text, one line an arm and metric."
-    show = lambda r,a,b,c: f'{r[a]:6.1f}  [{r[b]:5.1f}, {r[c]:5.1f}]' if a in r else ' '*22
+    range_ = lambda low,high: f'[{low:5.1f}, {high:5.1f}]' if low==low else 'one seed'.ljust(14) # nan: no interval
+    show = lambda r,a,b,c: f'{r[a]:6.1f}  {range_(r[b],r[c])}' if a in r else ' '*22
     lines = [f'{"":14}{"arm":16}{"mean":>6}  {"95 % interval":15} {"gain":>6}  95 % interval']
     for metric,title in metrics.items():
         for i,r in enumerate(summary(arms, metric)):
