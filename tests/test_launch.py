@@ -1,5 +1,5 @@
 """The same training, started as people start several processes: torchrun and accelerate launch of the command, notebook_launcher of the notebook's function."""
-import os, subprocess, sys
+import os, socket, subprocess, sys
 from pathlib import Path
 import pytest
 import torch
@@ -13,6 +13,9 @@ from idrnet_nb.train import train
 
 BIN = Path(sys.executable).parent
 ENV = {**os.environ, 'OMP_NUM_THREADS':'1', 'HF_HUB_OFFLINE':'1', 'CUDA_VISIBLE_DEVICES':'', 'ACCELERATE_USE_CPU':'true'}
+
+def port():
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); return str(s.getsockname()[1])
 
 def ran(*words, **how):
     done = subprocess.run([str(w) for w in words], capture_output=True, text=True, env=ENV, timeout=240, **how)
@@ -40,7 +43,7 @@ def test_torchrun(root, tmp_path):
 
 def test_accelerate_launch(root, tmp_path):
     "With --cpu it starts one process only (several need MPI); told of several GPUs it starts several, and they meet on the device that the command names."
-    start = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', 2, '--num_machines', 1, '--mixed_precision', 'no',
+    start = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--main_process_port', port(), '--num_processes', 2, '--num_machines', 1, '--mixed_precision', 'no',
              '--dynamo_backend', 'no', '--no_python', BIN/'idrnet']
     assert ran(*start, *words(root, tmp_path/'run')[1:]).count('mIoU')==1
     assert load_checkpoint(tmp_path/'run'/'checkpoints')['about']['where']['processes']==2
@@ -56,8 +59,8 @@ def taught(root, out): # what a notebook's cell would hold
 def test_notebook_launcher(root, tmp_path):
     "A cell that starts the function twice; both processes were one training."
     script = ('import sys; sys.path.insert(0, sys.argv[1]); from test_launch import taught; from accelerate import notebook_launcher; '
-              'notebook_launcher(taught, sys.argv[2:], num_processes=2)')
-    ran(sys.executable, '-c', script, Path(__file__).parent, root, tmp_path/'two')
+              'notebook_launcher(taught, sys.argv[2:4], num_processes=2, use_port=sys.argv[4])')
+    ran(sys.executable, '-c', script, Path(__file__).parent, root, tmp_path/'two', port())
     found = load_checkpoint(tmp_path/'two'/'checkpoints')
     assert found['about']['where']['processes']==2 and found['step']==4
     weights = torch.load(tmp_path/'two'/'weights.pt')
