@@ -1,13 +1,18 @@
-"""What each recipe costs: counted for all, timed for those that are named. Adds rows to nbs/results/recipes.csv; rows that are there are not made again.
+"""What each recipe costs: counted for all, timed for those that are named. Adds rows to nbs/results/recipes.csv; rows that are there are not made again
+(remove one to have it made anew), so that it can be stopped and begun again.
 
-    python tools/cost.py                                                   # count all recipes: minutes, no GPU needed
+    python tools/cost.py                                                   # count all recipes: half an hour, no GPU needed
+    python tools/cost.py --counted laptop_fcn_camvid                       # count these only
     python tools/cost.py --timed laptop_fcn_camvid --batch 8               # time a short run on this machine
     python tools/cost.py --timed idrnet_upernet_resnet50os8_ade20k --device cuda --note 'one H100, others idle'
 
-Columns: date, commit, version, torch, python, device (`compare.circumstances`), recipe, kind (counted or timed), processes (the recipe's batch is shared by
-so many), batch (pictures on one device), parameters, tflops (one step on one device), peak_bytes (counted: held by tensors in float32; timed: of CUDA's
-allocator), seconds (median of a step), spread (largest over smallest), picture_seconds, note."""
+Columns: date, commit, version, torch, python, device (`compare.circumstances`; on a CPU with its threads), recipe, kind (counted or timed), processes (the batch
+is shared by so many), batch (pictures on one device), pictures (of the training set), parameters, tflops (one step on one device), steps (of the whole training),
+exaflops (of the whole training, all devices), peak_bytes, peak (counted: held by tensors in the recipe's precision; measured: of CUDA's allocator),
+amp_bytes (counted under bf16), seconds (median of a step), spread (largest over smallest), picture_seconds, hours (of the whole training, one device),
+scaled (True: timed with another batch than the recipe's, hours go by pictures), note."""
 import argparse, csv
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,38 +22,60 @@ from idrnet_nb.core import pick_device, write_atomic
 from idrnet_nb.recipe import RECIPES, cost, timed
 
 FILE = Path(__file__).resolve().parents[1]/'nbs'/'results'/'recipes.csv'
-COLUMNS = ('date','commit','version','torch','python','device','recipe','kind','processes','batch','parameters','tflops','peak_bytes','seconds','spread','picture_seconds','note')
+COLUMNS = ('date','commit','version','torch','python','device','recipe','kind','processes','batch','pictures','parameters','tflops','steps','exaflops',
+           'peak_bytes','peak','amp_bytes','seconds','spread','picture_seconds','hours','scaled','note')
+PICTURES = dict(camvid=367, ade20k=20210, cityscapes=2975, coco_stuff_10k=9000, coco_stuff_164k=118287, pascal_voc=1464, pascal_context_59=4998, pascal_context_60=4998,
+                lip=30462, cihp=28280, atr=16000, stanford_background=572, ccp59=800, ccp16=800) # to train on
 
-def rows():
-    if not FILE.exists(): return []
-    with open(FILE, newline='') as f: return list(csv.DictReader(f))
+def rows(file=None):
+    if not (file or FILE).exists(): return []
+    with open(file or FILE, newline='') as f: return list(csv.DictReader(f))
 
-def add(row):
-    old = rows()
+def add(row, file=None):
+    file = file or FILE
+    old = [complete(r) for r in rows(file)]
+    if strange := {k for r in [*old, row] for k in r}-set(COLUMNS): raise ValueError(f'{file.name} has columns that this tool does not know: {", ".join(sorted(strange))}')
     def write(path):
         with open(path, 'w', newline='') as f:
             out = csv.DictWriter(f, COLUMNS, lineterminator='\n'); out.writeheader(); out.writerows([*old, row])
-    write_atomic(FILE, write)
-    print(row['recipe'], row['kind'], *(f'{k} {row[k]}' for k in ('processes','batch','tflops','peak_bytes','picture_seconds') if k in row), flush=True)
+    write_atomic(file, write)
+    print(row['recipe'], row['kind'], *(f'{k} {row[k]}' for k in ('processes','batch','tflops','peak_bytes','amp_bytes','picture_seconds','hours') if k in row), flush=True)
+
+def short(found): return {k:float(f'{v:.5g}') if isinstance(v,float) else v for k,v in found.items()}
+
+def complete(row): # what a counted row of an earlier version of this tool lacks and what follows from the rest of it
+    if row['kind']!='counted' or row.get('steps'): return row
+    pictures = PICTURES[RECIPES[row['recipe']].data]
+    steps = RECIPES[row['recipe']].config(pictures).steps
+    return dict(row, pictures=pictures, steps=steps, exaflops=f"{float(row['tflops'])*int(row['processes'])*steps/1e6:.5g}", peak='counted')
+
+def count(names, file=None):
+    there = {(r['recipe'],r['processes']) for r in rows(file) if r['kind']=='counted'}
+    for name in names:
+        recipe, batch = RECIPES[name], RECIPES[name].train.batch_size
+        for n in (1,8) if batch%8==0 and not name.startswith('laptop') else (1,): # no laptop has eight GPUs
+            if (name,str(n)) in there: continue
+            found = cost(replace(recipe, train=replace(recipe.train, amp='bf16')), PICTURES[recipe.data], processes=n)
+            add(dict(circumstances(torch.device('cpu')), device='none: fake tensors', recipe=name, kind='counted', peak='counted', note='', **short(found)), file)
+
+def time(names, device, batch, steps, note, file=None):
+    where = pick_device(device)
+    about = circumstances(where)
+    there = {(r['recipe'],r['device'],r['batch']) for r in rows(file) if r['kind']=='timed'}
+    for name in names:
+        if any(key[:2]==(name,about['device']) and str(batch or key[2])==key[2] for key in there): continue
+        pictures = PICTURES[RECIPES[name].data]
+        add(dict(about, recipe=name, kind='timed', processes=1, pictures=pictures, note=note, **short(timed(RECIPES[name], where, batch, steps, pictures))), file)
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--timed', nargs='+', default=[], metavar='RECIPE'); p.add_argument('--batch', type=int); p.add_argument('--steps', type=int, default=3)
-    p.add_argument('--device', default='auto'); p.add_argument('--note', default='')
+    p.add_argument('--counted', nargs='+', default=[], metavar='RECIPE'); p.add_argument('--timed', nargs='+', default=[], metavar='RECIPE')
+    p.add_argument('--batch', type=int); p.add_argument('--steps', type=int, default=3); p.add_argument('--threads', type=int, default=1)
+    p.add_argument('--device', default='auto'); p.add_argument('--note', default=''); p.add_argument('--file', type=Path, default=FILE)
     a = p.parse_args()
-    if unknown := set(a.timed)-set(RECIPES): p.error(f'no such recipes: {", ".join(sorted(unknown))}')
-    where = circumstances(pick_device(a.device))
-    for name in a.timed:
-        found = timed(RECIPES[name], a.device, a.batch, a.steps)
-        add(dict(where, recipe=name, kind='timed', processes=1, note=a.note, **{k:round(v,4) if isinstance(v,float) else v for k,v in found.items()}))
-    if a.timed: return
-    there = {(r['recipe'],r['processes']) for r in rows() if r['kind']=='counted'}
-    for name,recipe in RECIPES.items():
-        for n in (1,8) if recipe.train.batch_size%8==0 and not name.startswith('laptop') else (1,):
-            if (name,str(n)) in there: continue
-            found = cost(recipe, recipe.train.batch_size//n)
-            add(dict(where, device='none: fake tensors', recipe=name, kind='counted', processes=n, **{k:round(v,4) if isinstance(v,float) else v for k,v in found.items()}))
+    if unknown := {*a.timed, *a.counted}-set(RECIPES): p.error(f'no such recipes: {", ".join(sorted(unknown))}')
+    torch.set_num_threads(a.threads)
+    if a.counted or not a.timed: count(a.counted or RECIPES, a.file)
+    time(a.timed, a.device, a.batch, a.steps, a.note, a.file)
 
-if __name__=='__main__':
-    torch.set_num_threads(1)
-    main()
+if __name__=='__main__': main()
