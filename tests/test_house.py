@@ -244,7 +244,9 @@ def instead(cell): return lambda nb: (nb['cells'].pop(9), nb['cells'].__setitem_
 EDITS = {
     'no default_exp': (drop(0), 'does not begin with'),
     'no number': (name('sum.ipynb'), 'no number'),
-    'experiment exports': (name('31_sum.ipynb'), 'exports something'),
+    'index exports': (name('index.ipynb'), 'exports something'),
+    'experiment fills no module': (lambda nb: [name('31_sum.ipynb')(nb)] + [swap(i, '#| export', '')(nb) for i in (3, 5, 6)], 'exports nothing'),
+    'experiment without default_exp': (lambda nb: (name('31_sum.ipynb')(nb), drop(0)(nb)), 'does not begin with'),
     'nothing exported': (lambda nb: [swap(i, '#| export', '')(nb) for i in (3, 5, 6)], 'exports nothing'),
     'no title': (swap(1, '# Sums', 'Sums'), 'title'),
     'no line': (swap(1, '> Two', 'Two'), 'title'),
