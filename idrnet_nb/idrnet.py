@@ -150,13 +150,15 @@ class HeadConfig:
     coarse_weight:float=.4 # of the coarse loss
     aux_weight:float=.4 # of the auxiliary loss
     learn_tables:bool=True # False: the tables stay the identity, no second pass
+    deletions:int=1 # classes deleted a picture and step, one after the other, a further pass each
     track_deleted:bool=False # let the second pass move the norms' running statistics (as published)
     ignore:int=IGNORE # id of void pixels
     def __post_init__(self):
         for name,words in (('context',(None,'ppm','aspp','ocr')), ('idr',(True,False,'attention')),
                            ('fpn',(False,True,'mlp')), ('attention_on_context',(None,'before','after')), ('coarse_from',('context','features'))):
             if getattr(self,name) not in words: raise ValueError(f'HeadConfig: {name}={getattr(self,name)!r} is not one of {words}')
-        if self.num_classes<1: raise ValueError(f'HeadConfig: num_classes={self.num_classes}, need at least 1')
+        for name in ('num_classes','deletions'):
+            if getattr(self,name)<1: raise ValueError(f'HeadConfig: {name}={getattr(self,name)}, need at least 1')
         if self.context is None and (self.fpn is True or self.attention_on_context): raise ValueError('HeadConfig: a pyramid or attention on S needs a context')
         if self.context=='ocr' and self.coarse_from!='features': raise ValueError("HeadConfig: object context is made from the coarse prediction: coarse_from='features'")
 
@@ -264,13 +266,13 @@ def _losses(head, out, label, criterion): # step 10, and the cross-entropy of ea
 @torch.no_grad()
 def _diagnose(head, out, again, each, label, deleted, noise): # deletion diagnostics
     c, idr, view = head.config, head.refiner, out['view']
-    if c.learn_tables:
-        if noise is None: noise = torch.rand(view.present.shape, device=each.device)
-        if deleted is None: deleted = pick_class(view.present, idr.count, noise)
-        refined, heard = lesion(idr, view, deleted, c.track_deleted)
+    if c.learn_tables and noise is None: noise = torch.rand(view.present.shape, device=each.device)
+    for i in range(c.deletions if c.learn_tables else 0):
+        gone = pick_class(view.present, idr.count, noise.roll(i, 1)) if deleted is None else deleted
+        refined, heard = lesion(idr, view, gone, c.track_deleted)
         lost = pixel_loss(upsample(again(refined, c.track_deleted), label.shape[-2:]), label, c.ignore)
-        learn_relations(idr, deleted, each, lost, label, c.relation_momentum)
-        out['diagnosis'] = dict(deleted=deleted, heard=heard)
+        learn_relations(idr, gone, each, lost, label, c.relation_momentum)
+        out['diagnosis'] = dict(deleted=gone, heard=heard)
     learn_memory(idr, out['feat'], label, c.memory_momentum)
 
 def _check_pyramid(head, pyramid, label):
@@ -283,7 +285,7 @@ def _check_pyramid(head, pyramid, label):
         raise ValueError(f'SegHead: labels must be `b H W` integers for {len(pyramid[-1])} pictures, got {tuple(label.shape)} of {label.dtype}')
     check_labels(label, head.config.num_classes, head.config.ignore)
 
-# %% ../nbs/15_idrnet.ipynb #c060
+# %% ../nbs/15_idrnet.ipynb #c062
 class Segmentor(nn.Module, Shareable):
     "Pictures in, logits out: normalise, pad, backbone, head, resize, crop. Saves, loads and shares itself (`share.Shareable`)."
     needed = ('backbone', 'head')
@@ -342,7 +344,7 @@ def segmentor(
     if isinstance(backbone, str): backbone = Backbone(backbone, weights=weights, pretrained=pretrained, output_stride=output_stride, **args)
     return Segmentor(backbone, config)
 
-# %% ../nbs/15_idrnet.ipynb #c061
+# %% ../nbs/15_idrnet.ipynb #c063
 def _check_images(images, label):
     if images.ndim!=4 or images.shape[1]!=3:
         raise ValueError(f'Segmentor: pictures must be `b 3 H W` RGB in 0..255, got {tuple(images.shape)}; grey and RGBA pictures: idrnet_nb.data.read_picture')
