@@ -58,8 +58,8 @@ SUITES = dict(
         for weights in ('imagenet','scratch') for data,size,epochs in (('camvid',(360,480),200), ('stanford_background',(240,320),100), ('ccp16',(416,272),60))))
 
 # %% ../nbs/31_benchmark.ipynb #c004
-COLUMNS = ('date','commit','data','size','arm','weights','seed','miou','aacc','lookalike_miou','relation_auroc','iou','loss','parameters','seconds',
-           'run','version','torch','python','device') # of bench.csv
+COLUMNS = ('date','commit','data','size','arm','variant','weights','seed','miou','aacc','lookalike_miou','relation_auroc','iou','loss','parameters','seconds',
+           'run','extra','version','torch','python','device') # of bench.csv; extra: JSON of further findings
 
 def key(
     run:dict, # plain values
@@ -165,11 +165,12 @@ def do_run(
     device='auto', # where
     change=None, # called with the model before it is trained
     on_step=None, # called after each step
+    task=None, # the pictures; None: `task_of` the run
 )->dict: # a row of bench.csv
     "Train, judge, keep each picture's confusion. ValueError where a folder or a file is wanted and not named."
     from safetensors.torch import save_file
     if run['weights']=='imagenet' and not weights: raise ValueError('this run begins with ImageNet weights: --weights FILE.safetensors, of the backbone '+run['model']['backbone'])
-    task = task_of(run, roots.get(run['data']))
+    task = task or task_of(run, roots.get(run['data']))
     def keep(meter):
         Path(out).mkdir(parents=True, exist_ok=True)
         write_atomic(counts_file(run, out), lambda p: save_file({'counts':meter.per_picture}, str(p)))
