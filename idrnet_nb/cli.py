@@ -152,9 +152,11 @@ def _look(p):
     look.add_argument('--seed', type=int, default=0, help='for completeness: nothing is drawn by chance')
 
 def _suite(p):
-    p.add_argument('--suite', choices=('small','real','full'), default='small', help='small: minutes on two cores, no files needed; real: the world, CamVid, Stanford and CCP at a reduced size, '
+    p.add_argument('--suite', choices=('small','real','full'), default='small',
+                   help='small: minutes on two cores, no files needed; real: the world, CamVid, Stanford and CCP at a reduced size, '
                    'days on two cores; full: at full size, for a GPU')
-    p.add_argument('--root', nargs='+', default=[], metavar='DATA=FOLDER', help='where datasets lie, e.g. camvid=CamVid stanford_background=iccv09Data ccp16=CCP; sets that are not named are left out')
+    p.add_argument('--root', nargs='+', default=[], metavar='DATA=FOLDER',
+                   help='where datasets lie, e.g. camvid=CamVid stanford_background=iccv09Data ccp16=CCP; sets that are not named are left out')
     p.add_argument('--weights', type=Path, help='safetensors file of the backbone, for what begins with ImageNet')
     p.add_argument('--frameworks', nargs='+', metavar='NAME', help='only these: fcn, pspnet, deeplabv3, upernet, ocrnet')
     p.add_argument('--seeds', type=int, help="runs an arm; if left out: the suite's")
@@ -470,7 +472,8 @@ def main(
 )->int: # exit code: 0, 1 if check-data found faults, or 2 for an error that is said
     "The command `idrnet`."
     args = parser().parse_args(argv)
-    deeds = {'check-data':_do_check, 'compare':_do_compare, 'bench':_do_bench, 'train':_do_train, 'recipes':_do_recipes, 'evaluate':_do_evaluate, 'predict':_do_predict, 'convert':_do_convert}
+    deeds = {'check-data':_do_check, 'compare':_do_compare, 'bench':_do_bench, 'train':_do_train, 'recipes':_do_recipes,
+             'evaluate':_do_evaluate, 'predict':_do_predict, 'convert':_do_convert}
     try: return deeds[args.command](args) or 0
     except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as e:
         if isinstance(e, RuntimeError) and not (str(e).startswith('device') or 'runs failed' in str(e)): raise

@@ -29,7 +29,7 @@ from .infer import Protocol, evaluate, load_model, probabilities, save_model
 
 # %% ../nbs/25_compare.ipynb #c010
 SWITCHES = {'':dict(idr=False), 'wide':dict(idr=False, wide=True), 'attention':dict(idr='attention'), 'idr':dict(idr=True), # wide: as many parameters as with IDR
-            'frozen':dict(idr=True, learn_tables=False), 'tracked':dict(idr=True, track_deleted=True)} # after the +; frozen: the tables stay the identity; tracked: the second pass moves running statistics, as published
+            'frozen':dict(idr=True, learn_tables=False), 'tracked':dict(idr=True, track_deleted=True)} # tables stay the identity; running statistics as published
 
 def parse_arm(
     name:str, # 'fcn', 'fcn+attention', 'upernet+idr', 'fcn+frozen' …
@@ -118,11 +118,12 @@ def camvid_task(
 def widened(
     channels:list, # of the backbone's maps
     config:HeadConfig, # of a plain head
-    step:int=4, # widths that are tried are multiples of it
+    step:Optional[int]=None, # widths that are tried are multiples of it; None: 4, or less where layers are narrow
 )->int: # width
     "The width at which a plain head comes nearest to the number of parameters it would have with IDR at its own width."
     def size(**change):
         with torch.device('meta'): return sum(p.numel() for p in SegHead(channels, replace(config, **change)).parameters())
+    step = step or min(4, max(1, config.width//16))
     wish, low, high = size(idr=True), config.width//step, 8*config.width//step
     wide = lambda n: size(idr=False, width=n*step, fpn_width=config.fpn_width and config.fpn_width*n*step//config.width)
     while high-low>1: low, high = (mid, high) if wide(mid := (low+high)//2)<=wish else (low, mid)

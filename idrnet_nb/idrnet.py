@@ -153,16 +153,19 @@ class HeadConfig:
     deletions:int=1 # classes deleted a picture and step, one after the other, a further pass each
     track_deleted:bool=False # let the second pass move the norms' running statistics (as published)
     ignore:int=IGNORE # id of void pixels
-    def __post_init__(self):
-        for name,words in (('context',(None,'ppm','aspp','ocr')), ('idr',(True,False,'attention')),
-                           ('fpn',(False,True,'mlp')), ('attention_on_context',(None,'before','after')), ('coarse_from',('context','features'))):
-            if getattr(self,name) not in words: raise ValueError(f'HeadConfig: {name}={getattr(self,name)!r} is not one of {words}')
-        for name in ('num_classes','deletions'):
-            if getattr(self,name)<1: raise ValueError(f'HeadConfig: {name}={getattr(self,name)}, need at least 1')
-        if self.context is None and (self.fpn is True or self.attention_on_context): raise ValueError('HeadConfig: a pyramid or attention on S needs a context')
-        if self.context=='ocr' and self.coarse_from!='features': raise ValueError("HeadConfig: object context is made from the coarse prediction: coarse_from='features'")
+    def __post_init__(self): _check_head(self)
 
-# %% ../nbs/15_idrnet.ipynb #c036
+# %% ../nbs/15_idrnet.ipynb #c032
+def _check_head(c):
+    for name,words in (('context',(None,'ppm','aspp','ocr')), ('idr',(True,False,'attention')),
+                       ('fpn',(False,True,'mlp')), ('attention_on_context',(None,'before','after')), ('coarse_from',('context','features'))):
+        if getattr(c,name) not in words: raise ValueError(f'HeadConfig: {name}={getattr(c,name)!r} is not one of {words}')
+    for name in ('num_classes','deletions'):
+        if getattr(c,name)<1: raise ValueError(f'HeadConfig: {name}={getattr(c,name)}, need at least 1')
+    if c.context is None and (c.fpn is True or c.attention_on_context): raise ValueError('HeadConfig: a pyramid or attention on S needs a context')
+    if c.context=='ocr' and c.coarse_from!='features': raise ValueError("HeadConfig: object context is made from the coarse prediction: coarse_from='features'")
+
+# %% ../nbs/15_idrnet.ipynb #c037
 class SegHead(nn.Module):
     "Segmentation head over a pyramid: FCN, PSPNet, DeepLabV3, UPerNet or OCRNet, plain, with self-attention, or with IDR."
     def __init__(self,
@@ -204,7 +207,7 @@ class SegHead(nn.Module):
         if self.with_idr and self.training: _diagnose(self, out, again, each, label, deleted, noise)
         return out
 
-# %% ../nbs/15_idrnet.ipynb #c038
+# %% ../nbs/15_idrnet.ipynb #c039
 def _make_context(c, side):
     if c.context=='ppm': return PPM(c.width, side, c.ppm_scales, c.eps)
     if c.context=='aspp': return ASPP(c.width, side, c.aspp_dilations, c.eps)
@@ -248,7 +251,7 @@ def _refine(head, feat, out): # steps 4 to 8
     out.update(view=view, heard=heard)
     return head.refiner.refine(view, heard)
 
-# %% ../nbs/15_idrnet.ipynb #c040
+# %% ../nbs/15_idrnet.ipynb #c041
 def _losses(head, out, label, criterion): # step 10, and the cross-entropy of each pixel, which the diagnostics need whatever is learnt from
     c, size = head.config, label.shape[-2:]
     seen = out['out'] if criterion is None else out['out'].detach()
@@ -285,7 +288,7 @@ def _check_pyramid(head, pyramid, label):
         raise ValueError(f'SegHead: labels must be `b H W` integers for {len(pyramid[-1])} pictures, got {tuple(label.shape)} of {label.dtype}')
     check_labels(label, head.config.num_classes, head.config.ignore)
 
-# %% ../nbs/15_idrnet.ipynb #c062
+# %% ../nbs/15_idrnet.ipynb #c063
 class Segmentor(nn.Module, Shareable):
     "Pictures in, logits out: normalise, pad, backbone, head, resize, crop. Saves, loads and shares itself (`share.Shareable`)."
     needed = ('backbone', 'head')
@@ -344,7 +347,7 @@ def segmentor(
     if isinstance(backbone, str): backbone = Backbone(backbone, weights=weights, pretrained=pretrained, output_stride=output_stride, **args)
     return Segmentor(backbone, config)
 
-# %% ../nbs/15_idrnet.ipynb #c063
+# %% ../nbs/15_idrnet.ipynb #c064
 def _check_images(images, label):
     if images.ndim!=4 or images.shape[1]!=3:
         raise ValueError(f'Segmentor: pictures must be `b 3 H W` RGB in 0..255, got {tuple(images.shape)}; grey and RGBA pictures: idrnet_nb.data.read_picture')

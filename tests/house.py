@@ -75,9 +75,9 @@ def order(modules, number_of):
     return wrong
 
 def reading_order(nb, number_of):
-    "A lesson uses nothing that is taught later. Experiments and index may use all."
+    "A lesson uses nothing that is taught later. Experiments, the command line and index may use all."
     here = number(nb)
-    if here is None or here >= 30: return []
+    if here is None or here >= 30 or module_of(nb) == 'cli': return []
     used = {o for c in code_cells(nb) for o in lib_imports(python(c))}
     return [f'{nb["name"]} uses {o}, which comes later or nowhere' for o in sorted(used) if number_of.get(o, 99) > here]
 

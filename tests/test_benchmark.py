@@ -1,0 +1,197 @@
+"""The benchmark: paired statistics against brute force, arms alike but for one thing, runs that survive a kill, a command that says what is wrong."""
+import itertools, json, signal, subprocess, sys, time
+from functools import partial
+
+import numpy as np
+import pytest, torch
+from idrnet_nb import benchmark as room
+from idrnet_nb.benchmark import ARMS, SUITES, Trial, do_costs, cost_runs, do_run, key, pair_rows, paired, read_counts, read_rows, work_off
+from idrnet_nb.cli import main
+from idrnet_nb.compare import SWITCHES, build, widened, world_task
+from idrnet_nb.idrnet import FRAMEWORKS, HeadConfig, SegHead
+from idrnet_nb.metrics import scores
+
+TINY = dict(backbone='tiny', width=16, attention_width=8, aux_width=8)
+TOY = Trial('world', (32,32), dict(steps=3, batch_size=4), TINY, ('fcn',), 2, pictures=(16,6))
+
+def counts(rng, s, n, k, skill): # `s n k k`; some classes are not in some pictures
+    c = rng.poisson(3, (s,n,k,k)) + rng.poisson(40*skill, (s,n,k,1))*np.eye(k, dtype=int)
+    return c*(rng.random((1,n,k,1))<.7)
+
+def by_loops(a, b, pictures, seeds): # difference of mean IoU, as a person would say it
+    gains = []
+    for s in seeds:
+        means = []
+        for arm in (a, b):
+            total, ious = sum(arm[s,p] for p in pictures), []
+            for c in range(total.shape[0]):
+                either = total[c].sum()+total[:,c].sum()-total[c,c]
+                if either: ious.append(100*total[c,c]/either)
+            means.append(sum(ious)/len(ious))
+        gains.append(means[0]-means[1])
+    return sum(gains)/len(gains)
+
+@pytest.mark.parametrize('seed', range(6))
+def test_gain_is_that_of_the_loops_and_of_the_meter(seed):
+    rng = np.random.default_rng(seed)
+    a, b = counts(rng, 3, 7, 4, 1.), counts(rng, 3, 7, 4, .8)
+    found = paired(a, b, 50)
+    assert found['gain'] == pytest.approx(by_loops(a, b, range(7), range(3)))
+    meter = [np.mean([scores(torch.from_numpy(arm[s].sum(0)))['miou'] for s in range(3)]) for arm in (a,b)]
+    assert found['gain'] == pytest.approx(meter[0]-meter[1], abs=1e-4)
+    gains = [by_loops(a, b, range(7), [s]) for s in range(3)]
+    half = 4.302653*np.std(gains, ddof=1)/3**.5
+    assert (found['t_low'], found['t_high']) == pytest.approx((np.mean(gains)-half, np.mean(gains)+half), rel=1e-5)
+
+def test_interval_is_that_of_all_resamples():
+    "Three pictures, two seeds: 27 x 4 equally likely resamples, so that quantiles are known."
+    rng = np.random.default_rng(0)
+    a, b = counts(rng, 2, 3, 3, 1.)+1, counts(rng, 2, 3, 3, .5)+1
+    every = [by_loops(a, b, p, s) for p in itertools.product(range(3), repeat=3) for s in itertools.product(range(2), repeat=2)]
+    found = paired(a, b, 20000, level=.8)
+    assert found['low'] == pytest.approx(np.quantile(every, .1), abs=.6) and found['high'] == pytest.approx(np.quantile(every, .9), abs=.6)
+    assert found['better'] == pytest.approx(np.mean(np.array(every)>0), abs=.02)
+
+def test_mirror_and_order():
+    rng = np.random.default_rng(1)
+    a, b = counts(rng, 2, 9, 4, 1.), counts(rng, 2, 9, 4, .8)
+    x, y = paired(a, b, 400), paired(b, a, 400)
+    assert (x['gain'], x['low'], x['high'], x['better']) == pytest.approx((-y['gain'], -y['high'], -y['low'], 1-y['better']))
+    assert paired(a, b, 400) == x, 'the same draw for the same question'
+    swapped = paired(a[::-1], b[::-1], 400)
+    assert swapped['gain'] == pytest.approx(x['gain'])
+
+def test_covers_no_difference():
+    "Two arms of one skill: their difference is zero, and the interval should nearly always hold it."
+    held = 0
+    for seed in range(60):
+        rng = np.random.default_rng(100+seed)
+        f = paired(counts(rng, 4, 12, 3, 1.), counts(rng, 4, 12, 3, 1.), 200, seed=seed)
+        held += f['low']<=0<=f['high']
+    assert held >= 46, held # nominal 57; few seeds make the bootstrap narrow, which 31_benchmark says
+
+def test_absent_class_is_nobodys_loss():
+    rng = np.random.default_rng(2)
+    a, b = counts(rng, 2, 5, 4, 1.), counts(rng, 2, 5, 4, .7)
+    a[:,:,3] = b[:,:,3] = 0; a[:,:,:,3] = b[:,:,:,3] = 0
+    f = paired(a, b, 100)
+    assert np.isnan(f['by_class'][3]) and np.isnan(f['class_low'][3]) and np.isfinite(f['by_class'][:3]).all() and np.isfinite(f['gain'])
+
+# ---- arms
+
+@pytest.mark.parametrize('framework', FRAMEWORKS)
+@pytest.mark.parametrize('width', [32, 128])
+def test_wide_is_as_large_as_idr(framework, width):
+    channels, how = [16,24,40,80], dict(width=width, attention_width=32, aux_width=16, **FRAMEWORKS[framework])
+    size = lambda **c: sum(p.numel() for p in SegHead(channels, HeadConfig(7, **{**how, **c})).parameters())
+    plain, idr = size(idr=False), size(idr=True)
+    wide = size(idr=False, width=widened(channels, HeadConfig(7, idr=False, **how)))
+    assert abs(wide-idr) < .05*idr and wide>plain
+
+def test_wide_scales_a_pyramids_own_width():
+    task = world_task(4, 2, 32)
+    model = build('upernet+wide', task, 0, **{**TINY, 'fpn_width':8})
+    c = model.head.config
+    assert c.width>16 and c.fpn_width==8*c.width//16 and c.idr is False
+
+def test_arms_begin_alike():
+    task = world_task(4, 2, 32)
+    first = [build('fcn'+a, task, 5, **TINY).backbone.state_dict() for a in ARMS]
+    assert all(torch.equal(v, other[n]) for other in first[1:] for n,v in first[0].items())
+    assert {a.lstrip('+') for a in ARMS} <= set(SWITCHES)
+
+def test_suites_hold_what_was_promised():
+    frameworks = {'fcn','pspnet','deeplabv3','upernet','ocrnet'}
+    for name in ('real','full'):
+        assert all(set(t.frameworks)==frameworks and t.arms==ARMS and t.seeds>=3 for t in SUITES[name])
+        assert {t.weights for t in SUITES[name]} == {'imagenet','scratch'} and {'camvid','stanford_background','ccp16'} <= {t.data for t in SUITES[name]}
+    runs = [key(r) for trials in SUITES.values() for t in trials for r in t.runs]
+    assert len(runs)==len(set(runs))
+    assert all(t.data=='world' and t.seeds>=3 for t in SUITES['small'])
+
+# ---- runs
+
+def test_runs_do_not_depend_on_who_else_ran(tmp_path):
+    runs = TOY.runs
+    work_off(runs, partial(do_run, roots={}, out=tmp_path/'a', device='cpu'), tmp_path/'a.csv', progress=False)
+    work_off(runs[::-1], partial(do_run, roots={}, out=tmp_path/'b', device='cpu'), tmp_path/'b.csv', jobs=2, progress=False)
+    a, b = ({r['run']:(r['miou'], r['loss']) for r in read_rows(tmp_path/f'{n}.csv')} for n in 'ab')
+    assert a==b and len(a)==len(runs)
+    assert all(torch.equal(read_counts(r, tmp_path/'a'), read_counts(r, tmp_path/'b')) for r in runs)
+
+SCRIPT = '''
+import time, sys
+from pathlib import Path
+from idrnet_nb.benchmark import work_off
+def slow(run): time.sleep(.05); return dict(data=run['n'])
+work_off([dict(n=n, data='x', seed=0) for n in range(40)], slow, sys.argv[1], ('data','run'))
+'''
+
+def test_killed_it_goes_on(tmp_path):
+    file, done = tmp_path/'n.csv', []
+    for _ in range(4):
+        p = subprocess.Popen([sys.executable, '-c', SCRIPT, str(file)], stdout=subprocess.DEVNULL)
+        want = len(done)+3
+        for _ in range(1200):
+            if len(read_rows(file))>=want or p.poll() is not None: break
+            time.sleep(.05)
+        p.send_signal(signal.SIGKILL); p.wait()
+        now = [r['data'] for r in read_rows(file)]
+        assert now[:len(done)]==done and len(now)>=want, 'rows were lost'
+        done = now
+    subprocess.run([sys.executable, '-c', SCRIPT, str(file)], check=True, stdout=subprocess.DEVNULL)
+    assert [int(r['data']) for r in read_rows(file)]==list(range(40))
+
+def test_a_broken_run_loses_itself_only(tmp_path, capsys):
+    def do(run):
+        if run['n']==1: raise MemoryError('no room')
+        return dict(data=run['n'])
+    with pytest.raises(RuntimeError, match='1 of 3 runs failed.*no room'): work_off([dict(n=n, data='x', seed=n) for n in range(3)], do, tmp_path/'a.csv', ('data','run'))
+    assert [r['data'] for r in read_rows(tmp_path/'a.csv')]==['0','2'] and 'FAILED' in capsys.readouterr().out
+
+def test_pairs_only_where_counts_are(tmp_path):
+    for r in TOY.runs[:4]: do_run(r, {}, out=tmp_path, device='cpu')
+    rows = pair_rows(TOY.runs, tmp_path, resamples=20)
+    assert {r['seeds'] for r in rows}=={1} and all(r['t_low'] is None for r in rows) and len(rows)==5
+    assert all(json.loads(r['setting'])['data']=='world' and 'arm' not in json.loads(r['setting']) for r in rows)
+
+def test_costs_know_the_arms():
+    rows = {r['arm']:r for r in do_costs(cost_runs(TOY)[0], 'cpu', 1)}
+    assert set(rows)=={'plain','wide','attention','idr'} and rows['plain']['step_ratio']==1
+    assert rows['wide']['parameters']==pytest.approx(rows['idr']['parameters'], rel=.06)
+    assert rows['plain']['gmacs']<rows['attention']['gmacs']<rows['idr']['gmacs'] and all(r['peak']=='counted' for r in rows.values())
+
+# ---- the command
+
+@pytest.fixture
+def toy(monkeypatch): monkeypatch.setitem(SUITES, 'small', (TOY,))
+
+def test_command(toy, tmp_path, capsys):
+    words = ['bench', '--out', str(tmp_path/'b'), '--jobs', '1', '--device', 'cpu', '--seeds', '2']
+    assert main(words)==0
+    said = capsys.readouterr().out
+    assert 'idr – attention' in said and 'bootstrap 95 %' in said and 'peak GB' in said
+    assert {p.name for p in (tmp_path/'b').iterdir()}=={'bench.csv','bench_pairs.csv','bench_costs.csv','forest.png','counts'}
+    before = {p.name:p.read_bytes() for p in (tmp_path/'b').glob('bench.csv')}
+    assert main(words)==0 and {p.name:p.read_bytes() for p in (tmp_path/'b').glob('bench.csv')}==before, 'nothing is run twice'
+    rows = read_rows(tmp_path/'b'/'bench.csv')
+    assert len(rows)==8 and all(r['date'] and r['torch'] and r['device'] and json.loads(r['run'])['train'] for r in rows)
+
+@pytest.mark.parametrize('words, said', [
+    (['--suite','real'], None), (['--frameworks','fcm'], 'no frameworks fcm'), (['--root','camvid'], 'DATA=FOLDER'), (['--root','kamvid=.'], 'no such dataset'),
+    (['--root','camvid=nowhere'], 'no such folder'), (['--weights','nowhere.safetensors'], 'no such file'), (['--seeds','0'], 'at least one')])
+def test_command_says_what_is_wrong(words, said, tmp_path, capsys, monkeypatch):
+    if said is None: monkeypatch.setitem(SUITES, 'real', SUITES['real'][1:]); said = 'nothing of suite'
+    assert main(['bench', '--out', str(tmp_path), *words])==2
+    told = capsys.readouterr().err
+    assert said in told and told.count('\n')==1
+
+def test_failed_runs_are_said(toy, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(room, 'run_arm', lambda *a, **k: (_ for _ in ()).throw(ValueError('no luck')))
+    assert main(['bench', '--out', str(tmp_path/'b'), '--jobs', '1', '--device', 'cpu'])==2
+    assert 'no luck' in capsys.readouterr().err
+
+def test_other_file_is_left_alone(toy, tmp_path, capsys):
+    (tmp_path/'bench.csv').write_text('a,b\n1,2\n')
+    assert main(['bench', '--out', str(tmp_path), '--jobs', '1', '--device', 'cpu'])==2
+    assert 'not such a file' in capsys.readouterr().err and (tmp_path/'bench.csv').read_text()=='a,b\n1,2\n'
