@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ARMS', 'SUITES', 'COLUMNS', 'PAIR_COLUMNS', 'PAIRS', 'COST_COLUMNS', 'Trial', 'key', 'read_rows', 'write_rows',
            'work_off', 'task_of', 'config_of', 'counts_file', 'do_run', 'read_counts', 'paired', 'pair_rows',
-           'update_pairs', 'show_runs', 'show_pairs', 'show_classes', 'show_costs_of', 'verdict', 'in_words',
-           'show_forest', 'cost_runs', 'do_costs', 'bench']
+           'update_pairs', 'show_runs', 'show_pairs', 'show_classes', 'summary_table', 'show_costs_of', 'verdict',
+           'in_words', 'show_forest', 'cost_runs', 'do_costs', 'bench']
 
 # %% ../nbs/31_benchmark.ipynb #c004
 import csv, hashlib, json, multiprocessing, os, statistics, time, warnings
@@ -118,7 +118,9 @@ def work_off(
     if failed: raise RuntimeError(f'{len(failed)} of {len(todo)} runs failed, the rows of the others are written: ' + '; '.join(failed))
     return len(todo)
 
-def _named(run): return ' '.join([*(str(run[k]) for k in ('data','arm','variant','weights') if k in run), f'seed {run["seed"]}' if 'seed' in run else f'{run["framework"]}: costs'])
+def _named(run):
+    said = [str(run[k]) for k in ('kind','data','arm','variant','weights','framework','what') if k in run]
+    return ' '.join([*said, f'seed {run["seed"]}' if 'seed' in run else f'K={run["k"]} {run["grid"]} C={run["c"]} B={run["b"]}' if 'grid' in run else ''])
 
 def _tried(do, run):
     try: return do(run)
@@ -335,6 +337,28 @@ def show_classes(
     each = sorted((z for z in zip(names, *lists) if z[1]==z[1]), key=lambda z: -z[1])
     if len(each)>most: each = each[:most//2]+each[-(most-most//2):]
     return '\n'.join(f'{name:22}{gain:7.2f}  [{low:6.2f}, {high:6.2f}]{" *" if low*high>0 else ""}' for name,gain,low,high in each)
+
+def summary_table(
+    runs:list, # of bench.csv
+    pairs:list, # of bench_pairs.csv
+)->str: # markdown
+    "All frameworks and data in one table: mean mIoU ± half of the t interval over seeds; differences with their bootstrap interval, bold where `verdict` is settled."
+    groups = {}
+    for r in runs:
+        framework, _, arm = r['arm'].partition('+')
+        groups.setdefault((r['data'], r['size'], r['weights'], framework), {}).setdefault(arm, []).append(float(r['miou']))
+    head = ['| data | framework | seeds | plain | wide | attention | IDR | IDR – plain | IDR – wide | IDR – attention |', '|'+'---|'*10]
+    return '\n'.join([*head, *(_summary_row(k, got, pairs) for k,got in groups.items())])
+
+def _summary_row(key, got, pairs):
+    data, size, weights, framework = key
+    mean = lambda v: (lambda m,_,high: f'{m:.1f}'+(f' ± {high-m:.1f}' if high==high else ''))(*interval(v))
+    mine = {r['against']:r for r in pairs if (r['data'], r['size'], r['weights'], r['framework'], r['arm'])==(*key, 'idr')}
+    def gain(r):
+        bold = '' if verdict(r)=='open' else '**'
+        return '{4}{0:+.1f}{4} [{1:.1f}, {2:.1f}]'.format(*_number(r, 'gain','low','high'), '', bold)
+    cells = [*(mean(got[a]) if a in got else '' for a in ('','wide','attention','idr')), *(gain(mine[a]) if a in mine else '' for a in ('plain','wide','attention'))]
+    return f'| {data} {size}'+(', ImageNet' if weights=='imagenet' else '')+f' | {framework} | {max(map(len, got.values()))} | '+' | '.join(cells)+' |'
 
 def show_costs_of(
     rows:list, # of bench_costs.csv

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .core import IGNORE, check_finite, check_labels
 from .backbone import Backbone, crop, pad_to_multiple
 from .share import Shareable
-from .head import Classifier, ConvNorm, conv_part, mean_loss, pixel_loss, upsample
+from .head import Classifier, ConvNorm, conv_part, upsample, upsampled_loss
 from .context import ASPP, FPN, PPM, Fuse
 from .attention import ObjectContext, SelfAttention
 from .classes import class_means, membership, memory_sums, update_memory
@@ -195,15 +195,17 @@ class SegHead(nn.Module):
         deleted:Optional[Tensor]=None, # `b`, classes to delete; None: picked
         noise:Optional[Tensor]=None, # `b k`, uniform in 0..1, for the picking; None: drawn
         criterion=None, # (logits `b k H W`, label, ignore) -> scalar, see `loss.Criterion`; None: mean cross-entropy, step 10
+        enlarge:bool=True, # False: `out` stays on the grid of S; the losses need no more (`head.upsampled_loss`)
     )->dict: # out, coarse, aux `b k . .`; feat `b c h w`; with labels loss and losses; in training diagnosis
         "Raises ValueError for wrong channels, label shapes or ids, FloatingPointError for nan in the pyramid (CPU)."
         _check_pyramid(self, pyramid, label)
         out = dict(feat=self.squeeze(pyramid[-1]))
         size = size or (label.shape[-2:] if label is not None else None)
-        again = _answer(self, pyramid, out, size)
+        logits, again = _answer(self, pyramid, out)
+        out['out'] = upsample(logits, size) if size and enlarge else logits
         if self.aux is not None and self.training: out['aux'] = self.aux(pyramid[-2])
         if label is None: return out
-        each = _losses(self, out, label, criterion)
+        each = _losses(self, logits, out, label, criterion)
         if self.with_idr and self.training: _diagnose(self, out, again, each, label, deleted, noise)
         return out
 
@@ -226,7 +228,7 @@ def _look_around(head, feat, out): # S, and the coarse answer on the way (steps 
     if head.coarse is not None and not early: out['coarse'] = head.coarse(S)
     return head.attend(S) if c.attention_on_context=='after' else S
 
-def _answer(head, pyramid, out, size): # steps 2 to 9
+def _answer(head, pyramid, out): # steps 2 to 9: logits on the grid of S, and how to answer again
     feat, width = out['feat'], head.config.width
     S = _look_around(head, feat, out)
     if head.fpn is not None: S = head.fpn(pyramid[:-1], feat if S is None else S)
@@ -239,10 +241,8 @@ def _answer(head, pyramid, out, size): # steps 2 to 9
     keep = head.final.keep(feat)
     def answer(rest, refined, track=True):
         grown = rest if refined is None else rest + part(refined, width)
-        logits = head.final.finish(grown, keep, track)
-        return upsample(logits, size) if size else logits
-    out['out'] = answer(rest, refined)
-    return lambda refined,track: answer(rest.detach(), refined, track)
+        return head.final.finish(grown, keep, track)
+    return answer(rest, refined), lambda refined,track: answer(rest.detach(), refined, track)
 
 def _refine(head, feat, out): # steps 4 to 8
     if not head.with_idr: return head.refiner(feat)
@@ -252,15 +252,13 @@ def _refine(head, feat, out): # steps 4 to 8
     return head.refiner.refine(view, heard)
 
 # %% ../nbs/15_idrnet.ipynb #c041
-def _losses(head, out, label, criterion): # step 10, and the cross-entropy of each pixel, which the diagnostics need whatever is learnt from
-    c, size = head.config, label.shape[-2:]
-    seen = out['out'] if criterion is None else out['out'].detach()
-    each = pixel_loss(upsample(seen, size), label, c.ignore) if criterion is None or head.with_idr else None
-    part = lambda key: criterion(upsample(out[key], size), label, c.ignore)
-    if criterion is None: part = lambda key: mean_loss(each if key=='out' else pixel_loss(upsample(out[key], size), label, c.ignore), label, c.ignore)
-    losses = dict(final=c.final_weight*part('out'))
+def _losses(head, logits, out, label, criterion): # step 10, and the cross-entropy of each pixel, which the diagnostics need whatever is learnt from
+    c, size, losses = head.config, label.shape[-2:], {}
+    mean, each = upsampled_loss(logits if criterion is None else logits.detach(), label, c.ignore) if criterion is None or head.with_idr else (None, None)
+    part = lambda z: upsampled_loss(z, label, c.ignore)[0] if criterion is None else criterion(upsample(z, size), label, c.ignore)
+    losses['final'] = c.final_weight*(mean if criterion is None else part(logits))
     for name,weight in (('coarse',c.coarse_weight), ('aux',c.aux_weight)):
-        if name in out and weight: losses[name] = weight*part(name)
+        if name in out and weight: losses[name] = weight*part(out[name])
     for name in ('aux','coarse','final'): # causes first
         if name in losses: check_finite(losses[name].detach(), f'loss part {name!r}')
     out.update(loss=sum(losses.values()), losses=losses)
@@ -273,7 +271,7 @@ def _diagnose(head, out, again, each, label, deleted, noise): # deletion diagnos
     for i in range(c.deletions if c.learn_tables else 0):
         gone = pick_class(view.present, idr.count, noise.roll(i, 1)) if deleted is None else deleted
         refined, heard = lesion(idr, view, gone, c.track_deleted)
-        lost = pixel_loss(upsample(again(refined, c.track_deleted), label.shape[-2:]), label, c.ignore)
+        _, lost = upsampled_loss(again(refined, c.track_deleted), label, c.ignore)
         learn_relations(idr, gone, each, lost, label, c.relation_momentum)
         out['diagnosis'] = dict(deleted=gone, heard=heard)
     learn_memory(idr, out['feat'], label, c.memory_momentum)
@@ -308,6 +306,7 @@ class Segmentor(nn.Module, Shareable):
         images:Tensor, # `b 3 H W`, RGB in 0..255, uint8 or float, any size
         label:Optional[Tensor]=None, # `b H W`, class ids or `ignore`
         size:Optional[tuple]=None, # `(h, w)` of the answer; None: that of the pictures
+        enlarge:bool=True, # False: the answer stays on the head's grid, which is all that a training step needs
         **head_args, # `deleted`, `noise`, `criterion`: see `SegHead`
     )->dict: # out `b k h w`, and what `SegHead` gives
         "Raises ValueError where pictures and labels do not fit each other, FloatingPointError for nan in the pictures (CPU)."
@@ -316,6 +315,7 @@ class Segmentor(nn.Module, Shareable):
         if label is not None: label, _ = pad_to_multiple(label, self.backbone.pad_to, value=self.head.config.ignore)
         _check_one_cell(self.backbone, x)
         padded = x.shape[-2:]
+        if not enlarge: return self.head(self.backbone(x), label, enlarge=False, **head_args)
         out = self.head(self.backbone(x), label, size=size if size and padded==own else padded, **head_args) # resized once where it can be
         out['out'] = upsample(out['out'] if size and padded==own else crop(out['out'], own), size or own)
         return out

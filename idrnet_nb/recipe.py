@@ -125,7 +125,7 @@ def laptop(
     epochs:int=20, # times each picture is seen
     width:int=128, # channels of the features
 )->Recipe:
-    "A training for two cores and an hour. ValueError for a framework that does not exist."
+    "A training for two cores: an hour or so on small sets, days on those of many thousand pictures. ValueError for a framework that does not exist."
     if framework not in FRAMEWORKS: raise ValueError(f'laptop: no framework {framework!r}; there are {", ".join(FRAMEWORKS)}')
     size, pairs, known = tuple(size or _SIDES.get(space.name, (240,320))), left_right(space), space==LABEL_SPACES.get(space.name)
     head = HeadConfig(space.num_classes, idr=idr, ignore=space.ignore, **{**FRAMEWORKS[framework], 'width':width, 'attention_width':width//2, 'aux_width':width//2})
@@ -230,6 +230,7 @@ def cost(
 )->dict: # of one device: batch, parameters, tflops a step, peak_bytes, amp_bytes; of the whole training: pictures, steps, exaflops (of all devices)
     """Counted on one training step with fake tensors; nothing is computed. `peak_bytes` is what tensors hold in float32: weights, gradients, the optimiser's state
     and all that waits for the backward pass; `amp_bytes` the same under autocast (of a CPU, which differs a little from a GPU's), None where the recipe has no amp.
+    Losses are counted on whole maps, while training walks over strips (`head.upsampled_loss`) and holds less, the more classes there are.
     Not in it: what the allocator wastes, workspaces of cuDNN and of other kernels, the CUDA context, the buckets of several processes (gradients once more),
     a loss other than 'ce'. A batch that cannot be shared or makes no step: ValueError."""
     whole = batch_size or recipe.train.batch_size

@@ -101,7 +101,7 @@ def _learn(run, images, labels, step): # loss parts, on the device
     run.opt.zero_grad()
     for x,y,z in zip(*(t.to(run.device).chunk(c.accumulate) for t in (images, labels, noise))):
         if c.channels_last: x = x.contiguous(memory_format=torch.channels_last)
-        with _precision(run.device, c.amp): out = run.net(x, y, noise=z, criterion=run.criterion)
+        with _precision(run.device, c.amp): out = run.net(x, y, noise=z, criterion=run.criterion, enlarge=False)
         run.scaler.scale(out['loss']/c.accumulate).backward()
         for name,loss in dict(loss=out['loss'], **out['losses']).items(): total[name] = total.get(name,0) + loss.detach()/c.accumulate
     total = mean_of_all(total)
@@ -181,7 +181,7 @@ def _no_memory(e): return isinstance(e, (torch.OutOfMemoryError, MemoryError)) o
 def _fits(run, images, labels, n): # forward and backward of the first n pictures
     try:
         x, y = (t[:n].to(run.device) for t in (images, labels))
-        with _precision(run.device, run.config.amp): run.model(x, y, criterion=run.criterion)['loss'].backward()
+        with _precision(run.device, run.config.amp): run.model(x, y, criterion=run.criterion, enlarge=False)['loss'].backward()
         return True
     except (RuntimeError, MemoryError) as e:
         if not _no_memory(e): raise
