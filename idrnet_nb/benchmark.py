@@ -8,7 +8,7 @@ __all__ = ['ARMS', 'SUITES', 'COLUMNS', 'PAIR_COLUMNS', 'PAIRS', 'COST_COLUMNS',
            'update_pairs', 'show_runs', 'show_pairs', 'show_classes', 'summary_table', 'show_costs_of', 'verdict',
            'in_words', 'show_forest', 'cost_runs', 'do_costs', 'bench']
 
-# %% ../nbs/31_benchmark.ipynb #c004
+# %% ../nbs/31_benchmark.ipynb #c006
 import csv, hashlib, json, multiprocessing, os, statistics, time, warnings
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from .infer import Protocol
 from .compare import Task, build, circumstances, data_task, run_arm, world_task
 from .recipe import Recipe, _attention_flops, cost
 
-# %% ../nbs/31_benchmark.ipynb #c007
+# %% ../nbs/31_benchmark.ipynb #c009
 ARMS = ('', '+wide', '+attention', '+idr') # the framework alone; as many parameters as with IDR; IDR's self-attention alone; IDR
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Trial:
         if self.data=='world': fixed['pictures'] = list(self.pictures)
         return [{**fixed, 'arm':f+a, 'seed':s} for s in range(self.seeds) for f in self.frameworks for a in self.arms]
 
-# %% ../nbs/31_benchmark.ipynb #c009
+# %% ../nbs/31_benchmark.ipynb #c011
 _ALL = ('fcn', 'pspnet', 'deeplabv3', 'upernet', 'ocrnet')
 _TINY = dict(backbone='tiny', width=64, attention_width=64, aux_width=32)
 _MOBILE = dict(backbone='mobilenetv2_100', width=128, attention_width=64, aux_width=64, output_stride=16)
@@ -63,7 +63,7 @@ SUITES = dict(
                      dict(_MOBILE, width=512, attention_width=256, aux_width=512, output_stride=8), _ALL, 5, weights)
         for weights in ('imagenet','scratch') for data,size,epochs in (('camvid',(360,480),200), ('stanford_background',(240,320),100), ('ccp16',(416,272),60))))
 
-# %% ../nbs/31_benchmark.ipynb #c012
+# %% ../nbs/31_benchmark.ipynb #c014
 COLUMNS = ('date','commit','data','size','arm','variant','weights','seed','miou','aacc','lookalike_miou','relation_auroc','iou','loss','parameters','seconds',
            'run','extra','version','torch','python','device') # of bench.csv; extra: JSON of further findings
 
@@ -93,7 +93,7 @@ def write_rows(
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, write)
 
-# %% ../nbs/31_benchmark.ipynb #c014
+# %% ../nbs/31_benchmark.ipynb #c016
 def work_off(
     runs:list, # dicts of plain values
     do, # run -> a row or a list of rows; with several jobs something that pickle can name
@@ -136,7 +136,7 @@ def _rows(todo, do, jobs): # (run, row or what went wrong), as they end
         while open_:
             for f in wait(open_, return_when=FIRST_COMPLETED).done: yield open_.pop(f), f.exception() or f.result()
 
-# %% ../nbs/31_benchmark.ipynb #c017
+# %% ../nbs/31_benchmark.ipynb #c019
 @lru_cache(maxsize=2)
 def _kept_task(data, size, pictures, root): # drawn or listed once a process
     if data=='world': return world_task(*pictures, size[0])
@@ -167,7 +167,7 @@ def counts_file(
     "Where the confusion of each unseen picture is kept."
     return Path(out)/f'{hashlib.sha256(key(run).encode()).hexdigest()[:16]}.safetensors'
 
-# %% ../nbs/31_benchmark.ipynb #c019
+# %% ../nbs/31_benchmark.ipynb #c021
 def do_run(
     run:dict, # of `Trial.runs`
     roots:dict, # dataset -> its folder
@@ -200,7 +200,7 @@ def read_counts(
     path = counts_file(run, out)
     return load_file(path)['counts'] if path.exists() else None
 
-# %% ../nbs/31_benchmark.ipynb #c023
+# %% ../nbs/31_benchmark.ipynb #c025
 def _parts(counts): # `s n k k` -> `3 s n k`: right, true, predicted pixels
     c = np.asarray(counts, dtype=np.float64)
     return np.stack([np.diagonal(c, axis1=2, axis2=3), c.sum(3), c.sum(2)])
@@ -246,7 +246,7 @@ def _mean(x): # over the last axis, which stays; nan is left out
 def _quantile(x, q): # of each row, nan left out; nan where nothing else is
     return np.array([np.quantile(r, q) if len(r := row[~np.isnan(row)]) else np.nan for row in x])
 
-# %% ../nbs/31_benchmark.ipynb #c026
+# %% ../nbs/31_benchmark.ipynb #c028
 PAIR_COLUMNS = ('date','commit','data','size','how','weights','framework','arm','against','seeds','pictures','gain','low','high','better','t_low','t_high',
                 'by_class','class_low','class_high','setting','version','torch','python','device') # of bench_pairs.csv
 PAIRS = (('+wide',''), ('+attention',''), ('+idr',''), ('+idr','+wide'), ('+idr','+attention')) # what is compared with what
@@ -296,7 +296,7 @@ def update_pairs(
     write_rows(path, [*old, *rows], PAIR_COLUMNS)
     return read_rows(path)
 
-# %% ../nbs/31_benchmark.ipynb #c028
+# %% ../nbs/31_benchmark.ipynb #c030
 def _number(r, *names): return [float(r[n]) if r[n] not in ('', None) else float('nan') for n in names]
 
 def show_runs(
@@ -371,7 +371,7 @@ def show_costs_of(
                    f'{ratio:6.2f}x  [{low:.2f}, {high:.2f}]  {float(r["peak_bytes"])/2**30:8.2f}')
     return '\n'.join(out)
 
-# %% ../nbs/31_benchmark.ipynb #c029
+# %% ../nbs/31_benchmark.ipynb #c031
 def verdict(
     row:dict, # of bench_pairs.csv
 )->str: # 'more', 'less' or 'open'
@@ -393,7 +393,7 @@ def in_words(
         out.append(f'{what}, {len(mine)} comparison{"s" if len(mine)!=1 else ""}: '+', '.join(parts)+'.')
     return '\n'.join(out)
 
-# %% ../nbs/31_benchmark.ipynb #c035
+# %% ../nbs/31_benchmark.ipynb #c037
 _LOOK = {'idr – plain':('o','#0072B2'), 'idr – wide':('s','#D55E00'), 'idr – attention':('D','#009E73'),
          'attention – plain':('^','#CC79A7'), 'wide – plain':('v','#555555')}
 
@@ -429,7 +429,7 @@ def _draw_row(ax, y, r, what):
     if a==a: ax.plot([a,b], [y,y], color='#999999', lw=1, zorder=1)
     ax.plot([low,high], [y,y], color=colour, lw=4, zorder=2, solid_capstyle='butt'); ax.plot(gain, y, mark, color=colour, mec='white', ms=7, zorder=3)
 
-# %% ../nbs/31_benchmark.ipynb #c043
+# %% ../nbs/31_benchmark.ipynb #c045
 COST_COLUMNS = ('date','commit','data','size','batch','framework','arm','width','parameters','gmacs','step_seconds','step_ratio','ratio_low','ratio_high',
                 'tflops','peak_bytes','peak','run','version','torch','python','device') # of bench_costs.csv
 
@@ -479,7 +479,7 @@ def _cost_row(run, arm, model, config, space, peak):
         gmacs=float(f'{flops.get_total_flops()/2e9:.5g}'), tflops=float(f'{counted["tflops"]:.4g}'),
         peak_bytes=peak or counted['peak_bytes'], peak='measured' if peak else 'counted')
 
-# %% ../nbs/31_benchmark.ipynb #c046
+# %% ../nbs/31_benchmark.ipynb #c048
 def bench(
     suite:str='small', # of `SUITES`
     out='runs/bench', # folder: bench.csv, bench_pairs.csv, bench_costs.csv, forest.png, and the pictures' counts

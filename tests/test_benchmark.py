@@ -195,3 +195,15 @@ def test_other_file_is_left_alone(toy, tmp_path, capsys):
     (tmp_path/'bench.csv').write_text('a,b\n1,2\n')
     assert main(['bench', '--out', str(tmp_path), '--jobs', '1', '--device', 'cpu'])==2
     assert 'not such a file' in capsys.readouterr().err and (tmp_path/'bench.csv').read_text()=='a,b\n1,2\n'
+
+# ---- idrnet speed
+
+def test_speed_command(tmp_path, capsys, monkeypatch):
+    from idrnet_nb import speed as gauge
+    monkeypatch.setattr(gauge, 'plan', lambda quick, device: [dict(kind='loops', k=5, grid=[8,8], c=16, b=2, rounds=1)]*quick)
+    assert main(['speed', '--quick', '--out', str(tmp_path), '--device', 'cpu'])==0
+    said = capsys.readouterr().out
+    assert 'loops' in said and 'not measured' in said and len(read_rows(tmp_path/'speed.csv'))==1
+    (tmp_path/'speed.csv').write_text('a\n1\n')
+    assert main(['speed', '--quick', '--out', str(tmp_path), '--device', 'cpu'])==2 and 'not such a file' in capsys.readouterr().err
+    assert main(['speed', '--quick', '--out', str(tmp_path/'x'), '--device', 'tpu'])==2 and 'tpu' in capsys.readouterr().err
