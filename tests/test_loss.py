@@ -182,3 +182,65 @@ def test_settings_travel():
     for d in (copy.deepcopy(c), pickle.loads(pickle.dumps(c)), Criterion(**json.loads(json.dumps(asdict(c)))), eval(repr(c)), replace(c)):
         assert d==c and hash(d)==hash(c) and torch.equal(d(z, label), c(z, label))
     assert torch.equal(replace(c, loss='dice')(z, label), soft_dice(z, label)) and c!=replace(c, loss='dice')
+
+# ---- cross-entropy of upsampled logits, strip by strip
+
+@pytest.mark.parametrize('seed', range(40))
+def test_strips_are_the_whole_map(seed, monkeypatch):
+    "Random sizes, up and down, several strips a picture: losses, mean and gradient are those of the long way."
+    from idrnet_nb import head
+    g = torch.Generator().manual_seed(seed)
+    n = lambda low, high: int(torch.randint(low, high, (), generator=g))
+    b, k, h, w, H, W = n(1,4), n(1,7), n(1,9), n(1,9), n(1,40), n(1,40)
+    most = n(1,300)
+    real = head._strips
+    monkeypatch.setattr(head, '_strips', lambda h, H, size, _: real(h, H, size, most*k))
+    z = (3*torch.randn(b, k, h, w, generator=g, dtype=torch.float64)).requires_grad_()
+    y = torch.randint(0, k, (b,H,W), generator=g); y[torch.rand(y.shape, generator=g)<.3] = 255
+    each = head.pixel_loss(head.upsample(z, (H,W)), y)
+    mean = head.mean_loss(each, y)
+    want, = torch.autograd.grad(mean, z)
+    ours, mine = head.upsampled_loss(z, y)
+    got, = torch.autograd.grad(ours*2, z)
+    assert torch.allclose(mine, each) and torch.allclose(ours, mean) and torch.allclose(got, 2*want, atol=1e-12)
+
+def test_strips_against_finite_differences():
+    from idrnet_nb.head import upsampled_loss
+    z, y = torch.randn(1, 3, 2, 3, dtype=torch.float64, requires_grad=True), torch.randint(0, 3, (1,7,8))
+    assert torch.autograd.gradcheck(lambda z: upsampled_loss(z, y)[0], z)
+    first, = torch.autograd.grad(upsampled_loss(z, y)[0], z, create_graph=True)
+    with pytest.raises(RuntimeError): first.sum().backward() # said, and not silently zero
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_strips_under_autocast(dtype):
+    from idrnet_nb.head import mean_loss, pixel_loss, upsample, upsampled_loss
+    torch.manual_seed(0)
+    z, y = torch.randn(2,5,4,4).to(dtype).requires_grad_(), torch.randint(0,5,(2,16,16))
+    with torch.autocast('cpu', dtype=dtype): mean, each = upsampled_loss(z, y)
+    assert mean.dtype==each.dtype==torch.float32
+    long = mean_loss(pixel_loss(upsample(z.float(), (16,16)), y), y)
+    assert torch.allclose(mean, long, atol=1e-5)
+    got, = torch.autograd.grad(mean, z)
+    assert got.dtype==dtype and torch.allclose(got.float(), torch.autograd.grad(long, z)[0].float(), atol=1e-3)
+
+def test_strips_hold_little():
+    "150 classes at eight times the grid: less than an eighth of what whole maps hold."
+    from idrnet_nb.head import mean_loss, pixel_loss, upsample, upsampled_loss
+    from idrnet_nb.speed import peak_bytes
+    z, y = torch.randn(2,150,16,16, requires_grad=True), torch.randint(0,150,(2,128,128))
+    whole = peak_bytes(lambda: mean_loss(pixel_loss(upsample(z, (128,128)), y), y).backward())
+    assert peak_bytes(lambda: upsampled_loss(z, y)[0].backward())<whole/8
+
+def test_a_grid_answer_has_the_same_losses():
+    "`enlarge=False` leaves out large logits and nothing else."
+    import copy
+    from idrnet_nb.core import seed_everything
+    from idrnet_nb.idrnet import segmentor
+    seed_everything(0)
+    one = segmentor('upernet', 'tiny', 5, width=8, attention_width=8, aux_width=8, dropout=0.).train()
+    two, x, y, noise = copy.deepcopy(one), torch.randint(0, 256, (2,3,50,61), dtype=torch.uint8), torch.randint(0, 5, (2,50,61)), torch.rand(2,5)
+    a, b = one(x, y, noise=noise), two(x, y, noise=noise, enlarge=False)
+    assert a['out'].shape[-2:]==(50,61)!=b['out'].shape[-2:] and torch.equal(a['loss'], b['loss'])
+    a['loss'].backward(); b['loss'].backward()
+    assert all(p.grad is None and q.grad is None or torch.equal(p.grad, q.grad) for p,q in zip(one.parameters(), two.parameters()))
+    assert all(torch.equal(p, q) for p,q in zip(one.buffers(), two.buffers()))
