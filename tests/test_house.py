@@ -30,7 +30,8 @@ def settings():
 
 ROOMS = ('index 00_core 01_world 02_metrics 03_backbone 04_head 05_share 06_log 07_processes 10_context 11_attention 12_classes 13_relation '
          '14_intervene 15_idrnet 16_loss 17_layouts 18_checkpoint 19_plan 20_data 21_train 22_infer 23_plug 24_author 25_compare 26_export 27_check 28_recipe 29_cli '
-         '30_world 31_benchmark 32_camvid 33_inside 34_stanford 35_people 36_ablation 37_speed 38_models 40_ade20k 41_cityscapes 42_cocostuff 43_pascal_context 44_lip 45_cihp 46_your_data').split()
+         '30_world 31_benchmark 32_camvid 33_inside 34_stanford 35_people 36_ablation 37_speed 38_models '
+         '40_ade20k 41_cityscapes 42_cocostuff 43_pascal_context 44_lip 45_cihp 46_your_data').split()
 
 def test_rooms():
     none([f'nbs/{r}.ipynb is missing' for r in ROOMS if not (NBS/f'{r}.ipynb').exists()])

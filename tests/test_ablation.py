@@ -1,0 +1,122 @@
+"""Ablations: a variant is what it says and nothing else; opinions on relations leave the model alone; a world with bystanders that say nothing."""
+from dataclasses import replace
+
+import pytest, torch
+from idrnet_nb.ablation import (Busy, VARIANTS, ablations, agreement, attention_table, busy_task, deletion_table, do_ablation, gradient_table, overheard, presence, tables_of, turn)
+from idrnet_nb.benchmark import SUITES, do_run
+from idrnet_nb.compare import world_task
+from idrnet_nb.core import seed_everything
+from idrnet_nb.idrnet import FRAMEWORKS, segmentor
+from idrnet_nb.world import World, true_relations
+
+TINY = dict(backbone='tiny', width=16, attention_width=8, aux_width=8)
+TOY = replace(SUITES['small'][0], frameworks=('fcn',), seeds=1, size=(32,32), pictures=(16,8), train=dict(batch_size=4, steps=5, lr=3e-3), model=TINY)
+
+def row(variant, tmp_path): return do_ablation(ablations(TOY, (variant,))[0], out=tmp_path, device='cpu')
+
+@pytest.mark.parametrize('variant, arm', [('full','+idr'), ('plain',''), ('attention','+attention'), ('identity','+frozen'), ('published norms','+tracked')])
+def test_variants_that_are_arms(variant, arm, tmp_path):
+    run = replace(TOY, arms=(arm,)).runs[0]
+    mine, theirs = row(variant, tmp_path), do_run(run, {}, out=tmp_path, device='cpu')
+    assert (mine['loss'], mine['miou'], mine['iou'])==(theirs['loss'], theirs['miou'], theirs['iou'])
+
+@pytest.fixture(scope='module')
+def batch():
+    return tuple(torch.stack(t) for t in zip(*world_task(8, 6, 32).test))
+
+def trained(batch, framework='fcn', **how):
+    seed_everything(3)
+    model = segmentor(framework, num_classes=12, **{**TINY, 'dropout':0., **how})
+    for _ in range(4): model.train()(*batch)
+    return model
+
+CHANGES = [v for v in VARIANTS if VARIANTS[v].arm=='+idr' and v!='full']
+
+@pytest.mark.parametrize('variant', CHANGES)
+def test_a_variant_trains_and_differs(variant, batch):
+    "Each gives finite gradients, and another loss, table or state than IDRNet as it is after some steps."
+    found = []
+    for v in ('full', variant):
+        seed_everything(3)
+        model = segmentor('fcn', num_classes=12, **TINY, dropout=0., **VARIANTS[v].settings)
+        after = turn(model, VARIANTS[v], [y for y in batch[1]], 0)
+        opt = torch.optim.SGD(model.parameters(), lr=.1)
+        for step in range(4):
+            loss = model.train()(*batch, noise=torch.full((6,12), .5))['loss']
+            opt.zero_grad(); loss.backward(); opt.step()
+            if after: after(step)
+        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+        found.append((loss.detach(), *(b.clone() for b in model.buffers())))
+    assert any(a.shape!=b.shape or not torch.equal(a, b) for a,b in zip(*found))
+
+def test_more_deletions_turn_the_counter(batch):
+    for n in (1,2,4):
+        model = trained(batch, deletions=n)
+        assert model.head.refiner.count.sum().round()==4*6*n
+
+def test_deletions_of_one_picture_are_several_classes(batch):
+    "Classes deleted already are rarer in the next draw: three deletions reach more rows of the table than one."
+    rows = lambda n: (trained(batch, deletions=n).relations[0]!=torch.eye(12)).any(1).sum()
+    assert rows(4)>=rows(1) and rows(4)>3
+
+def test_same_deletion_given_twice_moves_the_row_twice(batch):
+    x, y = batch
+    gone = torch.zeros(6, dtype=torch.long)
+    one, two = (trained(batch, deletions=n, learn_tables=True) for n in (1,2))
+    two.load_state_dict(one.state_dict())
+    before = one.relations[0].clone()
+    one.train()(x, y, deleted=gone); two.train()(x, y, deleted=gone)
+    assert not torch.equal(one.relations[0], before) and not torch.equal(one.relations[0], two.relations[0])
+    assert torch.equal(one.relations[0][1:], before[1:]) and torch.equal(two.relations[0][1:], before[1:])
+
+@pytest.mark.parametrize('framework', FRAMEWORKS)
+@pytest.mark.parametrize('training', [True, False])
+def test_opinions_leave_the_model_alone(framework, training, batch):
+    model = trained(batch, framework).train(training)
+    before, chance = {n:v.clone() for n,v in model.state_dict().items()}, torch.get_rng_state()
+    tables = tables_of(model, *batch)
+    assert all(t.shape==(12,12) and t.isfinite().all() and not t.requires_grad for t in tables.values())
+    assert model.training is training and all(torch.equal(v, before[n]) for n,v in model.state_dict().items())
+    assert torch.equal(chance, torch.get_rng_state()) and 'talk' not in vars(model.head.refiner) and all(p.grad is None for p in model.parameters())
+
+def test_overheard_is_over_after_an_error(batch):
+    model = trained(batch)
+    with pytest.raises(ZeroDivisionError):
+        with overheard(model, lambda talk, means, there: 1/0): model(batch[0])
+    assert model.training and 'talk' not in vars(model.head.refiner)
+    model.eval()(batch[0])
+
+def test_silent_relations_have_no_gradient_and_no_deletion(batch):
+    "If classes hear nothing anyway, nothing is lost by a deletion and no vector has a gradient."
+    model = trained(batch)
+    kind = type(model.head.refiner)
+    model.head.refiner.__class__ = type('Deaf', (kind,), dict(talk=lambda self, means, there: 0*kind.talk(self, means, there)))
+    assert deletion_table(model, *batch).abs().max()==0 and gradient_table(model, *batch).abs().max()==0
+    assert attention_table(model, batch[0]).max()>0
+
+def test_agreement_leaves_the_diagonal_out():
+    truth = true_relations()
+    t = truth.float()
+    assert agreement(t+100*torch.eye(12), truth)==agreement(t-100*torch.eye(12), truth)
+    assert agreement(-t, truth)['auroc']==0 and agreement(-t, truth)['spearman']<-.99
+
+# ---- the busier world
+
+def test_busy_is_the_world_with_patches():
+    for size in (32, 64):
+        busy, bare = Busy(12, size, 5, 6), World(12, size, 5)
+        for i in range(12):
+            (x,y), (u,v) = busy[i], bare[i]
+            patch = (y>=12) & (y<255)
+            assert torch.equal(x[:,~patch], u[:,~patch]) and torch.equal(y[~patch], v[~patch]) and (v[patch]==0).all()
+            side = 6*size//64
+            assert all((y==c).sum() in (0, side*side) or c<12 for c in y.unique().tolist() if c<255)
+    assert torch.equal(Busy(3, 32, 5, 6)[2][1], Busy(12, 32, 5, 6)[2][1]) and torch.equal(Busy(12, 32, 5, 6)[-1][0], Busy(12, 32, 5, 6)[11][0])
+
+def test_company_without_information():
+    "The patch is there whenever a ball is, lawn or court alike: knowing it does not tell which."
+    task = busy_task(400, 20, 32, 1, (9,10))
+    there = presence([y for _,y in task.train], 13)
+    assert torch.equal(there[:,12], there[:,[9,10]].any(1)) and not task.truth[12].any() and not task.truth[:,12].any()
+    lawn = there[there[:,12]][:,9].float().mean()
+    assert .4<lawn<.6
