@@ -53,7 +53,7 @@ _MOBILE = dict(backbone='mobilenetv2_100', width=128, attention_width=64, aux_wi
 _FAST, _FINE = dict(batch_size=16, lr=3e-3), dict(batch_size=8, lr=1e-3, backbone_lr=.5, channels_last=True)
 
 SUITES = dict(
-    small=(Trial('world', (64,64), dict(_FAST, steps=120), _TINY, ('fcn','ocrnet')),),
+    small=(Trial('world', (64,64), dict(_FAST, steps=200), _TINY, ('fcn','ocrnet')),),
     real=(Trial('world', (64,64), dict(_FAST, steps=200), _TINY, _ALL, 5),
           Trial('stanford_background', (120,160), dict(_FINE, epochs=6), _MOBILE, _ALL, weights='imagenet'),
           Trial('ccp16', (208,136), dict(_FINE, epochs=4), _MOBILE, _ALL, weights='imagenet'),

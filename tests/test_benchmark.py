@@ -105,8 +105,8 @@ def test_suites_hold_what_was_promised():
     for name in ('real','full'):
         assert all(set(t.frameworks)==frameworks and t.arms==ARMS and t.seeds>=3 for t in SUITES[name])
         assert {t.weights for t in SUITES[name]} == {'imagenet','scratch'} and {'camvid','stanford_background','ccp16'} <= {t.data for t in SUITES[name]}
-    runs = [key(r) for trials in SUITES.values() for t in trials for r in t.runs]
-    assert len(runs)==len(set(runs))
+    runs = {name:[key(r) for t in trials for r in t.runs] for name,trials in SUITES.items()}
+    assert all(len(r)==len(set(r)) for r in runs.values()) and set(runs['small'])<set(runs['real']), 'the small suite makes rows of the table again'
     assert all(t.data=='world' and t.seeds>=3 for t in SUITES['small'])
 
 # ---- runs
