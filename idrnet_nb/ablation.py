@@ -171,23 +171,23 @@ class Busy(World):
         follow:tuple=(), # classes with which the first of them always comes, and without which never
     ):
         super().__init__(n, size, seed)
-        self.extra, self.chance, self.follow = extra, chance, tuple(follow)
+        self.extra, self.chance, self.follow, self.colours = extra, chance, tuple(follow), palette(extra)
     def __getitem__(self, i):
         image, label = super().__getitem__(i)
         rng = np.random.default_rng((self.seed, i%self.n, 77))
         for e in rng.permutation(self.extra):
             there = rng.random()<self.chance
             if e==0 and self.follow: there = bool(torch.isin(label, torch.tensor(self.follow)).any())
-            if there: _paint(image, label, 12+int(e), self.extra, rng)
+            if there: _paint(image, label, 12+int(e), self.colours[e], rng)
         return image, label
 
-def _paint(image, label, c, extra, rng): # a square where there is floor all over it; none fits: none is painted
+def _paint(image, label, c, colour, rng): # a square where there is floor all over it; none fits: none is painted
     side = 6*len(label)//64
     free = F.max_pool2d((label!=0).float()[None,None], side, 1)[0,0]==0
     if not free.any(): return
     y,x = free.nonzero()[rng.integers(int(free.sum()))].tolist()
     at = (slice(y,y+side), slice(x,x+side))
-    colour = torch.from_numpy(palette(extra)[c-12].astype(np.float32))[:,None,None]
+    colour = torch.from_numpy(colour.astype(np.float32))[:,None,None]
     image[(slice(None),*at)] = (colour*torch.from_numpy(rng.uniform(.75,1.1,(1,side,side)).astype(np.float32))).clamp(0,255).to(torch.uint8)
     label[at] = c
 

@@ -305,7 +305,8 @@ def _looker(a, task): # judges the part that --judge names
     return lambda model: evaluate(model, data, protocol=task.protocol, together=True).scores()['miou']
 
 def _do_train(a):
-    from idrnet_nb.compare import circumstances, judged_by, measured
+    from idrnet_nb.compare import judged_by, measured
+    from idrnet_nb.results import circumstances
     from idrnet_nb.infer import evaluate, save_model
     from idrnet_nb.train import train
     task, model, config = _planned(a) if a.recipe or a.classes or a.images or a.pairs else _armed(a)
@@ -447,7 +448,7 @@ def _do_evaluate(a):
 def _write_scores(a, task, p, scores, there, seconds):
     import json
     from dataclasses import asdict
-    from idrnet_nb.compare import circumstances
+    from idrnet_nb.results import circumstances
     from idrnet_nb.core import pick_device, write_atomic
     number = lambda v: None if v!=v else round(v, 4)
     row = dict(data=task.name, note=task.note, pictures=len(task.test), of=there, **{k:number(scores[k]) for k in ('miou','macc','aacc')},

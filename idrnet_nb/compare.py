@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SWITCHES', 'COLUMNS', 'parse_arm', 'Task', 'world_task', 'pairs_task', 'data_task', 'camvid_task', 'widened', 'build',
-           'run_arm', 'relation_auroc', 'summary', 'table', 'measured', 'judged_by', 'circumstances', 'append_results',
-           'read_results', 'read_arms', 'show_panels', 'show_relations', 'compare']
+           'run_arm', 'relation_auroc', 'summary', 'table', 'measured', 'judged_by', 'read_arms', 'show_panels',
+           'show_relations', 'compare']
 
 # %% ../nbs/25_compare.ipynb #c003
-import base64, csv, datetime, html, json, multiprocessing, os, platform, subprocess, time
+import base64, html, json, multiprocessing, os, time
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,11 +17,10 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-import idrnet_nb
-from . import __version__
 from .core import LabelSpace, pick_device, seed_everything, show_label, show_legend, show_picture, show_table, write_atomic
 from .world import LOOKALIKES, WORLD, World, true_relations
 from .metrics import auroc, interval
+from .results import append_rows, circumstances, read_rows
 from .idrnet import FRAMEWORKS, HeadConfig, SegHead, segmentor
 from .data import DATASETS, Augment, Pairs, left_right
 from .train import TrainConfig, train
@@ -213,7 +212,7 @@ def table(
 def measured(
     task:'Task', # data
     row:dict, # from `run_arm`
-    where:dict, # from `circumstances`
+    where:dict, # from `results.circumstances`
 )->list: # of one dict, JSON-able: what was measured, on what, when
     "A run's result as a model's card shows it (`share.model_card`): mIoU in percent on the unseen pictures, one look at the whole picture."
     keep = {k:where[k] for k in ('date','commit','torch','device') if k in where}
@@ -229,42 +228,6 @@ def judged_by(
 COLUMNS = ('date','commit','task','note','arm','seed','miou','lookalike_miou','relation_auroc','aacc','iou','loss','parameters','seconds',
            'config','version','torch','python','device') # of a results CSV
 
-def circumstances(
-    device, # a torch device
-)->dict: # date, commit, version, torch, python, device
-    "Where and when a result was made; a `+` after the commit: the package had changes that were not committed."
-    git = lambda *words: subprocess.run(['git', *words], capture_output=True, text=True, cwd=Path(idrnet_nb.__file__).parent).stdout.strip()
-    try: commit = git('rev-parse','--short','HEAD') + ('+' if git('status','--porcelain','.') else '')
-    except OSError: commit = ''
-    name = torch.cuda.get_device_name(device) if device.type=='cuda' else f'{device.type}, {torch.get_num_threads()} threads'
-    return dict(date=datetime.date.today().isoformat(), commit=commit or 'none', version=__version__, torch=torch.__version__, python=platform.python_version(), device=name)
-
-def append_results(
-    path, # of a CSV; made with a header if missing
-    rows:list, # dicts with (some of) `COLUMNS`
-)->None:
-    "Add rows; the file is rewritten whole or not at all. Raises ValueError for columns the file does not have."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    _check_results(path)
-    old = read_results(path) if path.exists() else []
-    unknown = {k for r in rows for k in r} - set(COLUMNS)
-    if unknown: raise ValueError(f'results have no columns {sorted(unknown)}; there are {", ".join(COLUMNS)}')
-    def write(temp):
-        with open(temp, 'w', newline='') as f:
-            out = csv.DictWriter(f, COLUMNS, lineterminator='\n'); out.writeheader(); out.writerows([*old, *rows])
-    write_atomic(path, write)
-
-def _check_results(path):
-    if not Path(path).exists(): return
-    with open(path, newline='') as f: have = next(csv.reader(f), [])
-    if other := set(have)-set(COLUMNS): raise ValueError(f'{str(path)!r} has columns {sorted(other)} that our results have not: it is another file; name a new one')
-
-def read_results(
-    path, # of a CSV
-)->list: # a dict a row, all strings
-    "Rows of a results CSV."
-    with open(path, newline='') as f: return list(csv.DictReader(f))
-
 # %% ../nbs/25_compare.ipynb #c033
 def read_arms(
     path, # of a results CSV
@@ -272,7 +235,7 @@ def read_arms(
     metrics:tuple=('miou',), # columns to read as numbers
 )->dict: # arm -> rows, for `summary` and `table`
     "One comparison out of a results CSV, seeds that all its arms have. Raises ValueError if the file mixes tasks or sizes, or holds a run twice."
-    rows = [r for r in read_results(path) if r['arm'] in arms]
+    rows = [r for r in read_rows(path) if r['arm'] in arms]
     kinds, keys = {(r['task'],r['note']) for r in rows}, [(r['arm'],r['seed']) for r in rows]
     if len(kinds)>1: raise ValueError(f'{str(path)!r} mixes {sorted(kinds)}: give each comparison a file of its own')
     if twice := sorted({k for k in keys if keys.count(k)>1}): raise ValueError(f'{str(path)!r} holds these runs more than once: {twice}; give a repeated run another file')
@@ -328,12 +291,12 @@ def compare(
     "Train all arms with all seeds, and leave compare.json, panels.png, relations.png, report.html and the weights in `out`."
     for arm in arms: parse_arm(arm)
     start, out, rows = time.perf_counter(), Path(out), {arm:[] for arm in arms}
-    if results: _check_results(results)
+    if results: read_rows(results, COLUMNS)
     out.mkdir(parents=True, exist_ok=True)
     plan = [(arm, replace(config, seed=s), str(pick_device(device)), str(out), model_args) for s in seeds for arm in reversed(arms)]
     for row,where in _runs(task, plan, jobs, progress):
         rows[row['arm']].append(row)
-        if results: append_results(results, [_record(task, row, config, model_args, where)])
+        if results: append_rows(results, [_record(task, row, config, model_args, where)], COLUMNS)
         if progress: print(_line(row), flush=True)
     for rs in rows.values(): rs.sort(key=lambda r: r['seed'])
     result = _result(task, rows, config, model_args, time.perf_counter()-start)

@@ -106,7 +106,7 @@ def _taps(coarse, fine, like): # `fine coarse`: what upsampling an axis does to 
 def _strips(h, H, size, most): # (first and last+1 fine row, first and last+1 coarse row that they need)
     for top in range(0, H, step := max(1, most//size)):
         end = min(top+step, H)
-        yield top, end, max(0, int((top+.5)*h/H-.5)-1), min(h, int((end-.5)*h/H-.5)+3)
+        yield top, end, max(0, ((2*top+1)*h-H)//(2*H)), min(h, ((2*end-1)*h-H)//(2*H)+2) # the row above the first fine row's middle, to the one below the last's
 
 class _UpsampledLoss(torch.autograd.Function):
     @staticmethod
@@ -119,7 +119,7 @@ class _UpsampledLoss(torch.autograd.Function):
             for i in range(b):
                 wide = rearrange(rearrange(x[i], 'k h w -> h k w') @ columns.T, 'h k W -> h (k W)')
                 back = torch.zeros_like(wide) if learn else None
-                for top,end,low,high in _strips(h, H, k*W, 2**18 if x.device.type=='cpu' else 2**26):
+                for top,end,low,high in _strips(h, H, k*W, 2**20 if x.device.type=='cpu' else 2**26):
                     up = rows[top:end,low:high]
                     each[i,top:end], down = _strip_loss((up @ wide[low:high]).view(-1,k,W), label[i,top:end], ignore, learn)
                     if learn: back[low:high] += up.T @ down.flatten(1)

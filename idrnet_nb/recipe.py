@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from .measure import count_flops
 from .core import LabelSpace, pick_device, seed_everything
 from .backbone import Backbone
 from .idrnet import FRAMEWORKS, HeadConfig, Segmentor
@@ -192,11 +193,6 @@ class _Held(TorchDispatchMode):
     def drop(self, key): self.now -= self.sizes.pop(key)
 
 # %% ../nbs/28_recipe.ipynb #c050
-def _attention_flops(): # torch 2.7 does not count a CPU's fused attention
-    from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
-    return {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q,k,v,*_,**__: sdpa_flop_count(q,k,v),
-            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g,q,k,v,*_,**__: sdpa_backward_flop_count(g,q,k,v)}
-
 def _fake_step(recipe, model, batch, amp): # forward and backward, in `accumulate` parts
     c, (h,w) = recipe.train, recipe.augment.crop
     for n in [batch//c.accumulate]*c.accumulate:
@@ -206,7 +202,6 @@ def _fake_step(recipe, model, batch, amp): # forward and backward, in `accumulat
 
 def _counted(recipe, batch, amp): # (parameters, operations, most bytes) of a step on one device
     from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
-    from torch.utils.flop_counter import FlopCounterMode
     c, fake, real = recipe.train, FakeTensorMode(), recipe.build()
     with FakeCopyMode(fake): model = copy.deepcopy(real) # shapes of weights, none of their values
     if c.frozen: model.backbone.requires_grad_(False).eval()
@@ -217,7 +212,7 @@ def _counted(recipe, batch, amp): # (parameters, operations, most bytes) of a st
         opt = torch.optim.SGD(learnt, lr=.1, momentum=.9) if c.optimiser=='sgd' else torch.optim.AdamW(learnt)
         for p in learnt: p.grad = torch.zeros_like(p)
         opt.step(); opt.zero_grad() # from now on the optimiser has its state
-        with FlopCounterMode(display=False, custom_mapping=_attention_flops()) as flops: _fake_step(recipe, model, batch, amp)
+        with count_flops() as flops: _fake_step(recipe, model, batch, amp)
         opt.step()
     return sum(p.numel() for p in model.parameters()), flops.get_total_flops(), held.peak
 

@@ -4,25 +4,25 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'module', 'batch', 'loop_groups', 'loop_context', 'loop_refine', 'loop_tables', 'loop_memory', 'loop_step',
-           'in_turn', 'peak_bytes', 'gmacs', 'plan', 'do_measure', 'speed', 'slopes', 'aims', 'show_aims',
-           'show_ratios', 'show_scaling_text', 'show_scaling']
+           'host_reads', 'plan', 'do_measure', 'speed', 'slopes', 'aims', 'show_aims', 'show_ratios',
+           'show_scaling_text', 'show_scaling']
 
 # %% ../nbs/37_speed.ipynb #c005
-import logging, os
+import copy, warnings
 from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from .core import pick_device, seed_everything
-from .head import mean_loss, pixel_loss, upsample
+from .results import circumstances, numbers, read_rows
+from .measure import gmacs, in_turn, peak_bytes
+from .head import mean_loss, pixel_loss, upsample, upsampled_loss
 from .classes import class_means, membership, memory_sums, update_memory
 from .relation import class_context
-from .intervene import class_stats, update_relations
-from .idrnet import HeadConfig, SegHead, segmentor
-from .compare import circumstances
-from .recipe import _attention_flops
-from .benchmark import read_rows, work_off
+from .intervene import class_stats, pick_class, update_relations
+from .idrnet import HeadConfig, SegHead, learn_memory, learn_relations, lesion, segmentor
+from .benchmark import work_off
 
 # %% ../nbs/37_speed.ipynb #c008
 def module(
@@ -166,54 +166,14 @@ def _loop_pick(found, count):
     return picked
 
 # %% ../nbs/37_speed.ipynb #c016
-def in_turn(
-    deeds:dict, # name -> callable without arguments
-    rounds:int=5, # times each is timed
-    device='cpu', # waited for, where it is a GPU
-)->dict: # name -> seconds of each round
-    "Time several things in turn, round by round, in one process, after one round that does not count (`torch.utils.benchmark`, which waits for a GPU)."
-    logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR) # which the next line wakes, and which would speak of compilers
-    from torch.utils.benchmark import Timer
-    timers, took = {n:Timer('f()', globals={'f':f}, num_threads=torch.get_num_threads()) for n,f in deeds.items()}, {n:[] for n in deeds}
-    for i in range(rounds+1):
-        for n,t in timers.items():
-            seconds = t.timeit(1).mean
-            if i: took[n].append(seconds)
-    return took
+COLUMNS = ('date','commit','kind','what','k','grid','c','b','than','seconds','spread','than_seconds','ratio','ratio_low','ratio_high','bytes','than_bytes','gmacs','gflops',
+           'found','note','run','version','torch','python','device') # of speed.csv; ratio: how many times as long `than` takes; found: what was counted
 
-def peak_bytes(
-    deed, # callable without arguments
-    device='cpu', # where it computes
-)->int: # bytes above what was held before
-    "The most that is held at once: of CUDA's allocator, elsewhere of torch's profiler, which sees each allocation."
-    if torch.device(device).type=='cuda':
-        torch.cuda.synchronize(); torch.cuda.reset_peak_memory_stats(); before = torch.cuda.memory_allocated()
-        deed(); torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated()-before
-    os.environ.setdefault('KINETO_LOG_LEVEL', '6') # it would speak of itself on every start
-    from torch.profiler import ProfilerActivity, profile
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen: deed()
-    todo, moves = list(seen.profiler.kineto_results.experimental_event_tree()), []
-    while todo:
-        e = todo.pop(); todo += e.children
-        if e.tag.name=='Allocation': moves.append((e.start_time_ns, e.extra_fields.alloc_size))
-    return int(max(np.cumsum([n for _,n in sorted(moves, key=lambda m: m[0])]), default=0))
-
-def gmacs(
-    deed, # callable without arguments
-)->float: # 10⁹ multiply-adds
-    "Counted by torch's flop counter: convolutions, matrix products, attention."
-    from torch.utils.flop_counter import FlopCounterMode
-    with FlopCounterMode(display=False, custom_mapping=_attention_flops()) as flops: deed()
-    return flops.get_total_flops()/2e9
-
-# %% ../nbs/37_speed.ipynb #c018
-COLUMNS = ('date','commit','kind','what','k','grid','c','b','than','seconds','spread','than_seconds','ratio','ratio_low','ratio_high','bytes','than_bytes','gmacs','gflops','note',
-           'run','version','torch','python','device') # of speed.csv; ratio: how many times as long `than` takes
+def _amp(run, device): return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bool(run.get('amp')))
 
 def _step(head, x, y, amp=None): # forward, diagnostics, backward
     def deed():
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bool(amp)): loss = head([x,x], y, enlarge=False)['loss']
+        with _amp(dict(amp=amp), x.device): loss = head([x,x], y, enlarge=False)['loss']
         loss.backward(); head.zero_grad(set_to_none=True); x.grad = None
     return deed
 
@@ -228,14 +188,14 @@ def _setting(run, device, **settings):
     return module(run['k'], run['c'], **settings).to(device).train(), x.requires_grad_(), y
 
 def _compared(run, device, one, two, than, macs=True): # a row: `one` against `two`
-    took = in_turn({'one':one, 'two':two}, run['rounds'], device)
+    took = in_turn({'one':one, 'two':two}, run['rounds'])
     ratio = np.quantile(np.divide(took['two'], took['one']), (.25,.5,.75))
     row = dict(seconds=np.median(took['one']), spread=max(took['one'])/min(took['one']), than=than, than_seconds=np.median(took['two']),
                ratio_low=ratio[0], ratio=ratio[1], ratio_high=ratio[2], bytes=peak_bytes(one, device), than_bytes=peak_bytes(two, device))
     if macs: row.update(gmacs=(n := gmacs(one)), gflops=2*n/row['seconds'])
     return row
 
-# %% ../nbs/37_speed.ipynb #c019
+# %% ../nbs/37_speed.ipynb #c017
 def _do_loops(run, device):
     head, x, y = _setting(run, device)
     return _compared(run, device, _step(head, x, y), _loops(head, x, y), 'loops')
@@ -265,17 +225,20 @@ def _stages(head, x, y): # name -> (ours, by loops); forward only
         'loss statistics':(statistics, lambda: loop_tables(idr, before, before*2, y, gone)), 'memory':(memory, lambda: loop_memory(idr, x, y))}
     return {n:(quiet(a), quiet(b)) for n,(a,b) in pairs.items()}
 
-def _do_framework(run, device):
+def _do_framework(run, device): # plain, and with IDR; training or inference
     seed_everything(0)
     h, w = (8*n for n in run['grid'])
-    models = [segmentor(run['framework'], run['backbone'], run['k'], idr=i, width=run['c'], output_stride=run.get('stride')).to(device).train() for i in (False, True)]
-    x = torch.randint(0, 256, (run['b'],3,h,w), dtype=torch.uint8, device=device)
-    y = batch(run['k'], run['grid'], 2, run['b'], device)[1]
+    models = [segmentor(run['framework'], run['backbone'], run['k'], idr=i, width=run['c'], output_stride=run.get('stride')).to(device) for i in (False, True)]
+    x, y = torch.randint(0, 256, (run['b'],3,h,w), dtype=torch.uint8, device=device), batch(run['k'], run['grid'], 2, run['b'], device)[1]
     def deed(m):
-        def f(): m(x, y, enlarge=False)['loss'].backward(); m.zero_grad(set_to_none=True)
-        return f
-    plain, idr = map(deed, models)
-    return _compared(run, device, plain, idr, '+idr')
+        def train():
+            with _amp(run, device): loss = m(x, y, enlarge=False)['loss']
+            loss.backward(); m.zero_grad(set_to_none=True)
+        def look():
+            with torch.inference_mode(), _amp(run, device): return m(x)['out']
+        m.train(run['mode']=='training')
+        return train if m.training else look
+    return _compared(run, device, *map(deed, models), '+idr')
 
 def _do_precision(run, device):
     head, x, y = _setting(run, device)
@@ -290,18 +253,84 @@ def _do_compile(run, device):
 def _do_scaling(run, device):
     head, x, y = _setting(run, device)
     step = _step(head, x, y)
-    took = in_turn({'step':step}, run['rounds'], device)['step']
+    took = in_turn({'step':step}, run['rounds'])['step']
     n = gmacs(step)
     return dict(seconds=np.median(took), spread=max(took)/min(took), bytes=peak_bytes(step, device), gmacs=n, gflops=2*n/np.median(took))
 
-# %% ../nbs/37_speed.ipynb #c020
+def _do_flat(run, device): # the same deed with few classes and with many
+    few, many = (_parts_of_step(run['what'], *_setting({**run, 'k':k}, device, idr=run['what']!='plain step')) for k in (run['k'], run['many']))
+    return _compared(run, device, few, many, f'K={run["many"]}')
+
+def _parts_of_step(what, head, x, y): # a deed
+    logits = torch.randn(len(x), head.config.num_classes, *x.shape[-2:], device=x.device, requires_grad=True)
+    def losses(): # as in a training step: of the answer, of the coarse one, and once more without the deleted class
+        (upsampled_loss(logits, y)[0]+upsampled_loss(logits, y)[0]).backward(); upsampled_loss(logits.detach(), y)
+    def look():
+        with torch.inference_mode(): return head.eval()([x.detach(),x.detach()])['out']
+    if what in ('step','plain step'): return _step(head, x, y)
+    return {'losses':losses, 'inference':look, 'context':_context(head, x, y)}[what]
+
+def _context(head, x, y): # what IDR adds but for the losses: classes, relations, refinement, deletion, tables, memory
+    idr, each = head.refiner, torch.rand(y.shape, device=x.device)
+    with torch.no_grad(): coarse = head.coarse(x)
+    def deed():
+        view = idr.read(x, coarse)
+        refined = idr.refine(view, idr.talk(view.means, view.present))
+        deleted = pick_class(view.present, idr.count, torch.rand(view.present.shape, device=x.device))
+        lesion(idr, view, deleted); learn_relations(idr, deleted, each, 2*each, y); learn_memory(idr, x, y)
+        refined.sum().backward(); head.zero_grad(set_to_none=True); x.grad = None
+    return deed
+
+# %% ../nbs/37_speed.ipynb #c018
+def _do_free(run, device): # what would keep a GPU or a compiler waiting
+    head, x, y = _setting(run, device)
+    step = _step(head, x, y)
+    seen = torch._dynamo.explain(head)([x,x], y, enlarge=False)
+    rows = [dict(what='graph breaks', found=seen.graph_break_count, note=f'training step, {seen.graph_count} graph'),
+            dict(what='host reads', found=host_reads(step, head, x, y), note='training step'+('' if device.type=='cuda' else ', fake tensors'))]
+    return rows+([_captured(run, device)] if device.type=='cuda' else [])
+
+def host_reads(
+    step, # callable without arguments: on a GPU it is run
+    head:SegHead, # elsewhere its forward pass is gone through with tensors that have no values
+    x, # `b c h w`
+    y, # `b H W`
+)->int: # on a GPU how often, elsewhere 1 for 'at least once'
+    "Does a training step ask for a tensor's value, and make the program wait for the device?"
+    if x.device.type=='cuda':
+        torch.cuda.set_sync_debug_mode('warn')
+        try:
+            with warnings.catch_warnings(record=True) as seen: warnings.simplefilter('always'); step()
+        finally: torch.cuda.set_sync_debug_mode('default')
+        return sum('synchroniz' in str(w.message) for w in seen)
+    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeCopyMode, FakeTensorMode
+    with FakeCopyMode(fake := FakeTensorMode()): head, x, y = copy.deepcopy((head, x.detach(), y)) # shapes, and no values
+    with fake:
+        try: head([x,x], y, enlarge=False)['loss']
+        except (DataDependentOutputException, DynamicOutputShapeException): return 1
+    return 0
+
+def _captured(run, device): # inference as one CUDA graph, against the same launched op by op
+    head, x, _ = _setting(run, device)
+    look, aside = _parts_of_step('inference', head, x, None), torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3): look()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph): out = look()
+    with torch.no_grad(): x.copy_(torch.randn_like(x))
+    graph.replay()
+    return dict(_compared(run, device, graph.replay, look, 'eager', macs=False), what='CUDA graph', found=(out-look()).abs().max().item(), note='largest difference')
+
+# %% ../nbs/37_speed.ipynb #c019
 def _do_roofline(run, device): # the machine's own limits, and what each part of the module reaches of them
     n = run['side']
     a = torch.randn(n, n, device=device)
     far, near = torch.randn(run['copy'], device=device), torch.empty(run['copy'], device=device)
     head, x, y = _setting(run, device)
     parts = {name:one for name,(one,_) in _stages(head, x.detach(), y).items()} | {'whole step':_step(head, x, y)}
-    took = in_turn({'matmul':lambda: a@a, 'copy':lambda: near.copy_(far), **parts}, run['rounds'], device)
+    took = in_turn({'matmul':lambda: a@a, 'copy':lambda: near.copy_(far), **parts}, run['rounds'])
     took = {name:np.median(t) for name,t in took.items()}
     top, wide, rows = 2*n**3/took['matmul']/1e9, 8*run['copy']/took['copy']/1e9, []
     rows.append(dict(what='machine: matrix product', seconds=took['matmul'], gflops=top)); rows.append(dict(what='machine: copy', seconds=took['copy'], note=f'{wide:.4g} GB/s'))
@@ -330,12 +359,13 @@ def _do_whole(run, device): # a whole picture, in inference
     x = torch.randint(0, 256, (1,3,*(8*n for n in run['grid'])), dtype=torch.uint8, device=device)
     def look():
         with torch.inference_mode(): return model(x)['out']
-    took = in_turn({'look':look}, run['rounds'], device)['look']
+    took = in_turn({'look':look}, run['rounds'])['look']
     return dict(seconds=np.median(took), bytes=peak_bytes(look, device), gmacs=gmacs(look), note=f'{8*run["grid"][0]}x{8*run["grid"][1]}, {run["grid"][0]*run["grid"][1]:,} tokens')
 
-_DEEDS = dict(loops=_do_loops, stage=_do_stage, framework=_do_framework, precision=_do_precision, compile=_do_compile, scaling=_do_scaling, roofline=_do_roofline, whole=_do_whole)
+_DEEDS = dict(loops=_do_loops, stage=_do_stage, framework=_do_framework, precision=_do_precision, compile=_do_compile, scaling=_do_scaling, flat=_do_flat, free=_do_free,
+              roofline=_do_roofline, whole=_do_whole)
 
-# %% ../nbs/37_speed.ipynb #c021
+# %% ../nbs/37_speed.ipynb #c020
 def plan(
     quick:bool=True, # some minutes on two cores; False: everything
     device='cpu', # a GPU gets larger batches
@@ -344,17 +374,24 @@ def plan(
     gpu, stages = torch.device(device).type=='cuda', ('grouping','exchange','exchange and refinement','loss statistics','memory')
     def run(kind, k=150, grid=(64,64), c=512, b=16 if gpu else 2, rounds=10 if gpu else 3, **more):
         return dict(kind=kind, k=k, grid=list(grid), c=c, b=b, rounds=rounds, **more)
-    small = dict(grid=(32,32), c=128)
+    def against(framework, backbone, k=19, grid=(32,32), mode='training', **more):
+        return run('framework', k, grid, framework=framework, backbone=backbone, mode=mode, **({'amp':'bf16'} if gpu else {}), **more)
+    small, flat = dict(grid=(32,32), c=128), dict(k=19, many=150)
+    free = run('free', 19, (8,8), 32)
     if quick:
-        runs = [run('loops', k, **small) for k in (19,150)]+[run('stage', what=w, **small) for w in stages]+[run('precision', **small)]
-        runs += [run('framework', 19, **small, framework=f, backbone='tiny') for f in ('fcn','upernet')]
+        runs = [free, *(run('loops', k, **small) for k in (19,150)), *(run('stage', what=w, **small) for w in stages), run('precision', **small)]
+        runs += [against(f, 'tiny', c=128) for f in ('fcn','upernet')]+[run('flat', **flat, what=w, rounds=1) for w in ('context','losses','step')]
         runs += [run('scaling', k, **small) for k in (19,59,150,182)]+[run('scaling', 59, (n,n), 128) for n in (16,48,64)]+[run('scaling', 59, **small, b=b) for b in (1,4,8)]
         return [*runs, run('roofline', **small, side=1024, copy=2**25), run('loops', rounds=1), run('whole', 19, (128,256), rounds=1, backbone='tiny', b=1)]
-    runs = [run('loops')]+[run('stage', what=w) for w in stages]+[run('precision'), run('roofline', side=2048, copy=2**26), run('compile', **({} if gpu else small))]
-    runs += [run('loops', k) for k in (19,59,182)]+[run('scaling', k) for k in (19,59,150,182)]+[run('scaling', 150, g) for g in ((32,32),(64,128),(128,256))]
-    runs += [run('scaling', b=b) for b in ((2,8,16) if gpu else (1,4,8))]+[run('scaling', c=c) for c in (256,1024)]
-    runs += [run('framework', 19, (32,32), c, framework=f, backbone='resnet18', stride=8) for f in ('fcn','pspnet','deeplabv3','upernet','ocrnet') for c in (512,)]
+    runs = [free, run('loops')]+[run('stage', what=w) for w in stages]+[run('flat', **flat, what=w) for w in ('context','losses','step','plain step','inference')]
+    runs += [against('fcn', 'resnet50', mode=m, stride=8, **(dict(grid=(64,64), k=150) if gpu else {})) for m in ('training','inference')]
+    runs += [run('precision'), run('roofline', side=2048, copy=2**26), run('compile', **({} if gpu else small)), *(run('loops', k) for k in (19,59,182))]
+    runs += [run('scaling', k) for k in (19,59,150,182)]+[run('scaling', b=b) for b in ((2,8,16) if gpu else (1,4,8,16))]+[run('scaling', c=c) for c in (256,1024)]
+    runs += [run('scaling', 150, g, rounds=r) for g,r in (((32,32),3), ((64,128),3), ((128,256),10 if gpu else 1))]
+    runs += [against(f, 'resnet18', stride=8) for f in ('fcn','pspnet','deeplabv3','upernet','ocrnet')]
     return [*runs, run('whole', 19, (128,256), rounds=3 if gpu else 1, backbone='resnet18', b=1)]
+
+def _framework_name(run): return f'{run["framework"]} {run["backbone"]}'+(', inference' if run['mode']=='inference' else '') if run['kind']=='framework' else ''
 
 def do_measure(
     run:dict, # of `plan`
@@ -364,7 +401,7 @@ def do_measure(
     where = pick_device(device)
     made = _DEEDS[run['kind']](run, where)
     short = lambda v: float(f'{v:.4g}') if isinstance(v, float) else v
-    about = dict(kind=run['kind'], what=run.get('what') or run.get('framework') or 'step', k=run['k'],
+    about = dict(kind=run['kind'], what=run.get('what') or _framework_name(run) or 'step', k=run['k'],
                  grid='x'.join(map(str, run['grid'])), c=run['c'], b=run['b'], **circumstances(where))
     return [{**about, **{n:short(v) for n,v in r.items()}} for r in (made if isinstance(made, list) else [made])]
 
@@ -381,9 +418,7 @@ def speed(
     if progress: print('\n'+show_ratios(rows)+'\n\n'+show_scaling_text(rows)+'\n\n'+show_aims(rows))
     return rows
 
-# %% ../nbs/37_speed.ipynb #c025
-def _f(r, name): return float(r[name]) if r.get(name) not in ('', None) else float('nan')
-
+# %% ../nbs/37_speed.ipynb #c024
 def slopes(
     rows:list, # of speed.csv
 )->dict: # 'K', 'N', 'C', 'B' -> (exponent of time, exponent of bytes, rows in order)
@@ -397,28 +432,35 @@ def slopes(
         best = max(families.values(), key=len, default={})
         if len(best)<2: continue
         x = np.log(sorted(best)); mine = [best[n] for n in sorted(best)]
-        fit = lambda name: float(np.polyfit(x, np.log([_f(r, name) for r in mine]), 1)[0])
+        fit = lambda name: float(np.polyfit(x, np.log([numbers(r, name)[0] for r in mine]), 1)[0])
         out[axis] = (fit('seconds'), fit('bytes'), mine)
     return out
+
+def _first(rows, kind, what, on=None, **cells): # the row that tells; on: True for a GPU's, False for another's, None for any
+    gpu = lambda r: not r['device'].startswith(('cpu','mps'))
+    return next((r for r in rows if (r['kind'],r['what'])==(kind,what) and on in (None, gpu(r)) and all(r[n]==v for n,v in cells.items())), None)
 
 def aims(
     rows:list, # of speed.csv
 )->list: # (aim, what was measured or None, met: True, False or None)
     "What the module was built to reach, against what the file holds."
-    out, gpu = [], lambda r: not r['device'].startswith(('cpu','mps'))
-    whole = [r for r in rows if r['kind']=='loops' and (r['k'], r['grid'], r['c'])==('150','64x64','512')]
-    for name,need,there in (('a step on a CPU, K=150, 64×64, C=512: at least 3× faster than loops', 3, [r for r in whole if not gpu(r)]),
-                            ('the same on a GPU, B=16: at least 10×', 10, [r for r in whole if gpu(r) and r['b']=='16'])):
-        out.append((name, f'{_f(there[0],"ratio"):.1f}×' if there else None, _f(there[0],'ratio')>=need if there else None))
-    out.append(('its peak memory: at most a third', f'{_f(whole[0],"bytes")/_f(whole[0],"than_bytes"):.2f}' if whole else None,
-                _f(whole[0],'bytes')/_f(whole[0],'than_bytes')<=1/3 if whole else None))
-    for name,need,side in (('a 1024×2048 picture at stride 8 within 8 GB on a CPU', 8, False), ('the same within 12 GB on a GPU', 12, True)):
-        there = [r for r in rows if r['kind']=='whole' and gpu(r)==side]
-        size = max((_f(r,'bytes') for r in there), default=0)/1e9
-        out.append((name, f'{size:.2f} GB' if there else None, size<=need if there else None))
-    return out
+    first, big, value = partial(_first, rows), dict(grid='64x64', c='512'), lambda name: lambda r: numbers(r, name)[0]
+    ratio, found, held, size = value('ratio'), value('found'), lambda r: value('bytes')(r)/value('than_bytes')(r), lambda r: value('bytes')(r)/1e9
+    asked = [('a step on a CPU, K=150, 64×64, C=512: at least 3× faster than loops', first('loops','step',False,k='150',**big), ratio, '{:.1f}×', lambda v: v>=3),
+        ('the same on a GPU, B=16: at least 10×', first('loops','step',True,k='150',b='16',**big), ratio, '{:.1f}×', lambda v: v>=10),
+        ('its peak memory: at most a third', first('loops','step',k='150',**big), held, '{:.2f}', lambda v: v<=1/3),
+        ('150 classes against 19, what IDR adds without the losses: at most 1.1×', first('flat','context',**big), ratio, '{:.2f}×', lambda v: v<=1.1),
+        ('the same, whole step with the losses of every label pixel: at most 1.1×', first('flat','step',**big), ratio, '{:.2f}×', lambda v: v<=1.1),
+        ('a training step of FCN on ResNet-50 with IDR, GPU, bf16: at most 1.35×', first('framework','fcn resnet50',True), ratio, '{:.2f}×', lambda v: v<=1.35),
+        ('its inference: at most 1.15×', first('framework','fcn resnet50, inference',True), ratio, '{:.2f}×', lambda v: v<=1.15),
+        ('no value read from the device in a training step', first('free','host reads'), found, '{:.0f}', lambda v: v==0),
+        ('no graph break in a training step', first('free','graph breaks'), found, '{:.0f}', lambda v: v==0),
+        ('inference as one CUDA graph gives the same', first('free','CUDA graph',True), found, '{:.0e}', lambda v: v<1e-4)]
+    asked += [(f'a 1024×2048 picture at stride 8 within {n} GB on a {where}', first('whole','step',on), size, '{:.2f} GB', lambda v, n=n: v<=n)
+              for n,where,on in ((8,'CPU',False), (12,'GPU',True))]
+    return [(name, shown.format(v(r)), bool(met(v(r)))) if r else (name, None, None) for name,r,v,shown,met in asked]
 
-# %% ../nbs/37_speed.ipynb #c026
+# %% ../nbs/37_speed.ipynb #c025
 def show_aims(
     rows:list, # of speed.csv
 )->str: # a line an aim
@@ -431,10 +473,10 @@ def show_ratios(
     "Two things a line, timed in turn: how many times as long the second takes, and how much more it holds."
     out = [f'{"":11}{"what":25}{"K":>4} {"grid":>8}{"C":>6}{"B":>4}{"seconds":>9}  {"against":9}{"time":>7}  {"quartiles":14}{"memory":>8}{"GB":>7}']
     for r in rows:
-        if r['kind'] in ('roofline','scaling','whole') or r['note']: continue
-        memory = _f(r,'than_bytes')/_f(r,'bytes')
-        out.append(f'{r["kind"]:11}{r["what"]:25}{r["k"]:>4} {r["grid"]:>8}{r["c"]:>6}{r["b"]:>4}{_f(r,"seconds"):9.3f}  {r["than"]:9}{_f(r,"ratio"):6.2f}×  '
-                   f'[{_f(r,"ratio_low"):.2f}, {_f(r,"ratio_high"):.2f}]'.ljust(102)+f'{memory:6.2f}×{_f(r,"bytes")/2**30:8.2f}')
+        if not r['than']: continue
+        seconds, ratio, low, high, held, other = numbers(r, 'seconds','ratio','ratio_low','ratio_high','bytes','than_bytes')
+        out.append(f'{r["kind"]:11}{r["what"]:25}{r["k"]:>4} {r["grid"]:>8}{r["c"]:>6}{r["b"]:>4}{seconds:9.3f}  {r["than"]:9}{ratio:6.2f}×  '
+                   f'[{low:.2f}, {high:.2f}]'.ljust(102)+f'{other/held:6.2f}×{held/2**30:8.2f}')
     return '\n'.join(out+[f'{r["kind"]:11}{r["what"]:25}{r["note"]}' for r in rows if r['note'].startswith('not possible')])
 
 def show_scaling_text(
@@ -444,9 +486,11 @@ def show_scaling_text(
     names = dict(K='classes', N='feature pixels', C='channels', B='pictures')
     out = [f'{names[a]:15} {_size(m[0],a):>6}–{_size(m[-1],a):<6}: time grows as the power {t:.2f}, memory as {b:.2f}' for a,(t,b,m) in slopes(rows).items()]
     for r in rows:
-        if r['kind']=='roofline': out.append(f'{r["what"]:25}{_f(r,"seconds"):9.4f} s  '+(f'{_f(r,"gflops"):8.1f} GFLOP/s  ' if r['gflops'] else '')
-            +(f'{_f(r,"ratio"):.1f}× what the machine would need at least; ' if r['ratio'] else '')+r['note'])
-    return '\n'.join(out+[f'whole picture {r["note"]}: {_f(r,"bytes")/1e9:.2f} GB, {_f(r,"seconds"):.0f} s ({r["device"]})' for r in rows if r['kind']=='whole'])
+        seconds, held, speed_, ratio = numbers(r, 'seconds','bytes','gflops','ratio')
+        if r['kind']=='roofline': out.append(f'{r["what"]:25}{seconds:9.4f} s  '+(f'{speed_:8.1f} GFLOP/s  ' if r['gflops'] else '')
+            +(f'{ratio:.1f}× what the machine would need at least; ' if r['ratio'] else '')+r['note'])
+        if r['kind']=='whole': out.append(f'whole picture {r["note"]}: {held/1e9:.2f} GB, {seconds:.0f} s ({r["device"]})')
+    return '\n'.join(out)
 
 def _size(r, axis): return int(np.prod([int(n) for n in r['grid'].split('x')])) if axis=='N' else int(r[axis.lower()])
 
@@ -460,8 +504,8 @@ def show_scaling(
     fig,axs = plt.subplots(1, len(found), figsize=(2.5*len(found),2.5), dpi=50, layout='constrained', squeeze=False)
     for ax,(axis,(time,held,mine)) in zip(axs[0], found.items()):
         x = [_size(r, axis) for r in mine]
-        ax.plot(x, [_f(r,'seconds') for r in mine], 'o-', color='#0072B2', label=f'seconds, power {time:.2f}')
-        ax.plot(x, [_f(r,'bytes')/1e9 for r in mine], 's--', color='#D55E00', label=f'GB, power {held:.2f}')
+        seconds, bytes_ = np.array([numbers(r, 'seconds','bytes') for r in mine]).T
+        ax.plot(x, seconds, 'o-', color='#0072B2', label=f'seconds, power {time:.2f}'); ax.plot(x, bytes_/1e9, 's--', color='#D55E00', label=f'GB, power {held:.2f}')
         ax.set_xscale('log', base=2); ax.set_yscale('log'); ax.set_xticks(x, x); ax.minorticks_off(); ax.set_xlabel(axis)
         ax.legend(fontsize=8, frameon=False); ax.spines[['top','right']].set_visible(False)
     return fig

@@ -5,7 +5,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from idrnet_nb import cli
 from idrnet_nb.backbone import Backbone, load_weights
-from idrnet_nb.compare import append_results, read_results
+from idrnet_nb.compare import COLUMNS
+from idrnet_nb.results import append_rows, read_rows
 from idrnet_nb.core import IGNORE, LabelSpace, palette, pick_device
 from idrnet_nb.data import LABEL_SPACES, Augment, Pairs, camvid, read_picture
 from idrnet_nb.head import pixel_loss
@@ -425,15 +426,15 @@ def test_device_with_a_wrong_name(saved, tmp_path, capsys):
 
 def test_results_with_other_columns(tmp_path):
     path = tmp_path/'results.csv'
-    append_results(path, [dict(arm='fcn', seed=0)])
-    with pytest.raises(ValueError, match=r"no columns \['weather'\]; there are date, commit"): append_results(path, [dict(arm='fcn', weather='rain')])
-    assert len(read_results(path))==1
+    append_rows(path, [dict(arm='fcn', seed=0)], COLUMNS)
+    with pytest.raises(ValueError, match=r"no columns \['weather'\]; there are date, commit"): append_rows(path, [dict(arm='fcn', weather='rain')], COLUMNS)
+    assert len(read_rows(path))==1
 
 @pytest.mark.parametrize('text', ['name,score\nme,1\n', 'name,score\n'], ids=['rows', 'header'])
 def test_results_file_of_somebody_else(tmp_path, text):
     path = tmp_path/'results.csv'
     path.write_text(text)
-    with pytest.raises(ValueError, match=r'results\.csv.*name'): append_results(path, [dict(arm='fcn', seed=0)])
+    with pytest.raises(ValueError, match=r'results\.csv.*name'): append_rows(path, [dict(arm='fcn', seed=0)], COLUMNS)
     assert path.read_text()==text
 
 def test_results_file_is_looked_at_before_training(tmp_path, capsys):

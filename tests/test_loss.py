@@ -226,9 +226,9 @@ def test_strips_under_autocast(dtype):
 def test_strips_hold_little():
     "150 classes at eight times the grid: less than an eighth of what whole maps hold."
     from idrnet_nb.head import mean_loss, pixel_loss, upsample, upsampled_loss
-    from idrnet_nb.speed import peak_bytes
-    z, y = torch.randn(2,150,16,16, requires_grad=True), torch.randint(0,150,(2,128,128))
-    whole = peak_bytes(lambda: mean_loss(pixel_loss(upsample(z, (128,128)), y), y).backward())
+    from idrnet_nb.measure import peak_bytes
+    z, y = torch.randn(2,150,32,32, requires_grad=True), torch.randint(0,150,(2,256,256))
+    whole = peak_bytes(lambda: mean_loss(pixel_loss(upsample(z, (256,256)), y), y).backward())
     assert peak_bytes(lambda: upsampled_loss(z, y)[0].backward())<whole/8
 
 def test_a_grid_answer_has_the_same_losses():

@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT/'tools'))
 import record, zoo # noqa: E402
 from idrnet_nb.backbone import Backbone # noqa: E402
-from idrnet_nb.compare import read_results # noqa: E402
+from idrnet_nb.results import read_rows # noqa: E402
 
 def test_two_small_ones():
     a, b = zoo.row('MobileNet', 'mobilenetv3_small_100', None, False), zoo.row('HRNet', 'hrnet_w18_small', None, True)
@@ -37,7 +37,7 @@ def test_command_writes_and_replaces(tmp_path, monkeypatch, capsys):
     for said,status in (('', 0), ('bad', '3 of 3 failed')):
         monkeypatch.setattr(sys, 'argv', ['zoo', '--only', 'resnet18', '--out', str(out)])
         with pytest.raises(SystemExit) as e: zoo.main()
-        assert e.value.code == status and [(r['output_stride'],r['failed']) for r in read_results(out)] == [(s,said) for s in ('8','16','32')]
+        assert e.value.code == status and [(r['output_stride'],r['failed']) for r in read_rows(out)] == [(s,said) for s in ('8','16','32')]
     monkeypatch.setattr(sys, 'argv', ['zoo', '--only', 'resnet19'])
     with pytest.raises(SystemExit, match="no 'resnet19' here; there are resnet18"): zoo.main()
 
@@ -50,7 +50,7 @@ def test_table_on_disk(tmp_path):
     path, columns = tmp_path/'t.csv', ('a','b','c')
     record.put(path, [dict(a=1,b=2,c=3), dict(a=2,b=2,c='x, "y"')], ('a',), columns)
     record.put(path, [dict(a=1,b=5,c=6), dict(a=3,b=0,c='')], ('a',), columns)
-    assert [tuple(r.values()) for r in read_results(path)] == [('1','5','6'), ('2','2','x, "y"'), ('3','0','')]
+    assert [tuple(r.values()) for r in read_rows(path)] == [('1','5','6'), ('2','2','x, "y"'), ('3','0','')]
     before = path.read_bytes()
     with pytest.raises(ValueError, match="columns \\['d'\\]"): record.put(path, [dict(a=4,d=1)], ('a',), columns)
     assert path.read_bytes() == before

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from idrnet_nb.ablation import VARIANTS, ablation_pairs, ablations, do_ablation, do_watch
-from idrnet_nb.benchmark import COLUMNS, SUITES, key, read_rows, update_pairs, work_off, write_rows
+from idrnet_nb.benchmark import COLUMNS, SUITES, key, update_pairs, work_off
+from idrnet_nb.results import read_rows, write_rows
 
 RESULTS = Path(__file__).resolve().parents[1]/'nbs'/'results'
 ASKED = ('attention', 'full', 'identity', 'no refiner', 'no refiner, identity')
@@ -24,8 +25,9 @@ REAL = ('plain', 'attention', 'full', 'identity', 'random', 'transposed', 'own o
 
 def groups(seeds): # name -> (runs, whether they are watched)
     world, stanford = (replace(t, frameworks=('fcn',), seeds=seeds) for t in SUITES['real'][:2])
-    asked = [*ablations(replace(world, size=(32,32)), ASKED), *ablations(world, ASKED, extra=12), *ablations(replace(world, pictures=(100,200)), ASKED),
-             *ablations(world, NOISY), *ablations(replace(world, train=dict(world.train, steps=600)), ('attention','full','identity'))]
+    asked = [*ablations(replace(world, size=(32,32)), ASKED), *ablations(world, ASKED, extra=12), *ablations(world, ASKED, extra=48),
+             *ablations(replace(world, pictures=(100,200)), ASKED), *ablations(world, NOISY),
+             *ablations(replace(world, train=dict(world.train, steps=600)), ('attention','full','identity'))]
     watch = [*ablations(world, ('full',), every=25), *ablations(world, ('full',), extra=1, follow=[9,10], every=25)]
     real = ablations(replace(stanford, size=(96,128), train=dict(stanford.train, frozen=True)), REAL)
     return dict(world=(ablations(world, SWITCHES), False), questions=(asked, False), watch=(watch, True), real=(real, False))

@@ -6,19 +6,19 @@
     python tools/cost.py --timed laptop_fcn_camvid --batch 8               # time a short run on this machine
     python tools/cost.py --timed idrnet_upernet_resnet50os8_ade20k --device cuda --note 'one H100, others idle'
 
-Columns: date, commit, version, torch, python, device (`compare.circumstances`; on a CPU with its threads), recipe, kind (counted or timed), processes (the batch
+Columns: date, commit, version, torch, python, device (`results.circumstances`; on a CPU with its threads), recipe, kind (counted or timed), processes (the batch
 is shared by so many), batch (pictures on one device), pictures (of the training set), parameters, tflops (one step on one device), steps (of the whole training),
 exaflops (of the whole training, all devices), peak_bytes, peak (counted: held by tensors in the recipe's precision; measured: of CUDA's allocator),
 amp_bytes (counted under bf16), seconds (median of a step), spread (largest over smallest), picture_seconds, hours (of the whole training, one device),
 scaled (True: timed with another batch than the recipe's, hours go by pictures), note."""
-import argparse, csv
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from idrnet_nb.compare import circumstances
-from idrnet_nb.core import pick_device, write_atomic
+from idrnet_nb.core import pick_device
+from idrnet_nb.results import circumstances, read_rows, write_rows
 from idrnet_nb.recipe import RECIPES, cost, timed
 
 FILE = Path(__file__).resolve().parents[1]/'nbs'/'results'/'recipes.csv'
@@ -27,18 +27,9 @@ COLUMNS = ('date','commit','version','torch','python','device','recipe','kind','
 PICTURES = dict(camvid=367, ade20k=20210, cityscapes=2975, coco_stuff_10k=9000, coco_stuff_164k=118287, pascal_voc=1464, pascal_context_59=4998, pascal_context_60=4998,
                 lip=30462, cihp=28280, atr=16000, stanford_background=572, ccp59=800, ccp16=800) # to train on
 
-def rows(file=None):
-    if not (file or FILE).exists(): return []
-    with open(file or FILE, newline='') as f: return list(csv.DictReader(f))
-
 def add(row, file=None):
     file = file or FILE
-    old = [complete(r) for r in rows(file)]
-    if strange := {k for r in [*old, row] for k in r}-set(COLUMNS): raise ValueError(f'{file.name} has columns that this tool does not know: {", ".join(sorted(strange))}')
-    def write(path):
-        with open(path, 'w', newline='') as f:
-            out = csv.DictWriter(f, COLUMNS, lineterminator='\n'); out.writeheader(); out.writerows([*old, row])
-    write_atomic(file, write)
+    write_rows(file, [*map(complete, read_rows(file, COLUMNS)), row], COLUMNS)
     print(row['recipe'], row['kind'], *(f'{k} {row[k]}' for k in ('processes','batch','tflops','peak_bytes','amp_bytes','picture_seconds','hours') if k in row), flush=True)
 
 def short(found): return {k:float(f'{v:.5g}') if isinstance(v,float) else v for k,v in found.items()}
@@ -50,7 +41,7 @@ def complete(row): # what a counted row of an earlier version of this tool lacks
     return dict(row, pictures=pictures, steps=steps, exaflops=f"{float(row['tflops'])*int(row['processes'])*steps/1e6:.5g}", peak='counted')
 
 def count(names, file=None):
-    there = {(r['recipe'],r['processes']) for r in rows(file) if r['kind']=='counted'}
+    there = {(r['recipe'],r['processes']) for r in read_rows(file or FILE) if r['kind']=='counted'}
     for name in names:
         recipe, batch = RECIPES[name], RECIPES[name].train.batch_size
         for n in (1,8) if batch%8==0 and not name.startswith('laptop') else (1,): # no laptop has eight GPUs
@@ -61,7 +52,7 @@ def count(names, file=None):
 def time(names, device, batch, steps, note, file=None):
     where = pick_device(device)
     about = circumstances(where)
-    there = {(r['recipe'],r['device'],r['batch']) for r in rows(file) if r['kind']=='timed'}
+    there = {(r['recipe'],r['device'],r['batch']) for r in read_rows(file or FILE) if r['kind']=='timed'}
     for name in names:
         if any(key[:2]==(name,about['device']) and str(batch or key[2])==key[2] for key in there): continue
         pictures = PICTURES[RECIPES[name].data]

@@ -24,7 +24,7 @@ import timm, torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from record import put
-from idrnet_nb.compare import circumstances
+from idrnet_nb.results import circumstances
 from idrnet_nb.core import pick_device, seed_everything
 from idrnet_nb.data import LABEL_SPACES, Augment, Pairs, pascal_voc
 from idrnet_nb.idrnet import segmentor

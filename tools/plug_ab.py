@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from idrnet_nb.compare import append_results, circumstances, relation_auroc, world_task
+from idrnet_nb.compare import COLUMNS, relation_auroc, world_task
+from idrnet_nb.results import append_rows, circumstances
 from idrnet_nb.core import IGNORE, seed_everything
 from idrnet_nb.head import upsample
 from idrnet_nb.metrics import Meter
@@ -103,7 +104,7 @@ def main():
             row, settings = run(a.model, arm, task, config, a.before)
             about = dict(train={n:v for n,v in asdict(config).items() if n!='seed'}, model=dict(name=a.model, library=library(a.model)), before=a.before, plug=settings)
             note = f'{task.note}, {a.steps} steps of {a.batch}{after}'
-            append_results(a.out, [dict(task=task.name, note=note, config=json.dumps(about), **row, **circumstances(torch.device('cpu')))])
+            append_rows(a.out, [dict(task=task.name, note=note, config=json.dumps(about), **row, **circumstances(torch.device('cpu')))], COLUMNS)
             print(f'{row["arm"]:34} seed {seed}  mIoU {row["miou"]:.1f}  look-alikes {row["lookalike_miou"]:.1f}  {row["seconds"]:.0f} s', flush=True)
 
 if __name__=='__main__': main()
