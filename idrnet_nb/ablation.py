@@ -6,7 +6,7 @@
 __all__ = ['VARIANTS', 'QUESTIONS', 'SWITCHED', 'Transposed', 'OwnOnly', 'MeanOnly', 'VarOnly', 'NegativesKept', 'EvenMeans',
            'NoisyCoarse', 'NoRefiner', 'Variant', 'cooccurrence', 'presence', 'similarity', 'turn', 'Busy', 'busy_task',
            'ablations', 'do_ablation', 'overheard', 'losses_by_class', 'deletion_table', 'gradient_table',
-           'attention_table', 'tables_of', 'agreement', 'do_watch', 'ablation_pairs', 'condition', 'show_truth']
+           'attention_table', 'tables_of', 'agreement', 'do_watch', 'ablation_pairs', 'show_truth']
 
 # %% ../nbs/36_ablation.ipynb #c006
 import json
@@ -369,12 +369,6 @@ def ablation_pairs(
 )->list: # rows as those of bench_pairs.csv
     "Differences between variants, over the seeds that both have (`benchmark.paired`)."
     return pair_rows(runs, out, lambda run: (run['arm'].partition('+')[0], run['variant']), (*SWITCHED, *QUESTIONS), resamples)
-
-def condition(
-    row:dict, # of `ablation_pairs`
-)->str: # in words
-    "Under which circumstances two variants were compared."
-    return f'{row["framework"]} on {row["data"]} {row["size"]}, {row["how"]}'
 
 def show_truth(
     rows:list, # of ablation.csv, made by `do_watch`

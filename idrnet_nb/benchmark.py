@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ARMS', 'SUITES', 'COLUMNS', 'PAIR_COLUMNS', 'PAIRS', 'COST_COLUMNS', 'Trial', 'key', 'work_off', 'task_of',
            'config_of', 'counts_file', 'do_run', 'read_counts', 'paired', 'pair_rows', 'update_pairs', 'show_runs',
-           'show_pairs', 'show_classes', 'summary_table', 'show_costs_of', 'verdict', 'in_words', 'show_forest',
-           'cost_runs', 'do_costs', 'bench']
+           'show_pairs', 'show_classes', 'summary_table', 'show_costs_of', 'verdict', 'condition', 'in_words',
+           'show_forest', 'cost_runs', 'do_costs', 'bench']
 
 # %% ../nbs/31_benchmark.ipynb #c006
 import hashlib, json, multiprocessing, os, statistics, warnings
@@ -355,18 +355,25 @@ def verdict(
     low, high, a, b = numbers(row, 'low','high','t_low','t_high')
     return 'more' if low>0 and a>0 else 'less' if high<0 and b<0 else 'open'
 
+def condition(
+    row:dict, # of bench_pairs.csv or ablation_pairs.csv
+)->str: # in words
+    "Under which circumstances two arms were compared."
+    return f'{row["framework"]} on {row["data"]} {row["size"]}, {row["how"]}'+(', ImageNet' if row['weights']=='imagenet' else '')
+
 def in_words(
-    rows:list, # of bench_pairs.csv
-    of:tuple=('idr – plain','idr – wide','idr – attention'), # which pairs
-    label=lambda row: f'{row["framework"]} on {row["data"]} {row["size"]}', # a comparison's name
-)->str: # a paragraph each
-    "What the differences say, wins, losses and open questions alike."
-    out, name = [], lambda r: f'{label(r)} {numbers(r,"gain")[0]:+.1f} [{numbers(r,"low")[0]:.1f}, {numbers(r,"high")[0]:.1f}]'
+    rows:list, # of bench_pairs.csv or ablation_pairs.csv
+    of:tuple=('idr – plain','idr – wide','idr – attention'), # which pairs; those without rows are left out
+)->str: # a block each, settled comparisons first
+    "What the differences say, wins, losses and open questions alike: gain, points of mIoU, with its bootstrap interval."
+    out, words = [], ('more','less','open')
+    wide = max((len(condition(r)) for r in rows), default=0)
     for what in of:
-        mine = [r for r in rows if f'{r["arm"]} – {r["against"]}'==what]
-        parts = [f'{word} in {len(there)}'+(f' ({"; ".join(map(name, there))})' if there else '')
-                 for word in ('more','less','open') for there in [[r for r in mine if verdict(r)==word]]]
-        out.append(f'{what}, {len(mine)} comparison{"s" if len(mine)!=1 else ""}: '+', '.join(parts)+'.')
+        mine = {w:[r for r in rows if f'{r["arm"]} – {r["against"]}'==what and verdict(r)==w] for w in words}
+        if not any(mine.values()): continue
+        out.append(f'{what}: '+', '.join(f'{w} in {len(there)}' for w,there in mine.items()))
+        for w,there in mine.items():
+            for r in there: out.append('    {}  {:{wide}} {:+6.1f}  [{:.1f}, {:.1f}]'.format(w, condition(r), *numbers(r, 'gain','low','high'), wide=wide))
     return '\n'.join(out)
 
 # %% ../nbs/31_benchmark.ipynb #c037
@@ -392,7 +399,7 @@ def show_forest(
         y -= .6
     ax.set_yticks(*zip(*ticks), fontsize=9); ax.tick_params(left=False); ax.set_ylim(y+.6, 1); ax.axvline(0, color='black', lw=.8)
     for tick,(_,name) in zip(ax.get_yticklabels(), ticks): tick.set_fontweight('normal' if name in of else 'bold')
-    ends = [v for r in rows for v in numbers(r, 'low','high')]
+    ends = [v for r in rows for v in numbers(r, 'low','high','t_low','t_high') if v==v]
     ax.set_xscale('symlog', linthresh=2, linscale=1); at = [v for n in (1,2,5,10,40) for v in (-n,n)]
     ax.set_xticks([0, *at], [f'{v:+d}' if v else '0' for v in (0, *at)], fontsize=9); ax.set_xlim(1.3*min(-1.5, *ends), 1.3*max(1.5, *ends)); ax.minorticks_off()
     ax.set_xlabel('difference, points of mIoU (even scale up to 2, then by powers)', fontsize=9); ax.set_title(title, fontsize=10)

@@ -108,28 +108,38 @@ def _strips(h, H, size, most): # (first and last+1 fine row, first and last+1 co
         end = min(top+step, H)
         yield top, end, max(0, ((2*top+1)*h-H)//(2*H)), min(h, ((2*end-1)*h-H)//(2*H)+2) # the row above the first fine row's middle, to the one below the last's
 
+def _walk(logits, label, ignore, learn): # strip by strip: mean, loss of each pixel, and the slope of the mean, empty where nobody learns
+    with torch.autocast(logits.device.type, enabled=False):
+        (b,k,h,w), (H,W), x = logits.shape, label.shape[-2:], full_precision(logits)
+        rows, columns, n = _taps(h, H, x), _taps(w, W, x), (label!=ignore).sum().clamp(min=1)
+        each, slope = x.new_empty(b,H,W), torch.empty_like(x) if learn else x.new_empty(0)
+        for i in range(b):
+            wide = rearrange(rearrange(x[i], 'k h w -> h k w') @ columns.T, 'h k W -> h (k W)')
+            back = torch.zeros_like(wide) if learn else None
+            for top,end,low,high in _strips(h, H, k*W, 2**20 if x.device.type=='cpu' else 2**26):
+                up = rows[top:end,low:high]
+                each[i,top:end], down = _strip_loss((up @ wide[low:high]).view(-1,k,W), label[i,top:end], ignore, learn)
+                if learn: back[low:high] += up.T @ down.flatten(1)
+            if learn: slope[i] = rearrange(back.view(h,k,W) @ columns, 'h k w -> k h w') / n
+        return each.sum()/n, each, slope.to(logits.dtype)
+
+_walked = torch.library.custom_op('idrnet_nb::upsampled_loss', _walk, mutates_args=(), # one step for a compiler, which would make whole maps of it
+                                  schema='(Tensor logits, Tensor label, int ignore, bool learn) -> (Tensor, Tensor, Tensor)')
+
+@_walked.register_fake
+def _shapes_of_walk(logits, label, ignore, learn):
+    x = logits.new_empty(0, dtype=torch.promote_types(logits.dtype, torch.float32))
+    return x.new_empty(()), x.new_empty(label.shape), torch.empty_like(logits, memory_format=torch.contiguous_format) if learn else logits.new_empty(0)
+
 class _UpsampledLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits, label, ignore):
-        with torch.autocast(logits.device.type, enabled=False):
-            (b,k,h,w), (H,W), x = logits.shape, label.shape[-2:], full_precision(logits)
-            rows, columns = _taps(h, H, x), _taps(w, W, x)
-            learn, n = ctx.needs_input_grad[0], (label!=ignore).sum().clamp(min=1)
-            each, slope = x.new_empty(b,H,W), torch.empty_like(x) if learn else None
-            for i in range(b):
-                wide = rearrange(rearrange(x[i], 'k h w -> h k w') @ columns.T, 'h k W -> h (k W)')
-                back = torch.zeros_like(wide) if learn else None
-                for top,end,low,high in _strips(h, H, k*W, 2**20 if x.device.type=='cpu' else 2**26):
-                    up = rows[top:end,low:high]
-                    each[i,top:end], down = _strip_loss((up @ wide[low:high]).view(-1,k,W), label[i,top:end], ignore, learn)
-                    if learn: back[low:high] += up.T @ down.flatten(1)
-                if learn: slope[i] = rearrange(back.view(h,k,W) @ columns, 'h k w -> k h w') / n
-            if learn: ctx.save_for_backward(slope.to(logits.dtype))
-        ctx.mark_non_differentiable(each)
-        return each.sum()/n, each
+    def forward(ctx, logits, label, ignore, learn):
+        mean, each, slope = _walked(logits, label, ignore, learn)
+        ctx.save_for_backward(slope); ctx.mark_non_differentiable(each)
+        return mean, each
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad, _): return grad*ctx.saved_tensors[0], None, None
+    def backward(ctx, grad, _): return grad*ctx.saved_tensors[0], None, None, None
 
 def _strip_loss(z, label, ignore, learn): # `r k W` logits, `r W` -> losses `r W`, their slope `r k W`
     valid = label!=ignore
@@ -145,11 +155,11 @@ def upsampled_loss(
     ignore:int=255, # the id of void pixels
 )->tuple: # (scalar mean over valid pixels, `b H W` loss of each pixel, through which no gradient flows)
     "`mean_loss` and `pixel_loss` of the upsampled logits, which are never there as a whole; the mean can be differentiated once (IDRNet step 10)."
-    whole = torch.compiler.is_compiling() or isinstance(logits, torch._subclasses.FakeTensor) # a compiler fuses for itself; of shapes alone strips are slow
-    if whole or _same(logits.shape[-2:], label.shape[-2:]):
+    counted = isinstance(logits, torch._subclasses.FakeTensor) and not torch.compiler.is_compiling() # `recipe.cost` counts whole maps
+    if counted or _same(logits.shape[-2:], label.shape[-2:]):
         each = pixel_loss(upsample(logits, label.shape[-2:]), label, ignore)
         return mean_loss(each, label, ignore), each.detach()
-    return _UpsampledLoss.apply(logits, label, ignore)
+    return _UpsampledLoss.apply(logits, label, ignore, logits.requires_grad and torch.is_grad_enabled())
 
 # %% ../nbs/04_head.ipynb #c048
 class Classifier(nn.Module):

@@ -380,7 +380,7 @@ def plan(
     free = run('free', 19, (8,8), 32)
     if quick:
         runs = [free, *(run('loops', k, **small) for k in (19,150)), *(run('stage', what=w, **small) for w in stages), run('precision', **small)]
-        runs += [against(f, 'tiny', c=128) for f in ('fcn','upernet')]+[run('flat', **flat, what=w, rounds=1) for w in ('context','losses','step')]
+        runs += [against(f, 'tiny', c=128) for f in ('fcn','upernet')]+[run('flat', **flat, what=w) for w in ('context','losses','step')]
         runs += [run('scaling', k, **small) for k in (19,59,150,182)]+[run('scaling', 59, (n,n), 128) for n in (16,48,64)]+[run('scaling', 59, **small, b=b) for b in (1,4,8)]
         return [*runs, run('roofline', **small, side=1024, copy=2**25), run('loops', rounds=1), run('whole', 19, (128,256), rounds=1, backbone='tiny', b=1)]
     runs = [free, run('loops')]+[run('stage', what=w) for w in stages]+[run('flat', **flat, what=w) for w in ('context','losses','step','plain step','inference')]

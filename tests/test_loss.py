@@ -223,13 +223,16 @@ def test_strips_under_autocast(dtype):
     got, = torch.autograd.grad(mean, z)
     assert got.dtype==dtype and torch.allclose(got.float(), torch.autograd.grad(long, z)[0].float(), atol=1e-3)
 
-def test_strips_hold_little():
-    "150 classes at eight times the grid: less than an eighth of what whole maps hold."
+@pytest.mark.parametrize('compiled', [False, True])
+def test_strips_hold_little(compiled):
+    "150 classes at eight times the grid: less than an eighth of what whole maps hold, also where a compiler builds the step."
     from idrnet_nb.head import mean_loss, pixel_loss, upsample, upsampled_loss
     from idrnet_nb.measure import peak_bytes
     z, y = torch.randn(2,150,32,32, requires_grad=True), torch.randint(0,150,(2,256,256))
     whole = peak_bytes(lambda: mean_loss(pixel_loss(upsample(z, (256,256)), y), y).backward())
-    assert peak_bytes(lambda: upsampled_loss(z, y)[0].backward())<whole/8
+    f = torch.compile(upsampled_loss, fullgraph=True, backend='aot_eager') if compiled else upsampled_loss
+    f(z, y)
+    assert peak_bytes(lambda: f(z, y)[0].backward())<whole/8
 
 def test_a_grid_answer_has_the_same_losses():
     "`enlarge=False` leaves out large logits and nothing else."
