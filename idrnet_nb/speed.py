@@ -499,6 +499,7 @@ def show_scaling(
 ):
     "Seconds and bytes of a step against classes, feature pixels, channels, pictures, both axes by powers. Returns the figure."
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
     found = slopes(rows)
     if not found: raise ValueError('show_scaling: no rows of kind scaling; measure some with idrnet speed')
     fig,axs = plt.subplots(1, len(found), figsize=(2.5*len(found),2.5), dpi=50, layout='constrained', squeeze=False)
@@ -506,6 +507,7 @@ def show_scaling(
         x = [_size(r, axis) for r in mine]
         seconds, bytes_ = np.array([numbers(r, 'seconds','bytes') for r in mine]).T
         ax.plot(x, seconds, 'o-', color='#0072B2', label=f'seconds, power {time:.2f}'); ax.plot(x, bytes_/1e9, 's--', color='#D55E00', label=f'GB, power {held:.2f}')
-        ax.set_xscale('log', base=2); ax.set_yscale('log'); ax.set_xticks(x, x); ax.minorticks_off(); ax.set_xlabel(axis)
+        ax.set_xscale('log', base=2); ax.set_yscale('log'); ax.set_xticks(x, x, fontsize=8, rotation=40); ax.set_xlabel(axis)
+        ax.yaxis.set_major_locator(LogLocator(subs=(1,2,5))); ax.yaxis.set_major_formatter('{x:g}'); ax.minorticks_off()
         ax.legend(fontsize=8, frameon=False); ax.spines[['top','right']].set_visible(False)
     return fig
