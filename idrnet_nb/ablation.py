@@ -28,6 +28,7 @@ from .relation import class_context, relate
 from .intervene import class_stats, silence, without
 from .idrnet import IDRContext, View
 from .compare import Task
+from .inside import evaluating
 from .benchmark import Trial, do_run, pair_rows, task_of
 
 # %% ../nbs/36_ablation.ipynb #c011
@@ -245,11 +246,12 @@ def overheard(
     change, # (talk, means `b k c`, present `b k`) -> what each class hears `b k 4c`
 ):
     "While it lasts, classes hear what `change` makes of their talk. The model is in evaluation mode meanwhile and left as it was."
-    idr, was = model.head.refiner, model.training
+    idr = model.head.refiner
+    if not isinstance(idr, IDRContext): raise ValueError(f'overheard: the model has no IDR whose classes talk, but {type(idr).__name__}; use segmentor(…, idr=True)')
     idr.talk = lambda means, present: change(type(idr).talk.__get__(idr), means, present)
-    model.eval()
-    try: yield
-    finally: del idr.talk; model.train(was)
+    try:
+        with evaluating(model): yield
+    finally: del idr.talk
 
 def losses_by_class(
     model:nn.Module, # a `Segmentor`
@@ -308,9 +310,9 @@ def attention_table(
     "Attention of the pixels of each predicted class that goes to the pixels of each other one, mean over the pictures that have both."
     refiner, kept = model.head.refiner.refiner, {}
     hooks = [getattr(refiner, w)[1].register_forward_hook(lambda m,a,out,w=w: kept.update({w:out.flatten(2)})) for w in ('query','key')]
-    was = model.training; model.eval()
-    try: view = model(images)['view']
-    finally: model.train(was); [h.remove() for h in hooks]
+    try:
+        with evaluating(model): view = model(images)['view']
+    finally: [h.remove() for h in hooks]
     weight = (einsum(kept['query'], kept['key'], 'b d p, b d q -> b p q')/kept['query'].shape[1]**.5).softmax(-1)
     member = membership(view.label, model.head.config.num_classes).float()
     mass = einsum(member, weight, member, 'b i p, b p q, b j q -> b j i')/member.sum(-1).clamp(min=1)[:,None]
@@ -358,17 +360,21 @@ def do_watch(
     return dict(row, variant='watched', data=task.name, extra=json.dumps(dict(seen=seen, last=last)))
 
 # %% ../nbs/36_ablation.ipynb #c036
-QUESTIONS = (('full','attention'), ('full','identity'), ('no refiner','no refiner, identity'), ('noisy','noisy, identity'), ('noisy, no refiner','noisy, no refiner, identity'),
-             ('full','plain'), ('no refiner, identity','no refiner, own only'), ('no refiner','no refiner, transposed')) # (this, against that)
-SWITCHED = tuple((v,'full') for v in VARIANTS if v not in ('full','plain') and 'noisy' not in v) # one thing changed, against IDRNet as it is
+QUESTIONS = (('full','identity'), ('no refiner','no refiner, identity'), ('full','attention'),
+             ('no refiner, identity','no refiner, own only'), ('no refiner','no refiner, transposed')) # (this, against that)
+SWITCHED = tuple((v,'full') for v in VARIANTS if v!='full' and 'noisy' not in v) # one thing changed, against IDRNet as it is
 
 def ablation_pairs(
     runs:list, # of `ablations`
     out, # folder with the pictures' counts
     resamples:int=2000, # of the bootstrap
 )->list: # rows as those of bench_pairs.csv
-    "Differences between variants, over the seeds that both have (`benchmark.paired`)."
-    return pair_rows(runs, out, lambda run: (run['arm'].partition('+')[0], run['variant']), (*SWITCHED, *QUESTIONS), resamples)
+    "Differences between variants, over the seeds that both have (`benchmark.paired`). Those with a noisy coarse prediction are compared among themselves."
+    return pair_rows(runs, out, _family, (*SWITCHED, *QUESTIONS), resamples)
+
+def _family(run): # (framework, variant): noisy variants are a family of their own
+    framework, variant = run['arm'].partition('+')[0], run['variant']
+    return (framework+', noisy coarse', variant[len('noisy, '):] or 'full') if variant.startswith('noisy') else (framework, variant)
 
 def show_truth(
     rows:list, # of ablation.csv, made by `do_watch`

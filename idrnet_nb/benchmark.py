@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ARMS', 'SUITES', 'COLUMNS', 'PAIR_COLUMNS', 'PAIRS', 'COST_COLUMNS', 'Trial', 'key', 'work_off', 'task_of',
            'config_of', 'counts_file', 'do_run', 'read_counts', 'paired', 'pair_rows', 'update_pairs', 'show_runs',
-           'show_pairs', 'show_classes', 'summary_table', 'show_costs_of', 'verdict', 'condition', 'in_words',
+           'show_pairs', 'show_classes', 'summary_table', 'show_costs_of', 'verdict', 'condition', 'side_by_side',
            'show_forest', 'cost_runs', 'do_costs', 'bench']
 
-# %% ../nbs/31_benchmark.ipynb #c006
+# %% ../nbs/31_benchmark.ipynb #c007
 import hashlib, json, multiprocessing, os, statistics, warnings
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from .data import DATASETS
 from .train import TrainConfig
 from .compare import Task, build, data_task, run_arm, world_task
 
-# %% ../nbs/31_benchmark.ipynb #c009
+# %% ../nbs/31_benchmark.ipynb #c010
 ARMS = ('', '+wide', '+attention', '+idr') # the framework alone; as many parameters as with IDR; IDR's self-attention alone; IDR
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Trial:
         if self.data=='world': fixed['pictures'] = list(self.pictures)
         return [{**fixed, 'arm':f+a, 'seed':s} for s in range(self.seeds) for f in self.frameworks for a in self.arms]
 
-# %% ../nbs/31_benchmark.ipynb #c011
+# %% ../nbs/31_benchmark.ipynb #c012
 _ALL = ('fcn', 'pspnet', 'deeplabv3', 'upernet', 'ocrnet')
 _TINY = dict(backbone='tiny', width=64, attention_width=64, aux_width=32)
 _MOBILE = dict(backbone='mobilenetv2_100', width=128, attention_width=64, aux_width=64, output_stride=16)
@@ -63,7 +63,7 @@ SUITES = dict(
                      dict(_MOBILE, width=512, attention_width=256, aux_width=512, output_stride=8), _ALL, 5, weights)
         for weights in ('imagenet','scratch') for data,size,epochs in (('camvid',(360,480),200), ('stanford_background',(240,320),100), ('ccp16',(416,272),60))))
 
-# %% ../nbs/31_benchmark.ipynb #c014
+# %% ../nbs/31_benchmark.ipynb #c015
 COLUMNS = ('date','commit','data','size','arm','variant','weights','seed','miou','aacc','lookalike_miou','relation_auroc','iou','loss','parameters','seconds',
            'run','extra','version','torch','python','device') # of bench.csv; extra: JSON of further findings
 
@@ -73,7 +73,7 @@ def key(
     "What a run is found again by; in the CSV it is the column `run`."
     return json.dumps(run, sort_keys=True)
 
-# %% ../nbs/31_benchmark.ipynb #c016
+# %% ../nbs/31_benchmark.ipynb #c017
 def work_off(
     runs:list, # dicts of plain values
     do, # run -> a row or a list of rows; with several jobs something that pickle can name
@@ -85,7 +85,7 @@ def work_off(
     """Do all runs that the file has no row of, and write each row as soon as it is made. A run that fails leaves the others alone: RuntimeError at the end names it.
     ValueError where the file is another one."""
     there = {r['run'] for r in read_rows(file, columns)}
-    todo, failed = [r for r in runs if key(r) not in there], []
+    todo, failed = list({key(r):r for r in runs if key(r) not in there}.values()), []
     for i,(run,row) in enumerate(_rows(todo, do, jobs), 1):
         if isinstance(row, Exception): failed.append(f'{_named(run)}: {row}'); told = f'FAILED: {row}'
         else:
@@ -114,7 +114,7 @@ def _rows(todo, do, jobs): # (run, row or what went wrong), as they end
         while open_:
             for f in wait(open_, return_when=FIRST_COMPLETED).done: yield open_.pop(f), f.exception() or f.result()
 
-# %% ../nbs/31_benchmark.ipynb #c019
+# %% ../nbs/31_benchmark.ipynb #c020
 @lru_cache(maxsize=2)
 def _kept_task(data, size, pictures, root): # drawn or listed once a process
     if data=='world': return world_task(*pictures, size[0])
@@ -145,7 +145,7 @@ def counts_file(
     "Where the confusion of each unseen picture is kept."
     return Path(out)/f'{hashlib.sha256(key(run).encode()).hexdigest()[:16]}.safetensors'
 
-# %% ../nbs/31_benchmark.ipynb #c021
+# %% ../nbs/31_benchmark.ipynb #c022
 def do_run(
     run:dict, # of `Trial.runs`
     roots:dict, # dataset -> its folder
@@ -178,7 +178,7 @@ def read_counts(
     path = counts_file(run, out)
     return load_file(path)['counts'] if path.exists() else None
 
-# %% ../nbs/31_benchmark.ipynb #c025
+# %% ../nbs/31_benchmark.ipynb #c026
 def _parts(counts): # `s n k k` -> `3 s n k`: right, true, predicted pixels
     c = np.asarray(counts, dtype=np.float64)
     return np.stack([np.diagonal(c, axis1=2, axis2=3), c.sum(3), c.sum(2)])
@@ -224,7 +224,7 @@ def _mean(x): # over the last axis, which stays; nan is left out
 def _quantile(x, q): # of each row, nan left out; nan where nothing else is
     return np.array([np.quantile(r, q) if len(r := row[~np.isnan(row)]) else np.nan for row in x])
 
-# %% ../nbs/31_benchmark.ipynb #c028
+# %% ../nbs/31_benchmark.ipynb #c029
 PAIR_COLUMNS = ('date','commit','data','size','how','weights','framework','arm','against','seeds','pictures','gain','low','high','better','t_low','t_high',
                 'by_class','class_low','class_high','setting','version','torch','python','device') # of bench_pairs.csv
 PAIRS = (('+wide',''), ('+attention',''), ('+idr',''), ('+idr','+wide'), ('+idr','+attention')) # what is compared with what
@@ -267,14 +267,14 @@ def update_pairs(
     path, # of bench_pairs.csv
     rows:list, # of `pair_rows`
 )->list: # all rows of the file
-    "Put the rows in the place of those of the same comparison; others stay."
+    "Put the rows in the place of those of the same comparison, unless these rest on more seeds; others stay."
     same = lambda r: (r['setting'], r['framework'], r['arm'], r['against'])
-    new = {same(r):r for r in rows}
-    old = [r for r in read_rows(path) if same(r) not in new]
-    write_rows(path, [*old, *rows], PAIR_COLUMNS)
+    known = {same(r):r for r in read_rows(path)}
+    known.update({same(r):r for r in rows if same(r) not in known or int(r['seeds'])>=int(known[same(r)]['seeds'])})
+    write_rows(path, known.values(), PAIR_COLUMNS)
     return read_rows(path)
 
-# %% ../nbs/31_benchmark.ipynb #c030
+# %% ../nbs/31_benchmark.ipynb #c031
 def show_runs(
     rows:list, # of bench.csv or ablation.csv
 )->str: # a table
@@ -293,7 +293,7 @@ def show_pairs(
     rows:list, # of bench_pairs.csv
     where:bool=True, # say data, size and framework in each line
 )->str: # a table
-    "Differences in points of mIoU: bootstrap interval, chance that it is a gain, interval by t over seeds."
+    "Differences in points of mIoU: bootstrap interval, share of the resamples that gain, interval by t over seeds."
     place = lambda a,b,c: f'{a:22}{b:9}{c:11}' if where else ''
     wide = max([18, *(len(r['arm']+r['against'])+3 for r in rows)])+2
     out = [f'{place("data","size","framework")}{"what":{wide}}{"gain":>6}  {"bootstrap 95 %":17}{"P(gain)":>7}  {"t over seeds 95 %":18} seeds']
@@ -330,11 +330,13 @@ def _summary_row(key, got, pairs):
     data, size, weights, framework = key
     mean = lambda v: (lambda m,_,high: f'{m:.1f}'+(f' ± {high-m:.1f}' if high==high else ''))(*interval(v))
     mine = {r['against']:r for r in pairs if (r['data'], r['size'], r['weights'], r['framework'], r['arm'])==(*key, 'idr')}
-    def gain(r):
-        bold = '' if verdict(r)=='open' else '**'
-        return '{4}{0:+.1f}{4} [{1:.1f}, {2:.1f}]'.format(*numbers(r, 'gain','low','high'), '', bold)
-    cells = [*(mean(got[a]) if a in got else '' for a in ('','wide','attention','idr')), *(gain(mine[a]) if a in mine else '' for a in ('plain','wide','attention'))]
+    cells = [*(mean(got[a]) if a in got else '' for a in ('','wide','attention','idr')), *(_gain(mine[a]) if a in mine else '' for a in ('plain','wide','attention'))]
     return f'| {data} {size}'+(', ImageNet' if weights=='imagenet' else '')+f' | {framework} | {max(map(len, got.values()))} | '+' | '.join(cells)+' |'
+
+def _gain(row): # points of mIoU, bold where settled, with the bootstrap's interval
+    gain, low, high = numbers(row, 'gain','low','high')
+    bold = '' if verdict(row)=='open' else '**'
+    return f'{bold}{gain:+.1f}{bold} [{low:.1f}, {high:.1f}]'
 
 def show_costs_of(
     rows:list, # of bench_costs.csv
@@ -347,7 +349,7 @@ def show_costs_of(
                    f'{ratio:6.2f}x  [{low:.2f}, {high:.2f}]  {float(r["peak_bytes"])/2**30:8.2f}')
     return '\n'.join(out)
 
-# %% ../nbs/31_benchmark.ipynb #c031
+# %% ../nbs/31_benchmark.ipynb #c032
 def verdict(
     row:dict, # of bench_pairs.csv
 )->str: # 'more', 'less' or 'open'
@@ -361,22 +363,19 @@ def condition(
     "Under which circumstances two arms were compared."
     return f'{row["framework"]} on {row["data"]} {row["size"]}, {row["how"]}'+(', ImageNet' if row['weights']=='imagenet' else '')
 
-def in_words(
+def side_by_side(
     rows:list, # of bench_pairs.csv or ablation_pairs.csv
     of:tuple=('idr – plain','idr – wide','idr – attention'), # which pairs; those without rows are left out
-)->str: # a block each, settled comparisons first
-    "What the differences say, wins, losses and open questions alike: gain, points of mIoU, with its bootstrap interval."
-    out, words = [], ('more','less','open')
-    wide = max((len(condition(r)) for r in rows), default=0)
-    for what in of:
-        mine = {w:[r for r in rows if f'{r["arm"]} – {r["against"]}'==what and verdict(r)==w] for w in words}
-        if not any(mine.values()): continue
-        out.append(f'{what}: '+', '.join(f'{w} in {len(there)}' for w,there in mine.items()))
-        for w,there in mine.items():
-            for r in there: out.append('    {}  {:{wide}} {:+6.1f}  [{:.1f}, {:.1f}]'.format(w, condition(r), *numbers(r, 'gain','low','high'), wide=wide))
-    return '\n'.join(out)
+)->str: # markdown: a line a circumstance, a column a pair
+    "What the differences say, wins, losses and open questions alike: gain in points of mIoU, its bootstrap interval, seeds; **more** and **less** where `verdict` is settled."
+    there = {(condition(r), f'{r["arm"]} – {r["against"]}'):r for r in rows}
+    of = [what for what in of if any(pair==what for _,pair in there)]
+    lines = dict.fromkeys(how for how,pair in there if pair in of)
+    said = lambda r: '' if verdict(r)=='open' else f', **{verdict(r)}**'
+    cell = lambda r: f'{_gain(r)}, {r["seeds"]} seed{"s" if int(r["seeds"])>1 else ""}{said(r)}' if r else ''
+    return '\n'.join(['| '+' | '.join(['', *of])+' |', '|'+'---|'*(1+len(of)), *('| '+' | '.join([how, *(cell(there.get((how, what))) for what in of)])+' |' for how in lines)])
 
-# %% ../nbs/31_benchmark.ipynb #c037
+# %% ../nbs/31_benchmark.ipynb #c038
 _LOOK = {'idr – plain':('o','#0072B2'), 'idr – wide':('s','#D55E00'), 'idr – attention':('D','#009E73'),
          'attention – plain':('^','#CC79A7'), 'wide – plain':('v','#555555')}
 
@@ -412,7 +411,7 @@ def _draw_row(ax, y, r, what):
     if a==a: ax.plot([a,b], [y,y], color='#999999', lw=1, zorder=1)
     ax.plot([low,high], [y,y], color=colour, lw=4, zorder=2, solid_capstyle='butt'); ax.plot(gain, y, mark, color=colour, mec='white', ms=7, zorder=3)
 
-# %% ../nbs/31_benchmark.ipynb #c045
+# %% ../nbs/31_benchmark.ipynb #c046
 COST_COLUMNS = ('date','commit','data','size','batch','framework','arm','width','parameters','gmacs','step_seconds','step_ratio','ratio_low','ratio_high',
                 'tflops','peak_bytes','run','version','torch','python','device') # of bench_costs.csv
 
@@ -451,7 +450,7 @@ def _cost_row(run, arm, model, step, where):
                parameters=sum(p.numel() for p in model.parameters()), tflops=float(f'{gmacs(step)/500:.4g}'), peak_bytes=peak_bytes(step, where))
     return dict(row, gmacs=float(f'{gmacs(look):.5g}'))
 
-# %% ../nbs/31_benchmark.ipynb #c048
+# %% ../nbs/31_benchmark.ipynb #c049
 def bench(
     suite:str='small', # of `SUITES`
     out='runs/bench', # folder: bench.csv, bench_pairs.csv, bench_costs.csv, forest.png, and the pictures' counts

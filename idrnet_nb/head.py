@@ -121,7 +121,7 @@ def _walk(logits, label, ignore, learn): # strip by strip: mean, loss of each pi
                 each[i,top:end], down = _strip_loss((up @ wide[low:high]).view(-1,k,W), label[i,top:end], ignore, learn)
                 if learn: back[low:high] += up.T @ down.flatten(1)
             if learn: slope[i] = rearrange(back.view(h,k,W) @ columns, 'h k w -> k h w') / n
-        return each.sum()/n, each, slope.to(logits.dtype)
+        return each.sum()/n, each, slope # float32 until it is scaled: fp16 would lose it
 
 _walked = torch.library.custom_op('idrnet_nb::upsampled_loss', _walk, mutates_args=(), # one step for a compiler, which would make whole maps of it
                                   schema='(Tensor logits, Tensor label, int ignore, bool learn) -> (Tensor, Tensor, Tensor)')
@@ -129,17 +129,17 @@ _walked = torch.library.custom_op('idrnet_nb::upsampled_loss', _walk, mutates_ar
 @_walked.register_fake
 def _shapes_of_walk(logits, label, ignore, learn):
     x = logits.new_empty(0, dtype=torch.promote_types(logits.dtype, torch.float32))
-    return x.new_empty(()), x.new_empty(label.shape), torch.empty_like(logits, memory_format=torch.contiguous_format) if learn else logits.new_empty(0)
+    return x.new_empty(()), x.new_empty(label.shape), x.new_empty(logits.shape if learn else 0)
 
 class _UpsampledLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, label, ignore, learn):
         mean, each, slope = _walked(logits, label, ignore, learn)
-        ctx.save_for_backward(slope); ctx.mark_non_differentiable(each)
+        ctx.save_for_backward(slope); ctx.mark_non_differentiable(each); ctx.dtype = logits.dtype
         return mean, each
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad, _): return grad*ctx.saved_tensors[0], None, None, None
+    def backward(ctx, grad, _): return (grad*ctx.saved_tensors[0]).to(ctx.dtype), None, None, None
 
 def _strip_loss(z, label, ignore, learn): # `r k W` logits, `r W` -> losses `r W`, their slope `r k W`
     valid = label!=ignore
@@ -154,7 +154,8 @@ def upsampled_loss(
     label:Tensor, # `b H W`, class ids or `ignore`
     ignore:int=255, # the id of void pixels
 )->tuple: # (scalar mean over valid pixels, `b H W` loss of each pixel, through which no gradient flows)
-    "`mean_loss` and `pixel_loss` of the upsampled logits, which are never there as a whole; the mean can be differentiated once (IDRNet step 10)."
+    "`mean_loss` and `pixel_loss` of the upsampled logits, which are never there as a whole; the mean can be differentiated once (IDRNet step 10). ValueError for labels of other pictures."
+    if len(logits)!=len(label): raise ValueError(f'upsampled_loss: logits of {len(logits)} pictures, labels of {len(label)}; give each picture its label')
     counted = isinstance(logits, torch._subclasses.FakeTensor) and not torch.compiler.is_compiling() # `recipe.cost` counts whole maps
     if counted or _same(logits.shape[-2:], label.shape[-2:]):
         each = pixel_loss(upsample(logits, label.shape[-2:]), label, ignore)

@@ -6,7 +6,8 @@
 __all__ = ['circumstances', 'read_rows', 'write_rows', 'append_rows', 'numbers']
 
 # %% ../nbs/08_results.ipynb #c003
-import csv, datetime, platform, subprocess
+import csv, datetime, os, platform, subprocess
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 import torch
@@ -62,8 +63,17 @@ def append_rows(
     rows:list, # dicts with (some of) `columns`
     columns:tuple, # of the file
 )->None:
-    "Rows at the end; the old ones stay. Errors as `read_rows` and `write_rows`."
-    write_rows(path, [*read_rows(path, columns), *rows], columns)
+    "Rows at the end; the old ones stay, whoever else appends meanwhile. Errors as `read_rows` and `write_rows`."
+    with _alone(Path(path)): write_rows(path, [*read_rows(path, columns), *rows], columns)
+
+@contextmanager
+def _alone(path): # other processes wait; where the system cannot lock a folder (Windows), one process a file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try: import fcntl
+    except ImportError: yield; return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try: fcntl.flock(folder, fcntl.LOCK_EX); yield
+    finally: os.close(folder)
 
 # %% ../nbs/08_results.ipynb #c012
 def numbers(
@@ -71,4 +81,7 @@ def numbers(
     *names, # of its columns
 )->list: # of floats, nan where nothing is
     "Cells as numbers. ValueError where one is a word."
-    return [float(row[n]) if row.get(n) not in ('', None) else float('nan') for n in names]
+    def number(n):
+        try: return float(row[n]) if row.get(n) not in ('', None) else float('nan')
+        except ValueError: raise ValueError(f'column {n}: {row[n]!r} is no number') from None
+    return [number(n) for n in names]

@@ -428,7 +428,7 @@ def slopes(
     out = {}
     for axis in ('K','N','C','B'):
         families = {}
-        for r in scaled: families.setdefault(tuple(v for a,v in cells(r).items() if a!=axis), {})[cells(r)[axis]] = r
+        for r in scaled: families.setdefault((r['device'], *(v for a,v in cells(r).items() if a!=axis)), {})[cells(r)[axis]] = r
         best = max(families.values(), key=len, default={})
         if len(best)<2: continue
         x = np.log(sorted(best)); mine = [best[n] for n in sorted(best)]
@@ -436,15 +436,15 @@ def slopes(
         out[axis] = (fit('seconds'), fit('bytes'), mine)
     return out
 
-def _first(rows, kind, what, on=None, **cells): # the row that tells; on: True for a GPU's, False for another's, None for any
+def _newest(rows, kind, what, on=None, **cells): # the newest row that tells; on: True for a GPU's, False for another's, None for any
     gpu = lambda r: not r['device'].startswith(('cpu','mps'))
-    return next((r for r in rows if (r['kind'],r['what'])==(kind,what) and on in (None, gpu(r)) and all(r[n]==v for n,v in cells.items())), None)
+    return next((r for r in reversed(rows) if (r['kind'],r['what'])==(kind,what) and on in (None, gpu(r)) and all(r[n]==v for n,v in cells.items())), None)
 
 def aims(
     rows:list, # of speed.csv
 )->list: # (aim, what was measured or None, met: True, False or None)
     "What the module was built to reach, against what the file holds."
-    first, big, value = partial(_first, rows), dict(grid='64x64', c='512'), lambda name: lambda r: numbers(r, name)[0]
+    first, big, value = partial(_newest, rows), dict(grid='64x64', c='512'), lambda name: lambda r: numbers(r, name)[0]
     ratio, found, held, size = value('ratio'), value('found'), lambda r: value('bytes')(r)/value('than_bytes')(r), lambda r: value('bytes')(r)/1e9
     asked = [('a step on a CPU, K=150, 64×64, C=512: at least 3× faster than loops', first('loops','step',False,k='150',**big), ratio, '{:.1f}×', lambda v: v>=3),
         ('the same on a GPU, B=16: at least 10×', first('loops','step',True,k='150',b='16',**big), ratio, '{:.1f}×', lambda v: v>=10),

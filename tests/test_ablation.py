@@ -120,3 +120,15 @@ def test_company_without_information():
     assert torch.equal(there[:,12], there[:,[9,10]].any(1)) and not task.truth[12].any() and not task.truth[:,12].any()
     lawn = there[there[:,12]][:,9].float().mean()
     assert .4<lawn<.6
+
+def test_listening_in_leaves_a_frozen_part_as_it_was():
+    from idrnet_nb.ablation import attention_table, overheard
+    from idrnet_nb.idrnet import segmentor
+    model = segmentor('fcn', 'tiny', 12, width=16).train()
+    model.backbone.eval()
+    was = [m.training for m in model.modules()]
+    with overheard(model, lambda talk, means, there: talk(means, there)): assert not any(m.training for m in model.modules())
+    attention_table(model, torch.rand(1,3,32,32)*255)
+    assert [m.training for m in model.modules()]==was
+    with pytest.raises(ValueError, match='no IDR'):
+        with overheard(segmentor('fcn', 'tiny', 12, idr=False, width=16), None): pass

@@ -209,3 +209,23 @@ def test_speed_command(tmp_path, capsys, monkeypatch):
     (tmp_path/'speed.csv').write_text('a\n1\n')
     assert main(['speed', '--quick', '--out', str(tmp_path), '--device', 'cpu'])==2 and 'another file' in capsys.readouterr().err
     assert main(['speed', '--quick', '--out', str(tmp_path/'x'), '--device', 'tpu'])==2 and 'tpu' in capsys.readouterr().err
+
+_APPEND = "import sys; from idrnet_nb.results import append_rows\nfor i in range(15): append_rows(sys.argv[1], [dict(who=sys.argv[2], i=i)], ('who','i'))"
+
+def test_rows_of_two_processes(tmp_path):
+    import subprocess, sys
+    from idrnet_nb.results import read_rows
+    both = [subprocess.Popen([sys.executable, '-c', _APPEND, str(tmp_path/'a.csv'), who]) for who in 'ab']
+    assert [p.wait() for p in both]==[0,0]
+    assert sorted((r['who'], int(r['i'])) for r in read_rows(tmp_path/'a.csv'))==[(w,i) for w in 'ab' for i in range(15)]
+
+def test_more_seeds_stay(tmp_path):
+    from idrnet_nb.benchmark import update_pairs
+    row = dict(setting='s', framework='fcn', arm='idr', against='plain', gain=1.)
+    update_pairs(tmp_path/'p.csv', [{**row, 'seeds':5}])
+    assert update_pairs(tmp_path/'p.csv', [{**row, 'seeds':3, 'gain':2.}])[0]['seeds']=='5'
+    assert update_pairs(tmp_path/'p.csv', [{**row, 'seeds':5, 'gain':3.}])[0]['gain']=='3.0'
+
+def test_the_same_run_twice_in_a_plan(tmp_path):
+    from idrnet_nb.benchmark import work_off
+    assert work_off([dict(arm='x', seed=0)]*2, lambda run: dict(arm='x', seed=0, miou=1., seconds=0.), tmp_path/'r.csv', progress=False)==1

@@ -223,6 +223,20 @@ def test_strips_under_autocast(dtype):
     got, = torch.autograd.grad(mean, z)
     assert got.dtype==dtype and torch.allclose(got.float(), torch.autograd.grad(long, z)[0].float(), atol=1e-3)
 
+def test_strips_under_a_loss_scale():
+    "fp16 with GradScaler's scale to begin with: many pixels have a small slope each, and 65536 is more than fp16 can say."
+    from idrnet_nb.head import upsampled_loss
+    torch.manual_seed(0)
+    z, y = torch.randn(2,30,16,16).half().requires_grad_(), torch.randint(0,30,(2,128,128))
+    got, = torch.autograd.grad(65536*upsampled_loss(z, y)[0], z)
+    exact = z.detach().double().requires_grad_()
+    want, = torch.autograd.grad(65536*upsampled_loss(exact, y)[0], exact)
+    assert got.dtype==torch.float16 and got.isfinite().all() and ((got.double()-want).norm()/want.norm()<1e-3)
+
+def test_labels_of_other_pictures():
+    from idrnet_nb.head import upsampled_loss
+    with pytest.raises(ValueError, match='logits of 1 pictures, labels of 2'): upsampled_loss(torch.randn(1,3,4,4), torch.zeros(2,8,8, dtype=torch.long))
+
 @pytest.mark.parametrize('compiled', [False, True])
 def test_strips_hold_little(compiled):
     "150 classes at eight times the grid: less than an eighth of what whole maps hold, also where a compiler builds the step."

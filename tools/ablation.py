@@ -1,6 +1,7 @@
 """The rows of nbs/results/ablation.csv and ablation_pairs.csv. A row that is there is not made again, so that it can be stopped and begun again.
 
     python tools/ablation.py world --seeds 5       # one switch at a time, small world
+    python tools/ablation.py decide --seeds 5      # learnt tables or not, where nothing but the tables brings context: four times the seeds
     python tools/ablation.py questions watch       # where do tables matter; do they tell the truth
     python tools/ablation.py real --root stanford_background=stanford --weights mobilenetv2_100_imagenet.safetensors
     python tools/ablation.py pairs                 # the differences again, from what is kept in --out
@@ -21,25 +22,27 @@ RESULTS = Path(__file__).resolve().parents[1]/'nbs'/'results'
 ASKED = ('attention', 'full', 'identity', 'no refiner', 'no refiner, identity')
 SWITCHES = tuple(v for v in VARIANTS if not v.startswith('noisy'))
 NOISY = tuple(v for v in VARIANTS if v.startswith('noisy'))
+DECIDING = ('no refiner', 'no refiner, identity', 'no refiner, transposed') # nothing but the tables brings context from class to class
 REAL = ('plain', 'attention', 'full', 'identity', 'random', 'transposed', 'own only', 'no refiner', 'no refiner, identity', 'no refiner, own only')
 
 def groups(seeds): # name -> (runs, whether they are watched)
     world, stanford = (replace(t, frameworks=('fcn',), seeds=seeds) for t in SUITES['real'][:2])
     asked = [*ablations(replace(world, size=(32,32)), ASKED), *ablations(world, ASKED, extra=12), *ablations(world, ASKED, extra=48),
              *ablations(replace(world, pictures=(100,200)), ASKED), *ablations(world, NOISY),
-             *ablations(replace(world, train=dict(world.train, steps=600)), ('attention','full','identity'))]
+             *ablations(replace(world, train=dict(world.train, steps=600)), ASKED)]
+    decide = ablations(replace(world, seeds=4*seeds), DECIDING)
     watch = [*ablations(world, ('full',), every=25), *ablations(world, ('full',), extra=1, follow=[9,10], every=25)]
     real = ablations(replace(stanford, size=(96,128), train=dict(stanford.train, frozen=True)), REAL)
-    return dict(world=(ablations(world, SWITCHES), False), questions=(asked, False), watch=(watch, True), real=(real, False))
+    return dict(world=(ablations(world, SWITCHES), False), decide=(decide, False), questions=(asked, False), watch=(watch, True), real=(real, False))
 
-def merge(files, into, plan): # rows of all files, each run once, in the order of the plan
+def merge(files, into, plan): # rows of all files, each run once, in the order of the plan, others after them
     place = {key(r):i for i,r in enumerate(plan)}
-    rows = {r['run']:r for f in (*files, into) for r in read_rows(f) if r['run'] in place}
-    write_rows(into, sorted(rows.values(), key=lambda r: place[r['run']]), COLUMNS)
+    rows = {r['run']:r for f in (*files, into) for r in read_rows(f)}
+    write_rows(into, sorted(rows.values(), key=lambda r: place.get(r['run'], len(place))), COLUMNS)
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('groups', nargs='*', choices=('world','questions','watch','real','pairs'), default=['pairs'])
+    p.add_argument('groups', nargs='*', metavar='GROUP', help='world, decide, questions, watch, real; pairs: none of them')
     p.add_argument('--seeds', type=int, default=3); p.add_argument('--jobs', type=int, default=1); p.add_argument('--device', default='auto')
     p.add_argument('--root', nargs='*', default=[], metavar='DATA=FOLDER'); p.add_argument('--weights', type=Path)
     p.add_argument('--out', type=Path, default=Path('runs/ablation'), help="folder of the pictures' counts"); p.add_argument('--file', type=Path, default=RESULTS/'ablation.csv')
@@ -47,13 +50,16 @@ def main():
     a = p.parse_args()
     torch.set_num_threads(1)
     all_ = groups(a.seeds)
-    plan, how = [r for runs,_ in all_.values() for r in runs], dict(out=a.out, device=a.device)
+    plan, how = list({key(r):r for runs,_ in all_.values() for r in runs}.values()), dict(out=a.out, device=a.device)
+    if odd := set(a.groups)-{*all_, 'pairs'}: p.error(f'no groups {sorted(odd)}; there are {", ".join(all_)}, pairs')
     for name in a.groups:
         if name=='pairs': continue
         runs, watched = all_[name]
         do = partial(do_watch, **how) if watched else partial(do_ablation, roots=dict(w.split('=', 1) for w in a.root), weights=a.weights, **how)
         work_off(runs, do, a.file, jobs=a.jobs)
     if a.merge: merge(a.merge, a.file, plan)
-    if a.file==RESULTS/'ablation.csv': print(len(update_pairs(RESULTS/'ablation_pairs.csv', ablation_pairs([r for r in plan if 'every' not in r], a.out))), 'differences')
+    if a.file==RESULTS/'ablation.csv':
+        made = ablation_pairs([r for r in plan if 'every' not in r], a.out)
+        print(f'{len(made)} differences made anew, {len(update_pairs(RESULTS/"ablation_pairs.csv", made))} in all')
 
 if __name__=='__main__': main()
