@@ -154,7 +154,7 @@ def upsampled_loss(
     label:Tensor, # `b H W`, class ids or `ignore`
     ignore:int=255, # the id of void pixels
 )->tuple: # (scalar mean over valid pixels, `b H W` loss of each pixel, through which no gradient flows)
-    "`mean_loss` and `pixel_loss` of the upsampled logits, which are never there as a whole; the mean can be differentiated once (IDRNet step 10). ValueError for labels of other pictures."
+    "`mean_loss` and `pixel_loss` of the upsampled logits, never there as a whole; the mean is differentiable once (IDRNet step 10). ValueError for labels of other pictures."
     if len(logits)!=len(label): raise ValueError(f'upsampled_loss: logits of {len(logits)} pictures, labels of {len(label)}; give each picture its label')
     counted = isinstance(logits, torch._subclasses.FakeTensor) and not torch.compiler.is_compiling() # `recipe.cost` counts whole maps
     if counted or _same(logits.shape[-2:], label.shape[-2:]):
