@@ -73,11 +73,11 @@ def _picture_of(picture, label, space): # `3 h w` float, `h w` or None
 @contextmanager
 def evaluating(
     model:nn.Module, # any
-):
+): # a context that gives the model
     "Evaluation mode while it lasts; then every part, a frozen one too, is in the mode it had."
     was = [(m, m.training) for m in model.modules()]
     model.eval()
-    try: yield
+    try: yield model
     finally:
         for m,mode in was: m.training = mode
 

@@ -502,7 +502,7 @@ def show_scaling(
     from matplotlib.ticker import LogLocator
     found = slopes(rows)
     if not found: raise ValueError('show_scaling: no rows of kind scaling; measure some with idrnet speed')
-    fig,axs = plt.subplots(1, len(found), figsize=(2.5*len(found),2.5), dpi=50, layout='constrained', squeeze=False)
+    fig,axs = plt.subplots(1, len(found), figsize=(2.5*len(found),2.5), dpi=40, layout='constrained', squeeze=False)
     for ax,(axis,(time,held,mine)) in zip(axs[0], found.items()):
         x = [_size(r, axis) for r in mine]
         seconds, bytes_ = np.array([numbers(r, 'seconds','bytes') for r in mine]).T
