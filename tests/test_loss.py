@@ -261,3 +261,14 @@ def test_a_grid_answer_has_the_same_losses():
     a['loss'].backward(); b['loss'].backward()
     assert all(p.grad is None and q.grad is None or torch.equal(p.grad, q.grad) for p,q in zip(one.parameters(), two.parameters()))
     assert all(torch.equal(p, q) for p,q in zip(one.buffers(), two.buffers()))
+
+def test_strips_read_nothing_from_the_device():
+    "Tensors without values: whatever asked for one would raise."
+    from torch._subclasses import FakeTensorMode
+    from torch._subclasses.fake_tensor import DataDependentOutputException
+    from idrnet_nb.head import _walk
+    with FakeTensorMode():
+        z, y = torch.randn(2,150,16,16), torch.randint(0,150,(2,128,128))
+        mean, each, slope = _walk(z, y, 255, True)
+        with pytest.raises(DataDependentOutputException): mean.item()
+    assert (mean.shape, each.shape, slope.shape)==((), y.shape, z.shape)
