@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
-from .core import LabelSpace, palette
+from .core import LabelSpace, palette, pick_device
 from .world import LOOKALIKES, WORLD, World, true_relations
 from .metrics import auroc
 from .head import pixel_loss
@@ -345,15 +345,17 @@ def do_watch(
     run:dict, # of `ablations`; `every` steps between two looks
     **how, # of `benchmark.do_run`: out, device
 )->dict: # a row of ablation.csv; `extra` holds what was seen on the way
-    "Train, and look again and again at how five tables agree with the true relations; with `follow` also against the patch that only keeps them company."
+    """Train, and look again and again at how five tables agree with the true relations; with `follow` also against the patch that only keeps them company.
+    ValueError for another variant than 'full', and for `follow` without `extra`."""
+    if run['variant']!='full' or run.get('follow') and not run.get('extra'): raise ValueError(f"do_watch watches the variant 'full', not {run['variant']!r}; follow needs extra=1")
     task, seen, last, models = _task(run, None), [], {}, []
-    images, labels = (torch.stack(t) for t in zip(*task.test[:64]))
+    images, labels = (torch.stack(t).to(pick_device(how.get('device', 'auto'))) for t in zip(*task.test[:64]))
     rival = torch.zeros_like(task.truth)
     if run.get('follow'): rival[12, list(run['follow'])] = True
     def on_step(step):
         if (step+1)%run['every']: return
         for name,t in tables_of(models[0], images, labels).items():
-            seen.append(dict(step=step+1, table=name, **agreement(t, task.truth)))
+            t = t.cpu(); seen.append(dict(step=step+1, table=name, **agreement(t, task.truth)))
             if rival.any(): seen[-1]['against_company'] = agreement(t, task.truth & rival.any(0), rival)['auroc']
             last[name] = [[round(v, 3) for v in row] for row in t.tolist()]
     row = do_run(run, {}, task=task, change=models.append, on_step=on_step, **how)
