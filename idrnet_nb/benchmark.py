@@ -11,6 +11,7 @@ __all__ = ['ARMS', 'SUITES', 'COLUMNS', 'PAIR_COLUMNS', 'PAIRS', 'COST_COLUMNS',
 # %% ../nbs/31_benchmark.ipynb #c007
 import hashlib, json, multiprocessing, os, statistics, warnings
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -108,11 +109,28 @@ def _rows(todo, do, jobs): # (run, row or what went wrong), as they end
     if jobs<2 or len(todo)<2:
         for run in todo: yield run, _tried(do, run)
         return
+    waiting, running = list(todo), {}
+    while waiting:
+        try:
+            with _pool(jobs) as pool: yield from _as_they_end(pool, waiting, running, do, jobs)
+        except BrokenProcessPool: # one process died and took the pool along: who did it shows alone
+            suspects = list(running.values()); running.clear()
+            for run in suspects: yield run, _alone(do, run)
+
+def _as_they_end(pool, waiting, running, do, jobs):
+    while waiting or running:
+        for run in waiting[:jobs-len(running)]: running[pool.submit(_tried, do, run)] = run; waiting.remove(run)
+        for f in wait(running, return_when=FIRST_COMPLETED).done:
+            row = f.result(); yield running.pop(f), row
+
+def _pool(jobs):
     threads = max(1, (os.cpu_count() or 1)//jobs)
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context('spawn'), torch.set_num_threads, (threads,)) as pool:
-        open_ = {pool.submit(_tried, do, run):run for run in todo}
-        while open_:
-            for f in wait(open_, return_when=FIRST_COMPLETED).done: yield open_.pop(f), f.exception() or f.result()
+    return ProcessPoolExecutor(jobs, multiprocessing.get_context('spawn'), torch.set_num_threads, (threads,))
+
+def _alone(do, run):
+    try:
+        with _pool(1) as pool: return pool.submit(_tried, do, run).result()
+    except BrokenProcessPool: return RuntimeError('its process died; was there enough memory?')
 
 # %% ../nbs/31_benchmark.ipynb #c020
 @lru_cache(maxsize=2)

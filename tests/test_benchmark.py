@@ -1,5 +1,5 @@
 """The benchmark: paired statistics against brute force, arms alike but for one thing, runs that survive a kill, a command that says what is wrong."""
-import itertools, json, signal, subprocess, sys, time
+import itertools, json, os, signal, subprocess, sys, time
 from functools import partial
 
 import numpy as np
@@ -229,3 +229,14 @@ def test_more_seeds_stay(tmp_path):
 def test_the_same_run_twice_in_a_plan(tmp_path):
     from idrnet_nb.benchmark import work_off
     assert work_off([dict(arm='x', seed=0)]*2, lambda run: dict(arm='x', seed=0, miou=1., seconds=0.), tmp_path/'r.csv', progress=False)==1
+
+def _deadly(run):
+    if run['seed']==1: os._exit(1) # as the kernel does it where memory ends
+    return dict(arm=run['arm'], seed=run['seed'], miou=1., seconds=0.)
+
+def test_a_process_that_dies_loses_one_run(tmp_path):
+    from idrnet_nb.benchmark import work_off
+    from idrnet_nb.results import read_rows
+    runs = [dict(arm='x', seed=s) for s in range(6)]
+    with pytest.raises(RuntimeError, match='1 of 6 runs failed.*seed 1: its process died'): work_off(runs, _deadly, tmp_path/'r.csv', jobs=2, progress=False)
+    assert sorted(r['seed'] for r in read_rows(tmp_path/'r.csv'))==list('02345')
