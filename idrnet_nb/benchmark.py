@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'SUITES', 'COLUMNS', 'PAIR_COLUMNS', 'PAIRS', 'COST_COLUMNS', 'Trial', 'key', 'work_off', 'task_of',
-           'config_of', 'counts_file', 'do_run', 'read_counts', 'paired', 'pair_rows', 'update_pairs', 'show_runs',
-           'show_pairs', 'show_classes', 'summary_table', 'show_costs_of', 'verdict', 'condition', 'side_by_side',
-           'show_forest', 'cost_runs', 'do_costs', 'bench']
+           'config_of', 'counts_file', 'fingerprint', 'check_weights', 'do_run', 'read_counts', 'paired', 'pair_rows',
+           'update_pairs', 'show_runs', 'show_pairs', 'show_classes', 'summary_table', 'show_costs_of', 'verdict',
+           'condition', 'side_by_side', 'show_forest', 'cost_runs', 'do_costs', 'bench']
 
 # %% ../nbs/31_benchmark.ipynb #c007
 import hashlib, json, multiprocessing, os, statistics, warnings
@@ -23,7 +23,7 @@ from .metrics import interval
 from .results import append_rows, circumstances, numbers, read_rows, write_rows
 from .measure import gmacs, in_turn, peak_bytes
 from .data import DATASETS
-from .train import TrainConfig
+from .train import TrainConfig, precision
 from .compare import Task, build, data_task, run_arm, world_task
 
 # %% ../nbs/31_benchmark.ipynb #c010
@@ -164,6 +164,23 @@ def counts_file(
     return Path(out)/f'{hashlib.sha256(key(run).encode()).hexdigest()[:16]}.safetensors'
 
 # %% ../nbs/31_benchmark.ipynb #c022
+def fingerprint(
+    path, # of a file
+)->str: # 16 letters
+    "Equal for equal contents. FileNotFoundError where there is none."
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+def check_weights(
+    rows:list, # of bench.csv
+    runs:list, # that are to be gone on with
+    weights, # the backbone's file
+)->None:
+    "ValueError where rows of these runs began with a backbone file of other contents: their arms could not be compared with new ones."
+    of, mine = {key(r) for r in runs if r['weights']=='imagenet'}, weights and fingerprint(weights)
+    told = [json.loads(r['extra'] or '{}').get('weights_file') for r in rows if r['run'] in of]
+    if odd := [t for t in told if t and t!=mine]:
+        raise ValueError(f'{len(odd)} rows of these runs began with another file of weights (sha256 {odd[0]}…, not {mine}… as {str(weights)!r}); name that file, or another folder')
+
 def do_run(
     run:dict, # of `Trial.runs`
     roots:dict, # dataset -> its folder
@@ -184,8 +201,8 @@ def do_run(
     model_args = {**run['model'], 'weights':weights if run['weights']=='imagenet' else None}
     row = run_arm(run['arm'], task, config_of(run, len(task.train)), device, False, on_step, keep, change, **model_args)[1]
     nice = {k:json.dumps([round(x,2) if x==x else None for x in v]) if k=='iou' else round(v,4) if isinstance(v,float) else v for k,v in row.items()}
-    where = circumstances(pick_device(device))
-    return dict(nice, data=run['data'], size='x'.join(map(str, run['size'])), weights=run['weights'], **where)
+    where, began = circumstances(pick_device(device)), json.dumps(dict(weights_file=fingerprint(weights))) if run['weights']=='imagenet' else ''
+    return dict(nice, data=run['data'], size='x'.join(map(str, run['size'])), weights=run['weights'], extra=began, **where)
 
 def read_counts(
     run:dict, # of `Trial.runs`
@@ -254,13 +271,15 @@ def pair_rows(
     pairs:tuple=tuple((a[1:],b[1:]) for a,b in PAIRS), # of members
     resamples:int=2000, # of `paired`
 )->list: # rows of bench_pairs.csv, of all pairs whose counts are here
-    "Differences of the arms of each framework, over the seeds that both have."
+    "Differences of the arms of each framework, over the seeds that both have. ValueError where two runs would stand in one place."
     found, where = {}, circumstances(torch.device('cpu'))
     for run in runs:
         family, member = name(run)
         counts = read_counts(run, out)
         setting = key({k:v for k,v in run.items() if k not in ('arm','seed','variant') and (k!='model' or 'variant' not in run)})
-        if counts is not None: found.setdefault((setting, family), {}).setdefault(member, {})[run['seed']] = (run, counts)
+        if counts is None: continue
+        had = found.setdefault((setting, family), {}).setdefault(member, {}).setdefault(run['seed'], (run, counts))[0]
+        if had!=run: raise ValueError(f'pair_rows: two runs of {family} {member}, seed {run["seed"]}: {had["model"]} and {run["model"]}; compare one model at a time')
     rows = []
     for (setting, family), arms in found.items():
         for a,b in pairs:
@@ -444,20 +463,24 @@ def do_costs(
     device='auto', # where
     rounds:int=7, # times each arm is timed, in turn with the others; one more, first, is not
 )->list: # rows of bench_costs.csv, an arm each
-    """Parameters; GMACs of a look at one picture and TFLOPs of a training step, counted; the step (forward, diagnostics, backward) timed in turn with the other arms,
+    """Parameters; GMACs of a look at one picture and TFLOPs of a training step, counted (`measure.gmacs`; enlarging
+    inside the loss is not); the step (forward, diagnostics, backward, in the precision and memory order of the training) timed in turn with the other arms,
     as a ratio to the first of them round by round, median and quartiles; the most bytes that a step holds above what is there before it (`measure.peak_bytes`)."""
     where, space, b = pick_device(device), WORLD if run['data']=='world' else DATASETS[run['data']].space, run['train']['batch_size']
-    models = {a:build(run['framework']+a, Task(run['data'], space, (), ()), 0, **run['model']).to(where).train() for a in run['arms']}
+    order = dict(memory_format=torch.channels_last if run['train'].get('channels_last') else torch.contiguous_format)
+    models = {a:build(run['framework']+a, Task(run['data'], space, (), ()), 0, **run['model']).to(where, **order).train() for a in run['arms']}
     h,w = run['size']
-    batch = torch.randint(0, 256, (b,3,h,w), dtype=torch.uint8, device=where), torch.randint(0, space.num_classes, (b,h,w), device=where)
-    steps = {a:_step(m, batch) for a,m in models.items()}
+    batch = torch.randint(0, 256, (b,3,h,w), dtype=torch.uint8, device=where).contiguous(**order), torch.randint(0, space.num_classes, (b,h,w), device=where)
+    steps = {a:_step(m, batch, run['train'].get('amp')) for a,m in models.items()}
     took = in_turn(steps, rounds)
     first = took[run['arms'][0]]
     return [{**_cost_row(run, a, m, steps[a], where), **circumstances(where), 'step_seconds':round(statistics.median(took[a]), 4),
              **dict(zip(('ratio_low','step_ratio','ratio_high'), np.round(np.quantile(np.divide(took[a], first), (.25,.5,.75)), 3)))} for a,m in models.items()]
 
-def _step(model, batch): # forward, diagnostics, backward, as `train` does it
-    def deed(): model(*batch, enlarge=False)['loss'].backward(); model.zero_grad()
+def _step(model, batch, amp=None): # forward, diagnostics, backward, as `train` does it
+    def deed():
+        with precision(batch[0].device, amp): loss = model(*batch, enlarge=False)['loss']
+        loss.backward(); model.zero_grad()
     return deed
 
 def _cost_row(run, arm, model, step, where):
@@ -489,6 +512,7 @@ def bench(
     for t in lack: say(f'left out: {t.data}, from {t.weights} (name its folder: --root {t.data}=FOLDER{", and --weights FILE" if t.weights=="imagenet" else ""})')
     runs = [r for t in trials if t not in lack for r in t.runs]
     if not runs: raise ValueError(f'bench: nothing of suite {suite!r} is left; --root DATA=FOLDER names a dataset, --weights FILE the backbone')
+    check_weights(read_rows(out/'bench.csv', COLUMNS), runs, weights)
     jobs = jobs or (os.cpu_count() or 1 if pick_device(device).type=='cpu' else 1)
     work_off([c for t in trials if t not in lack for c in cost_runs(t)], partial(do_costs, device=device), out/'bench_costs.csv', COST_COLUMNS, 1, progress)
     work_off(runs, partial(do_run, roots=roots, weights=weights, out=out/'counts', device=device), out/'bench.csv', COLUMNS, jobs, progress)

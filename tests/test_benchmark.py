@@ -156,6 +156,21 @@ def test_pairs_only_where_counts_are(tmp_path):
     assert {r['seeds'] for r in rows}=={1} and all(r['t_low'] is None for r in rows) and len(rows)==5
     assert all(json.loads(r['setting'])['data']=='world' and 'arm' not in json.loads(r['setting']) for r in rows)
 
+def test_costs_are_those_of_the_training(monkeypatch):
+    "In the precision and the memory order of the suite, not of a plain float32 model."
+    seen, in_turn = [], room.in_turn
+    def look(deeds, rounds):
+        for deed in deeds.values():
+            model = dict(zip(deed.__code__.co_freevars, (c.cell_contents for c in deed.__closure__)))['model']
+            model.head.coarse.register_forward_hook(lambda m,x,y: seen.append((y.dtype, x[0].is_contiguous(memory_format=torch.channels_last), x[0].is_contiguous())))
+        return in_turn(deeds, rounds)
+    monkeypatch.setattr(room, 'in_turn', look)
+    few = lambda **train: cost_runs(Trial('world', (32,32), dict(TOY.train, **train), TINY, ('fcn',), arms=('+idr',)))[0]
+    plain, = do_costs(few(), 'cpu', 1)
+    assert seen[0]==(torch.float32, False, True)
+    seen.clear(); lean, = do_costs(few(amp='bf16', channels_last=True), 'cpu', 1)
+    assert seen[0]==(torch.bfloat16, True, False) and lean['gmacs']==plain['gmacs']
+
 def test_costs_know_the_arms():
     rows = {r['arm']:r for r in do_costs(cost_runs(TOY)[0], 'cpu', 1)}
     assert set(rows)=={'plain','wide','attention','idr'} and rows['plain']['step_ratio']==1

@@ -22,7 +22,7 @@ RESULTS = Path(__file__).resolve().parents[1]/'nbs'/'results'
 ASKED = ('attention', 'full', 'identity', 'no refiner', 'no refiner, identity')
 SWITCHES = tuple(v for v in VARIANTS if not v.startswith('noisy'))
 NOISY = tuple(v for v in VARIANTS if v.startswith('noisy'))
-DECIDING = ('no refiner', 'no refiner, identity', 'no refiner, transposed') # nothing but the tables brings context from class to class
+DECIDING = tuple(v for v in VARIANTS if v.startswith('no refiner')) # nothing but the tables brings context from class to class
 REAL = ('plain', 'attention', 'full', 'identity', 'random', 'transposed', 'own only', 'no refiner', 'no refiner, identity', 'no refiner, own only')
 
 def groups(seeds): # name -> (runs, whether they are watched)
