@@ -308,10 +308,11 @@ def gradient_table(
 # %% ../nbs/36_ablation.ipynb #c032
 @torch.no_grad()
 def attention_table(
-    model:nn.Module, # a `Segmentor` with a refiner
+    model:nn.Module, # a `Segmentor` with IDR
     images:Tensor, # `b 3 H W`
 )->Tensor: # `k k`: who is looked at, who looks
-    "Attention of the pixels of each predicted class that goes to the pixels of each other one, mean over the pictures that have both."
+    "Attention of the pixels of each predicted class that goes to the pixels of each other one, mean over the pictures that have both. ValueError for a model without IDR."
+    if not model.head.with_idr: raise ValueError('attention_table: this model has no IDR, whose refiner it reads')
     refiner, kept = model.head.refiner.refiner, {}
     hooks = [getattr(refiner, w)[1].register_forward_hook(lambda m,a,out,w=w: kept.update({w:out.flatten(2)})) for w in ('query','key')]
     try:
@@ -331,7 +332,7 @@ def tables_of(
 )->dict: # name -> `k k`, first index who acts, second who is acted on
     "Five opinions on which class matters to which."
     there = presence(labels, model.head.config.num_classes)
-    return {'learnt by deletion':model.relations[0].cpu(), 'deletion, afterwards':deletion_table(model, images, labels).cpu(),
+    return {'learnt by deletion':model.relations[0].clone().cpu(), 'deletion, afterwards':deletion_table(model, images, labels).cpu(),
             'gradient':gradient_table(model, images, labels).cpu(), 'attention':attention_table(model, images).cpu(), 'co-occurrence':cooccurrence(there.cpu())}
 
 def agreement(
@@ -350,8 +351,9 @@ def do_watch(
     **how, # of `benchmark.do_run`: out, device
 )->dict: # a row of ablation.csv; `extra` holds what was seen on the way
     """Train, and look again and again at how five tables agree with the true relations; with `follow` also against the patch that only keeps them company.
-    ValueError for another variant than 'full', and for `follow` without `extra`."""
+    ValueError for another variant than 'full', without `every`, and for `follow` without `extra`."""
     if run['variant']!='full' or run.get('follow') and not run.get('extra'): raise ValueError(f"do_watch watches the variant 'full', not {run['variant']!r}; follow needs extra=1")
+    if run.get('every', 0)<1: raise ValueError('do_watch needs every=, the steps between two looks')
     task, seen, last, models = _task(run, None), [], {}, []
     images, labels = (torch.stack(t).to(pick_device(how.get('device', 'auto'))) for t in zip(*task.test[:64]))
     rival = torch.zeros_like(task.truth)
@@ -387,18 +389,19 @@ def show_truth(
     key:str='auroc', # or 'against_company'
     title:str='', # above
 ):
-    "How five tables agree with the true relations while a model trains: mean over seeds, the band from the lowest seed to the highest. Returns the figure."
+    "How five tables agree with the true relations while a model trains: mean over seeds, and thin, each seed. Returns the figure."
     import matplotlib.pyplot as plt
     looks = [s for r in rows for s in json.loads(r['extra'])['seen'] if key in s]
     if not looks: raise ValueError(f'show_truth: no looks with {key!r} in {len(rows)} rows')
-    fig,ax = plt.subplots(figsize=(6.2,3.4), layout='constrained', dpi=34)
+    fig,ax = plt.subplots(figsize=(7.6,3.2), layout='constrained', dpi=34)
     for name,(mark,colour,style) in zip(dict.fromkeys(s['table'] for s in looks), _LINES):
         steps = sorted({s['step'] for s in looks if s['table']==name})
-        each = [[s[key] for s in looks if s['table']==name and s['step']==step] for step in steps]
-        ax.plot(steps, [np.mean(e) for e in each], style, marker=mark, color=colour, label=name)
-        ax.fill_between(steps, [min(e) for e in each], [max(e) for e in each], color=colour, alpha=.15, lw=0)
+        for r in rows:
+            mine = [(s['step'], s[key]) for s in json.loads(r['extra'])['seen'] if s['table']==name and key in s]
+            if mine: ax.plot(*zip(*mine), style, color=colour, lw=.7, alpha=.6)
+        ax.plot(steps, [np.mean([s[key] for s in looks if (s['table'], s['step'])==(name, step)]) for step in steps], style, marker=mark, color=colour, lw=2, label=name)
     ax.axhline(.5, color='black', lw=.6); ax.set_ylim(0, 1.03); ax.set_xlabel('training steps'); ax.set_ylabel('AUROC (0.5: chance)'); ax.set_title(title, fontsize=11)
-    ax.legend(fontsize=9, frameon=False, loc='lower right'); ax.spines[['top','right']].set_visible(False)
+    ax.legend(fontsize=9, frameon=False, loc='upper left', bbox_to_anchor=(1,1)); ax.spines[['top','right']].set_visible(False)
     return fig
 
 _LINES = (('o','#0072B2','-'), ('s','#56B4E9','--'), ('^','#E69F00','-'), ('v','#CC79A7','-'), ('D','#555555',':'))

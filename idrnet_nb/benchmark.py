@@ -20,7 +20,8 @@ import torch
 from .core import pick_device, write_atomic
 from .world import WORLD
 from .metrics import interval
-from .results import append_rows, circumstances, numbers, read_rows, write_rows
+from .processes import begin_worker
+from .results import alone, append_rows, circumstances, numbers, read_rows, write_rows
 from .measure import gmacs, in_turn, peak_bytes
 from .data import DATASETS
 from .train import TrainConfig, precision
@@ -82,16 +83,19 @@ def work_off(
     columns:tuple=COLUMNS, # of the file
     jobs:int=1, # at a time, a process each
     progress:bool=True, # a line a run
+    device:str=None, # of `circumstances`: rows of other devices do not count (costs and seconds are a machine's)
 )->int: # how many were made now
     """Do all runs that the file has no row of, and write each row as soon as it is made. A run that fails leaves the others alone: RuntimeError at the end names it.
     ValueError where the file is another one."""
-    there = {r['run'] for r in read_rows(file, columns)}
+    rows = read_rows(file, columns)
+    if rows and not all(r['run'] for r in rows): raise ValueError(f'{str(file)!r} has rows without `run`: it is another file; name a new one')
+    there = {r['run'] for r in rows if device in (None, r.get('device'))}
     todo, failed = list({key(r):r for r in runs if key(r) not in there}.values()), []
     for i,(run,row) in enumerate(_rows(todo, do, jobs), 1):
         if isinstance(row, Exception): failed.append(f'{_named(run)}: {row}'); told = f'FAILED: {row}'
         else:
             made = [{**r, 'run':key(run)} for r in (row if isinstance(row, list) else [row])]
-            append_rows(file, made, columns)
+            append_rows(file, made, columns, None if device else 'run') # once, also where another process does the same runs
             told = f'mIoU {row["miou"]:.1f}, {row["seconds"]:.0f} s' if 'miou' in row else ''
         if progress: print(f'{i}/{len(todo)}  {_named(run)}  {told}', flush=True)
     if failed: raise RuntimeError(f'{len(failed)} of {len(todo)} runs failed, the rows of the others are written: ' + '; '.join(failed))
@@ -125,7 +129,7 @@ def _as_they_end(pool, waiting, running, do, jobs):
 
 def _pool(jobs):
     threads = max(1, (os.cpu_count() or 1)//jobs)
-    return ProcessPoolExecutor(jobs, multiprocessing.get_context('spawn'), torch.set_num_threads, (threads,))
+    return ProcessPoolExecutor(jobs, multiprocessing.get_context('spawn'), begin_worker, (threads,))
 
 def _alone(do, run):
     try:
@@ -208,10 +212,12 @@ def read_counts(
     run:dict, # of `Trial.runs`
     out, # folder
 ):
-    "`n k k` int32 [truth, predicted], a picture each; None where the run was made elsewhere."
+    "`n k k` int32 [truth, predicted], a picture each; None where the run was made elsewhere, or, with a warning, where the file is broken."
     from safetensors.torch import load_file
     path = counts_file(run, out)
-    return load_file(path)['counts'] if path.exists() else None
+    if not path.exists(): return None
+    try: return load_file(path)['counts']
+    except Exception as e: warnings.warn(f'{str(path)!r} cannot be read ({e}): this run is in no difference')
 
 # %% ../nbs/31_benchmark.ipynb #c026
 def _parts(counts): # `s n k k` -> `3 s n k`: right, true, predicted pixels
@@ -235,6 +241,7 @@ def paired(
     (`scipy.stats.bootstrap`, percentiles); `t_low, t_high` by Student's t over the seeds alone, which for few seeds is the more careful one. ValueError for unlike counts."""
     from scipy.stats import bootstrap
     if np.shape(a)!=np.shape(b) or np.ndim(a)!=4: raise ValueError(f'paired: counts {np.shape(a)} and {np.shape(b)} must be `s n k k`, same seeds, same pictures')
+    if np.shape(a)[1]<2: raise ValueError('paired: one picture is too few to draw from; judge on more')
     (A, B), (s, n) = map(_parts, (a, b)), np.shape(a)[:2]
     def gains(weights): # `r n` -> `r s 1+k`
         x, y = (_ious(weights, p) for p in (A, B))
@@ -249,7 +256,8 @@ def paired(
     drawn = drawn.bootstrap_distribution
     each, tail = gains(np.ones((1,n)))[0], (1-level)/2
     low, high = (_quantile(drawn, q) for q in (tail, 1-tail))
-    return dict(gain=each[:,0].mean(), low=low[0], high=high[0], better=(drawn[0]>0).mean()+(drawn[0]==0).mean()/2, **dict(zip(('t_low','t_high'), interval(each[:,0], level)[1:])),
+    told = drawn[0][~np.isnan(drawn[0])] # there is no gain where no class is
+    return dict(gain=each[:,0].mean(), low=low[0], high=high[0], better=(np.sign(told).mean()+1)/2 if len(told) else np.nan, **dict(zip(('t_low','t_high'), interval(each[:,0], level)[1:])),
                 by_class=_mean(each.T)[:,0][1:].tolist(), class_low=low[1:].tolist(), class_high=high[1:].tolist())
 
 def _mean(x): # over the last axis, which stays; nan is left out
@@ -285,7 +293,9 @@ def pair_rows(
         for a,b in pairs:
             seeds = sorted(set(arms.get(a, ())) & set(arms.get(b, ())))
             if not seeds: continue
-            got = paired(*(torch.stack([arms[m][s][1] for s in seeds]).numpy() for m in (a,b)), resamples=resamples)
+            one, two = ([arms[m][s][1] for s in seeds] for m in (a,b))
+            if len(many := {len(c) for c in one+two})>1: raise ValueError(f'pair_rows: runs of {family} were judged on {sorted(many)} pictures; delete the rows of the odd ones in the CSV, and run them again')
+            got = paired(torch.stack(one).numpy(), torch.stack(two).numpy(), resamples=resamples)
             run = arms[a][seeds[0]][0]
             rows.append({**_short(got), **_described(run), 'size':'x'.join(map(str, run['size'])), 'weights':run['weights'], 'framework':family,
                 'arm':a, 'against':b or 'plain', 'seeds':len(seeds), 'pictures':len(arms[a][seeds[0]][1]), 'setting':setting, **where})
@@ -306,38 +316,43 @@ def update_pairs(
 )->list: # all rows of the file
     "Put the rows in the place of those of the same comparison, unless these rest on more seeds; others stay."
     same = lambda r: (r['setting'], r['framework'], r['arm'], r['against'])
-    known = {same(r):r for r in read_rows(path)}
-    known.update({same(r):r for r in rows if same(r) not in known or int(r['seeds'])>=int(known[same(r)]['seeds'])})
-    write_rows(path, known.values(), PAIR_COLUMNS)
+    with alone(path):
+        known = {same(r):r for r in read_rows(path, PAIR_COLUMNS)}
+        known.update({same(r):r for r in rows if same(r) not in known or int(r['seeds'])>=int(known[same(r)]['seeds'] or 0)})
+        write_rows(path, known.values(), PAIR_COLUMNS)
     return read_rows(path)
 
 # %% ../nbs/31_benchmark.ipynb #c031
 def show_runs(
     rows:list, # of bench.csv or ablation.csv
 )->str: # a table
-    "Mean mIoU of each arm, and its interval over seeds (Student's t)."
-    out, groups = [f'{"data":20}{"size":9}{"learnt from":34}{"begins with":12}{"arm":28}{"mIoU":>6}  {"95 % interval":15} seeds'], {}
+    "Mean mIoU of each arm, and its interval over seeds (Student's t), under each circumstance."
+    groups = {}
     for r in rows:
-        about = _described(json.loads(r['run']))
-        groups.setdefault((about['data'], r['size'], about['how'], r['weights'], r['variant'] or r['arm']), []).append(float(r['miou']))
-    for (data, size, how, weights, arm), x in groups.items():
-        mean, low, high = interval(x)
-        span = f'[{low:5.1f}, {high:5.1f}]' if low==low else 'one seed'
-        out.append(f'{data:20}{size:9}{how:34}{weights:12}{arm:28}{mean:6.1f}  {span:15} {len(x)}')
+        place = _place(dict(r, **_described(json.loads(r['run']))))
+        groups.setdefault(place, {}).setdefault(r['variant'] or r['arm'], []).append(float(r['miou']))
+    out = [f'{"":30}{"mIoU":>6}  {"95 % interval":15} seeds']
+    for place,arms in groups.items():
+        out.append(place)
+        for arm,x in arms.items():
+            mean, low, high = interval(x)
+            out.append(f'  {arm:28}{mean:6.1f}  '+(f'[{low:5.1f}, {high:5.1f}]' if len(x)>1 else 'one seed').ljust(15)+f' {len(x)}')
     return '\n'.join(out)
 
+def _place(r): return f'{r["data"]} {r["size"]}, {r["how"]}'+(', ImageNet' if r['weights']=='imagenet' else '')
+
 def show_pairs(
-    rows:list, # of bench_pairs.csv
-    where:bool=True, # say data, size and framework in each line
+    rows:list, # of bench_pairs.csv or ablation_pairs.csv
 )->str: # a table
-    "Differences in points of mIoU: bootstrap interval, share of the resamples that gain, interval by t over seeds."
-    place = lambda a,b,c: f'{a:22}{b:9}{c:11}' if where else ''
+    "Differences in points of mIoU under each circumstance: bootstrap interval, share of the resamples that gain, interval by t over seeds, seeds, `verdict`."
     wide = max([18, *(len(r['arm']+r['against'])+3 for r in rows)])+2
-    out = [f'{place("data","size","framework")}{"what":{wide}}{"gain":>6}  {"bootstrap 95 %":17}{"P(gain)":>7}  {"t over seeds 95 %":18} seeds']
-    for r in rows:
-        gain, low, high, better, a, b = numbers(r, 'gain','low','high','better','t_low','t_high')
-        t = f'[{a:6.2f}, {b:6.2f}]' if a==a else 'one seed'
-        out.append(f'{place(r["data"],r["size"],r["framework"])}{r["arm"]+" – "+r["against"]:{wide}}{gain:6.2f}  [{low:6.2f}, {high:6.2f}] {better:7.2f}  {t:18} {r["seeds"]}')
+    out = [f'  {"":{wide}}{"gain":>6}  {"bootstrap 95 %":17}{"P(gain)":>7}  {"t over seeds 95 %":18}seeds']
+    for how in dict.fromkeys(map(condition, rows)):
+        out.append(how)
+        for r in (r for r in rows if condition(r)==how):
+            gain, low, high, better, a, b = numbers(r, 'gain','low','high','better','t_low','t_high')
+            t = f'[{a:6.2f}, {b:6.2f}]' if int(r['seeds'])>1 else 'one seed'
+            out.append(f'  {r["arm"]+" – "+r["against"]:{wide}}{gain:6.2f}  [{low:6.2f}, {high:6.2f}] {better:7.2f}  {t:18}{r["seeds"]:>5}  {verdict(r).replace("open","")}'.rstrip())
     return '\n'.join(out)
 
 def show_classes(
@@ -379,11 +394,13 @@ def show_costs_of(
     rows:list, # of bench_costs.csv
 )->str: # a table
     "What the arms cost: counted, and timed in turn as a ratio to the plain framework."
-    out = [f'{"data":22}{"size":9}{"framework":11}{"arm":10}{"width":>6}{"M param.":>9}{"GMAC":>8}{"step":>7}  {"quartiles":14}{"peak GB":>8}']
-    for r in rows:
-        ratio, low, high = numbers(r, 'step_ratio','ratio_low','ratio_high')
-        out.append(f'{r["data"]:22}{r["size"]:9}{r["framework"]:11}{r["arm"]:10}{r["width"]:>6}{float(r["parameters"])/1e6:9.2f}{float(r["gmacs"]):8.3f}'
-                   f'{ratio:6.2f}x  [{low:.2f}, {high:.2f}]  {float(r["peak_bytes"])/2**30:8.2f}')
+    out = [f'{"":12}{"width":>6}{"M param.":>10}{"GMAC":>9}{"step":>8}  {"quartiles":14}{"peak GB":>8}']
+    place = lambda r: f'{r["framework"]} on {r["data"]} {r["size"]}, batch {r["batch"]}'
+    for where in dict.fromkeys(map(place, rows)):
+        out.append(where)
+        for r in (r for r in rows if place(r)==where):
+            parameters, macs, ratio, low, high, held = numbers(r, 'parameters','gmacs','step_ratio','ratio_low','ratio_high','peak_bytes')
+            out.append(f'  {r["arm"]:10}{r["width"]:>6}{parameters/1e6:10.2f}{macs:9.3f}{ratio:7.2f}x  [{low:.2f}, {high:.2f}]  {held/1e9:8.2f}')
     return '\n'.join(out)
 
 # %% ../nbs/31_benchmark.ipynb #c032
@@ -398,7 +415,7 @@ def condition(
     row:dict, # of bench_pairs.csv or ablation_pairs.csv
 )->str: # in words
     "Under which circumstances two arms were compared."
-    return f'{row["framework"]} on {row["data"]} {row["size"]}, {row["how"]}'+(', ImageNet' if row['weights']=='imagenet' else '')
+    return f'{row["framework"]} on {_place(row)}'
 
 def side_by_side(
     rows:list, # of bench_pairs.csv or ablation_pairs.csv
@@ -421,7 +438,7 @@ def show_forest(
     of:tuple=('idr – plain','idr – wide','idr – attention'), # which pairs
     title:str='', # above
 ):
-    "A line a comparison: gain with its bootstrap interval; grey: interval by t over seeds; zero is no difference. Returns the figure."
+    "A line a comparison: gain with its bootstrap interval; thin black: interval by t over seeds; zero is no difference. Returns the figure."
     import matplotlib.pyplot as plt
     rows = [r for r in rows if f'{r["arm"]} – {r["against"]}' in of]
     if not rows: raise ValueError(f'show_forest: no rows of {", ".join(of)}')
@@ -437,7 +454,7 @@ def show_forest(
     for tick,(_,name) in zip(ax.get_yticklabels(), ticks): tick.set_fontweight('normal' if name in of else 'bold')
     ends = [v for r in rows for v in numbers(r, 'low','high','t_low','t_high') if v==v]
     ax.set_xscale('symlog', linthresh=2, linscale=1); at = [v for n in (1,2,5,10,40) for v in (-n,n)]
-    ax.set_xticks([0, *at], [f'{v:+d}' if v else '0' for v in (0, *at)], fontsize=9); ax.set_xlim(1.3*min(-1.5, *ends), 1.3*max(1.5, *ends)); ax.minorticks_off()
+    ax.set_xticks([0, *at], [f'{v:+d}' if v else '0' for v in (0, *at)], fontsize=9); ax.set_xlim(1.3*min([-1.5, *ends]), 1.3*max([1.5, *ends])); ax.minorticks_off()
     ax.set_xlabel('difference, points of mIoU (even scale up to 2, then by powers)', fontsize=9); ax.set_title(title, fontsize=10)
     ax.spines[['top','right','left']].set_visible(False)
     return fig
@@ -445,8 +462,9 @@ def show_forest(
 def _draw_row(ax, y, r, what):
     gain, low, high, a, b = numbers(r, 'gain','low','high','t_low','t_high')
     mark, colour = _LOOK.get(what, ('o','#0072B2'))
-    if a==a: ax.plot([a,b], [y,y], color='#999999', lw=1, zorder=1)
-    ax.plot([low,high], [y,y], color=colour, lw=4, zorder=2, solid_capstyle='butt'); ax.plot(gain, y, mark, color=colour, mec='white', ms=7, zorder=3)
+    ax.plot([low,high], [y,y], color=colour, lw=5, zorder=1, solid_capstyle='butt')
+    if a==a: ax.plot([a,b], [y,y], '|-', color='#222222', lw=1, ms=7, zorder=2)
+    ax.plot(gain, y, mark, color=colour, mec='white', ms=7, zorder=3)
 
 # %% ../nbs/31_benchmark.ipynb #c046
 COST_COLUMNS = ('date','commit','data','size','batch','framework','arm','width','parameters','gmacs','step_seconds','step_ratio','ratio_low','ratio_high',
@@ -503,9 +521,11 @@ def bench(
     jobs:int=None, # runs at a time; None: one a core on a CPU, else 1
     progress:bool=True, # a line a run
 )->dict: # runs, pairs, costs: rows of the files
-    "Run a suite, or what is missing of it, and say what came out. ValueError for a suite or frameworks that do not exist, RuntimeError for runs that failed."
+    "Run a suite, or what is missing of it, and say what came out. ValueError for a suite, frameworks or seeds that do not exist, RuntimeError for runs that failed."
     if suite not in SUITES: raise ValueError(f'no suite {suite!r}; there are {", ".join(SUITES)}')
-    if (odd := set(frameworks or ())-set(_ALL)): raise ValueError(f'bench: no frameworks {", ".join(sorted(odd))}; there are {", ".join(_ALL)}')
+    have = {f for t in SUITES[suite] for f in t.frameworks}
+    if (odd := set(frameworks or ())-have): raise ValueError(f'bench: no frameworks {", ".join(sorted(odd))} in suite {suite!r}; it has {", ".join(f for f in _ALL if f in have)}')
+    if seeds is not None and seeds<1: raise ValueError(f'bench: seeds={seeds}, need at least 1')
     out, roots, say = Path(out), roots or {}, print if progress else lambda *a, **k: None
     trials = [replace(t, frameworks=tuple(f for f in t.frameworks if f in (frameworks or t.frameworks)), seeds=seeds or t.seeds) for t in SUITES[suite]]
     lack = [t for t in trials if t.data!='world' and t.data not in roots or t.weights=='imagenet' and not weights]
@@ -514,14 +534,19 @@ def bench(
     if not runs: raise ValueError(f'bench: nothing of suite {suite!r} is left; --root DATA=FOLDER names a dataset, --weights FILE the backbone')
     check_weights(read_rows(out/'bench.csv', COLUMNS), runs, weights)
     jobs = jobs or (os.cpu_count() or 1 if pick_device(device).type=='cpu' else 1)
-    work_off([c for t in trials if t not in lack for c in cost_runs(t)], partial(do_costs, device=device), out/'bench_costs.csv', COST_COLUMNS, 1, progress)
+    where = circumstances(pick_device(device))['device']
+    out.mkdir(parents=True, exist_ok=True)
+    work_off([c for t in trials if t not in lack for c in cost_runs(t)], partial(do_costs, device=device), out/'bench_costs.csv', COST_COLUMNS, 1, progress, where)
     work_off(runs, partial(do_run, roots=roots, weights=weights, out=out/'counts', device=device), out/'bench.csv', COLUMNS, jobs, progress)
-    return _told(out, runs, say)
+    return _told(out, runs, say, where)
 
-def _told(out, runs, say):
+def _told(out, runs, say, where):
     import matplotlib.pyplot as plt
     pairs, place = update_pairs(out/'bench_pairs.csv', pair_rows(runs, out/'counts')), {key(r):i for i,r in enumerate(runs)}
-    found = dict(runs=sorted((r for r in read_rows(out/'bench.csv') if r['run'] in place), key=lambda r: place[r['run']]), pairs=pairs, costs=read_rows(out/'bench_costs.csv'))
+    made = {r['run']:r for r in read_rows(out/'bench.csv', COLUMNS) if r['run'] in place}
+    found = dict(runs=sorted(made.values(), key=lambda r: place[r['run']]), pairs=pairs, costs=[r for r in read_rows(out/'bench_costs.csv') if r['device']==where])
+    if lost := sum(not counts_file(json.loads(k), out/'counts').exists() for k in made):
+        say(f'{lost} of {len(made)} runs have a row but no counts of their pictures in {out/"counts"} (lost, or made elsewhere): they are in no new difference; to run them again, delete their rows')
     for text in (show_runs(found['runs']), show_pairs(pairs), show_costs_of(found['costs'])): say('\n'+text)
     if pairs:
         fig = show_forest(pairs)

@@ -10,6 +10,7 @@ __all__ = ['SWITCHES', 'COLUMNS', 'parse_arm', 'Task', 'world_task', 'pairs_task
 # %% ../nbs/25_compare.ipynb #c003
 import base64, html, json, multiprocessing, os, time
 from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor
 from .core import LabelSpace, pick_device, seed_everything, show_label, show_legend, show_picture, show_table, write_atomic
 from .world import LOOKALIKES, WORLD, World, true_relations
 from .metrics import auroc, interval
+from .processes import begin_worker
 from .results import append_rows, circumstances, read_rows
 from .idrnet import FRAMEWORKS, HeadConfig, SegHead, segmentor
 from .data import DATASETS, Augment, Pairs, left_right
@@ -125,6 +127,7 @@ def widened(
     step = step or min(4, max(1, config.width//16))
     wish, low, high = size(idr=True), config.width//step, 8*config.width//step
     wide = lambda n: size(idr=False, width=n*step, fpn_width=config.fpn_width and config.fpn_width*n*step//config.width)
+    while wide(high)<wish: high *= 2
     while high-low>1: low, high = (mid, high) if wide(mid := (low+high)//2)<=wish else (low, mid)
     return step*min((low, high), key=lambda n: abs(wide(n)-wish))
 
@@ -290,6 +293,7 @@ def compare(
 )->dict: # what compare.json holds
     "Train all arms with all seeds, and leave compare.json, panels.png, relations.png, report.html and the weights in `out`."
     for arm in arms: parse_arm(arm)
+    if twice := sorted({a for a in arms if list(arms).count(a)>1} | {f'seed {s}' for s in seeds if list(seeds).count(s)>1}): raise ValueError(f'compare: {", ".join(twice)} named twice; once is enough')
     start, out, rows = time.perf_counter(), Path(out), {arm:[] for arm in arms}
     if results: read_rows(results, COLUMNS)
     out.mkdir(parents=True, exist_ok=True)
@@ -308,7 +312,7 @@ def compare(
 _HERE = {} # what a worker process keeps between its runs
 
 def _start_worker(recipe, counter, threads):
-    torch.set_num_threads(threads)
+    begin_worker(threads)
     _HERE.update(task=recipe(), counter=counter)
 
 def _tick(step):
@@ -339,7 +343,12 @@ def _as_they_end(futures, counter, steps, progress):
         while futures:
             done, futures = wait(futures, timeout=.3, return_when='FIRST_COMPLETED')
             bar.n = counter.value; bar.refresh()
-            for f in done: bar.clear(); yield f.result()
+            bar.clear()
+            yield from (f.result() for f in done if not f.exception()) # what is finished is kept, whatever else went wrong
+            for f in done:
+                if not f.exception(): continue
+                for other in futures: other.cancel()
+                raise MemoryError('the process of a run died; was there enough memory? jobs=1 trains one at a time') from f.exception() if isinstance(f.exception(), BrokenProcessPool) else f.exception()
 
 def _line(row): return f'{row["arm"]:16} seed {row["seed"]}  ' + '  '.join(f'{title} {row[m]:5.1f}' for m,title in _metrics({'':[row]}).items()) + f'  ({row["seconds"]:.0f} s)'
 
@@ -368,8 +377,11 @@ def _leave(out, task, result, models):
     if table_of: figures['relations'] = show_relations(task, table_of[0].relations[0])
     for name,fig in figures.items():
         write_atomic(out/f'{name}.png', lambda p,fig=fig: fig.savefig(p, format='png', dpi=90)); plt.close(fig)
-    write_atomic(out/'compare.json', lambda p: Path(p).write_text(json.dumps(result, indent=1)))
+    write_atomic(out/'compare.json', lambda p: Path(p).write_text(json.dumps(_plain(result), indent=1, allow_nan=False)))
     write_atomic(out/'report.html', lambda p: Path(p).write_text(_page(out, task, result, figures), encoding='utf-8'))
+
+def _plain(x): # JSON has no nan
+    return {k:_plain(v) for k,v in x.items()} if isinstance(x, dict) else [_plain(v) for v in x] if isinstance(x, (list,tuple)) else None if isinstance(x, float) and x!=x else x
 
 _TITLES = dict(panels='Some unseen pictures (first seed)', relations='Which class matters to which')
 

@@ -150,7 +150,7 @@ class HeadConfig:
     coarse_weight:float=.4 # of the coarse loss
     aux_weight:float=.4 # of the auxiliary loss
     learn_tables:bool=True # False: the tables stay the identity, no second pass
-    deletions:int=1 # classes deleted a picture and step, one after the other, a further pass each
+    deletions:int=1 # different classes deleted a picture and step, one after the other, a further pass each
     track_deleted:bool=False # let the second pass move the norms' running statistics (as published)
     ignore:int=IGNORE # id of void pixels
     def __post_init__(self): _check_head(self)
@@ -268,8 +268,10 @@ def _losses(head, logits, out, label, criterion): # step 10, and the cross-entro
 def _diagnose(head, out, again, each, label, deleted, noise): # deletion diagnostics
     c, idr, view = head.config, head.refiner, out['view']
     if c.learn_tables and noise is None: noise = torch.rand(view.present.shape, device=each.device)
+    left = view.present
     for i in range(c.deletions if c.learn_tables else 0):
-        gone = pick_class(view.present, idr.count, noise.roll(i, 1)) if deleted is None else deleted
+        if i: left = without(left, gone); left = torch.where(left.any(1, keepdim=True), left, view.present) # the next of the same race; from the start where all have been
+        gone = pick_class(left, idr.count, noise) if deleted is None else deleted
         refined, heard = lesion(idr, view, gone, c.track_deleted)
         _, lost = upsampled_loss(again(refined, c.track_deleted), label, c.ignore)
         learn_relations(idr, gone, each, lost, label, c.relation_momentum)
@@ -311,7 +313,7 @@ class Segmentor(nn.Module, Shareable):
     )->dict: # out `b k h w`, and what `SegHead` gives
         "Raises ValueError where pictures and labels do not fit each other, FloatingPointError for nan in the pictures (CPU)."
         _check_images(images, label)
-        x, own = pad_to_multiple((images-self.mean)/self.std, self.backbone.pad_to)
+        x, own = pad_to_multiple((images.to(self.mean.dtype)-self.mean)/self.std, self.backbone.pad_to)
         if label is not None: label, _ = pad_to_multiple(label, self.backbone.pad_to, value=self.head.config.ignore)
         _check_one_cell(self.backbone, x)
         padded = x.shape[-2:]

@@ -58,9 +58,10 @@ def _picture_of(picture, label, space): # `3 h w` float, `h w` or None
     if isinstance(picture, (str,Path)): picture = read_picture(picture)
     channels = 0 if isinstance(picture, Tensor) else 2 # where the three are, if both could be
     x = (picture if isinstance(picture, Tensor) else torch.as_tensor(np.array(picture))).detach().cpu()
+    given = tuple(x.shape)
     if x.ndim==3 and x.shape[channels]!=3: channels = 2-channels
     if x.ndim==3 and channels: x = x.permute(2,0,1)
-    if x.ndim!=3 or x.shape[0]!=3 or not x.numel(): raise ValueError(f'what_if: one picture is `3 h w` or `h w 3`, RGB in 0..255, this is {tuple(x.shape)}')
+    if x.ndim!=3 or x.shape[0]!=3 or not x.numel(): raise ValueError(f'what_if: one picture is `3 h w` or `h w 3`, RGB in 0..255, this is {given}')
     x = x.float().contiguous(); check_finite(x, 'what_if: the picture')
     if label is None: return x, None
     label = torch.as_tensor(np.array(label) if not isinstance(label, Tensor) else label).detach().cpu()
@@ -97,7 +98,7 @@ class _Look:
             self.coarse = self.said(out['coarse']) if 'coarse' in out else None
     def read(self, x): # picture -> maps
         x = x if self.seen==tuple(x.shape[-2:]) else upsample(x, self.seen).round()
-        return self.model.backbone(pad_to_multiple((x-self.model.mean)/self.model.std, self.model.backbone.pad_to)[0])
+        return self.model.backbone(pad_to_multiple((x.to(self.model.mean.dtype)-self.model.mean)/self.model.std, self.model.backbone.pad_to)[0])
     def answer(self, maps): return self.model.head(maps, size=tuple(self.padded()))
     def padded(self): m = self.model.backbone.pad_to; return [(n+m-1)//m*m for n in self.seen]
     def said(self, logits): # -> probabilities `k h w` at the picture's own size
@@ -515,10 +516,11 @@ def explorer_static(
     import matplotlib.pyplot as plt
     how = _how_of(model, how); space = _space_of(model, space); image, label = _picture_of(picture, label, space)
     look = _Look(model, image, protocol)
-    rs = sorted((_delete(look, d, label, space, how) for d in look.there(how)), key=lambda r: -r.share)[:most]
+    rs = sorted((_delete(look, d, label, space, how) for d in look.there(how)), key=lambda r: -r.share)[:max(1, most)]
     plots = [f for f,x in ((_bars, label), (_row, rs[0].row)) if x is not None]
     first = {'picture':None, 'truth':label, 'prediction':look.before.argmax(0)}
-    fig, axs = plt.subplots(1+len(rs), max(3, 2+len(plots)), figsize=(2.3*max(3, 2+len(plots))+1.6, 2*(1+len(rs))), dpi=80, layout='constrained')
+    wide = max(3 if label is None else 4, 2+len(plots))
+    fig, axs = plt.subplots(1+len(rs), wide, figsize=(2.3*wide+1.6, 2*(1+len(rs))), dpi=80, layout='constrained')
     for ax in axs.flat: ax.set_axis_off()
     show_picture(image, axs[0,0], 'picture')
     for ax,(title,v) in zip(axs[0,1:], [x for x in first.items() if x[1] is not None]): ax.set_axis_on(); show_label(v, space, ax, title, legend=False)

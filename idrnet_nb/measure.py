@@ -10,18 +10,20 @@ import logging, os
 import numpy as np
 import torch
 
+from .head import walk_flops
+
 # %% ../nbs/09_measure.ipynb #c008
 def in_turn(
     deeds:dict, # name -> callable without arguments
     rounds:int=5, # times each is timed
 )->dict: # name -> seconds of each round
-    "Time several things in turn, round by round, in one process, after one round that does not count (`torch.utils.benchmark`, which waits for a GPU)."
+    "Time several things in turn, round by round, in one process, after one round that does not count (by the clock of `torch.utils.benchmark`, which waits for a GPU)."
     logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR) # which the next line wakes, and which would speak of compilers
-    from torch.utils.benchmark import Timer
-    timers, took = {n:Timer('f()', globals={'f':f}, num_threads=torch.get_num_threads()) for n,f in deeds.items()}, {n:[] for n in deeds}
+    from torch.utils.benchmark import timer
+    took = {n:[] for n in deeds}
     for i in range(rounds+1):
-        for n,t in timers.items():
-            seconds = t.timeit(1).mean
+        for n,deed in deeds.items():
+            start = timer(); deed(); seconds = timer()-start
             if i: took[n].append(seconds)
     return took
 
@@ -32,9 +34,9 @@ def peak_bytes(
 )->int: # bytes above what was held before
     "The most that is held at once: of CUDA's allocator, elsewhere of torch's profiler, which sees each allocation."
     if torch.device(device).type=='cuda':
-        torch.cuda.synchronize(); torch.cuda.reset_peak_memory_stats(); before = torch.cuda.memory_allocated()
-        deed(); torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated()-before
+        torch.cuda.synchronize(device); torch.cuda.reset_peak_memory_stats(device); before = torch.cuda.memory_allocated(device)
+        deed(); torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device)-before
     os.environ.setdefault('KINETO_LOG_LEVEL', '6') # it would speak of itself on every start
     from torch.profiler import ProfilerActivity, profile
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen: deed()
@@ -46,10 +48,11 @@ def peak_bytes(
 
 # %% ../nbs/09_measure.ipynb #c015
 def count_flops(): # a context that counts
-    "torch's flop counter, which also knows a CPU's fused attention (torch 2.7 does not). Two operations a multiply-add: `count_flops().get_total_flops()`."
+    "torch's flop counter, which also knows a CPU's fused attention (torch 2.7 does not) and the inside of `head.upsampled_loss`. Two operations a multiply-add: `count_flops().get_total_flops()`."
     from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
     forward, back = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    return FlopCounterMode(display=False, custom_mapping={forward: lambda q,k,v,*_,**__: sdpa_flop_count(q,k,v), back: lambda g,q,k,v,*_,**__: sdpa_backward_flop_count(g,q,k,v)})
+    return FlopCounterMode(display=False, custom_mapping={forward: lambda q,k,v,*_,**__: sdpa_flop_count(q,k,v), back: lambda g,q,k,v,*_,**__: sdpa_backward_flop_count(g,q,k,v),
+        torch.ops.idrnet_nb.upsampled_loss: walk_flops})
 
 def gmacs(
     deed, # callable without arguments

@@ -8,7 +8,8 @@ __all__ = ['COLUMNS', 'module', 'batch', 'loop_groups', 'loop_context', 'loop_re
            'show_scaling_text', 'show_scaling']
 
 # %% ../nbs/37_speed.ipynb #c005
-import copy, warnings
+import copy, json, warnings
+from contextlib import nullcontext
 from functools import partial
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import nn
 from .core import pick_device, seed_everything
 from .results import circumstances, numbers, read_rows
 from .measure import gmacs, in_turn, peak_bytes
-from .head import mean_loss, pixel_loss, upsample, upsampled_loss
+from .head import _walk, mean_loss, pixel_loss, upsample, upsampled_loss
 from .classes import class_means, membership, memory_sums, update_memory
 from .relation import class_context
 from .intervene import class_stats, pick_class, update_relations
@@ -225,6 +226,10 @@ def _stages(head, x, y): # name -> (ours, by loops); forward only
         'loss statistics':(statistics, lambda: loop_tables(idr, before, before*2, y, gone)), 'memory':(memory, lambda: loop_memory(idr, x, y))}
     return {n:(quiet(a), quiet(b)) for n,(a,b) in pairs.items()}
 
+def _do_head(run, device): # what stands behind the features: the plain classifier, and IDR
+    plain, idr = (_parts_of_step(run['what'], *_setting(run, device, idr=i)) for i in (False, True))
+    return _compared(run, device, plain, idr, '+idr')
+
 def _do_framework(run, device): # plain, and with IDR; training or inference
     seed_everything(0)
     h, w = (8*n for n in run['grid'])
@@ -268,7 +273,7 @@ def _parts_of_step(what, head, x, y): # a deed
     def look():
         with torch.inference_mode(): return head.eval()([x.detach(),x.detach()])['out']
     if what in ('step','plain step'): return _step(head, x, y)
-    return {'losses':losses, 'inference':look, 'context':_context(head, x, y)}[what]
+    return losses if what=='losses' else look if what=='inference' else _context(head, x, y)
 
 def _context(head, x, y): # what IDR adds but for the losses: classes, relations, refinement, deletion, tables, memory
     idr, each = head.refiner, torch.rand(y.shape, device=x.device)
@@ -347,6 +352,8 @@ def _moved(deed): # bytes that operators read and write, each tensor once an ope
     class Count(TorchDispatchMode):
         total = 0
         def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+            if f is torch.ops.idrnet_nb.upsampled_loss.default: # its inside, too
+                with self: return _walk(*args)
             out = f(*args, **(kwargs or {}))
             if not f.is_view: self.total += sum(t.numel()*t.element_size() for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor))
             return out
@@ -362,7 +369,7 @@ def _do_whole(run, device): # a whole picture, in inference
     took = in_turn({'look':look}, run['rounds'])['look']
     return dict(seconds=np.median(took), bytes=peak_bytes(look, device), gmacs=gmacs(look), note=f'{8*run["grid"][0]}x{8*run["grid"][1]}, {run["grid"][0]*run["grid"][1]:,} tokens')
 
-_DEEDS = dict(loops=_do_loops, stage=_do_stage, framework=_do_framework, precision=_do_precision, compile=_do_compile, scaling=_do_scaling, flat=_do_flat, free=_do_free,
+_DEEDS = dict(loops=_do_loops, stage=_do_stage, head=_do_head, framework=_do_framework, precision=_do_precision, compile=_do_compile, scaling=_do_scaling, flat=_do_flat, free=_do_free,
               roofline=_do_roofline, whole=_do_whole)
 
 # %% ../nbs/37_speed.ipynb #c020
@@ -379,11 +386,12 @@ def plan(
     small, flat = dict(grid=(32,32), c=128), dict(k=19, many=150)
     free = run('free', 19, (8,8), 32)
     if quick:
-        runs = [free, *(run('loops', k, **small) for k in (19,150)), *(run('stage', what=w, **small) for w in stages), run('precision', **small)]
+        runs = [free, *(run('loops', k, **small) for k in (19,150)), *(run('stage', what=w, **small) for w in stages), run('head', what='step', **small), run('precision', **small)]
         runs += [against(f, 'tiny', c=128) for f in ('fcn','upernet')]+[run('flat', **flat, what=w) for w in ('context','losses','step')]
         runs += [run('scaling', k, **small) for k in (19,59,150,182)]+[run('scaling', 59, (n,n), 128) for n in (16,48,64)]+[run('scaling', 59, **small, b=b) for b in (1,4,8)]
         return [*runs, run('roofline', **small, side=1024, copy=2**25), run('loops', rounds=1), run('whole', 19, (128,256), rounds=1, backbone='tiny', b=1)]
     runs = [free, run('loops')]+[run('stage', what=w) for w in stages]+[run('flat', **flat, what=w) for w in ('context','losses','step','plain step','inference')]
+    runs += [run('head', k, what=w) for k in (19,150) for w in ('step','inference')]
     runs += [against('fcn', 'resnet50', mode=m, stride=8, **(dict(grid=(64,64), k=150) if gpu else {})) for m in ('training','inference')]
     runs += [run('precision'), run('roofline', side=2048, copy=2**26), run('compile', **({} if gpu else small)), *(run('loops', k) for k in (19,59,182))]
     runs += [run('scaling', k) for k in (19,59,150,182)]+[run('scaling', b=b) for b in ((2,8,16) if gpu else (1,4,8,16))]+[run('scaling', c=c) for c in (256,1024)]
@@ -399,21 +407,21 @@ def do_measure(
 )->list: # rows of speed.csv
     "Measure one thing."
     where = pick_device(device)
-    made = _DEEDS[run['kind']](run, where)
+    with torch.cuda.device(where) if where.type=='cuda' else nullcontext(): made = _DEEDS[run['kind']](run, where)
     short = lambda v: float(f'{v:.4g}') if isinstance(v, float) else v
     about = dict(kind=run['kind'], what=run.get('what') or _framework_name(run) or 'step', k=run['k'],
                  grid='x'.join(map(str, run['grid'])), c=run['c'], b=run['b'], **circumstances(where))
     return [{**about, **{n:short(v) for n,v in r.items()}} for r in (made if isinstance(made, list) else [made])]
 
 def speed(
-    file='runs/speed/speed.csv', # rows; what is there is not measured again
+    file='runs/speed/speed.csv', # rows; what this machine has there is not measured again
     quick:bool=True, # see `plan`
     device='auto', # where
     progress:bool=True, # say what comes out
 )->list: # all rows of the file
     "Measure what the file lacks, one thing after another in this process, and say how the aims stand. Errors as `work_off`."
-    where = str(pick_device(device))
-    work_off(plan(quick, where), partial(do_measure, device=where), file, COLUMNS, progress=progress)
+    where = pick_device(device)
+    work_off(plan(quick, where), partial(do_measure, device=str(where)), file, COLUMNS, progress=progress, device=circumstances(where)['device'])
     rows = read_rows(file)
     if progress: print('\n'+show_ratios(rows)+'\n\n'+show_scaling_text(rows)+'\n\n'+show_aims(rows))
     return rows
@@ -447,16 +455,17 @@ def aims(
     first, big, value = partial(_newest, rows), dict(grid='64x64', c='512'), lambda name: lambda r: numbers(r, name)[0]
     ratio, found, held, size = value('ratio'), value('found'), lambda r: value('bytes')(r)/value('than_bytes')(r), lambda r: value('bytes')(r)/1e9
     asked = [('a step on a CPU, K=150, 64×64, C=512: at least 3× faster than loops', first('loops','step',False,k='150',**big), ratio, '{:.1f}×', lambda v: v>=3),
-        ('the same on a GPU, B=16: at least 10×', first('loops','step',True,k='150',b='16',**big), ratio, '{:.1f}×', lambda v: v>=10),
-        ('its peak memory: at most a third', first('loops','step',k='150',**big), held, '{:.2f}', lambda v: v<=1/3),
+        ('its peak memory against that of the loops: at most a third', first('loops','step',False,k='150',**big), held, '{:.2f}', lambda v: v<=1/3),
+        ('the same step on a GPU, B=16: at least 10× faster than loops', first('loops','step',True,k='150',b='16',**big), ratio, '{:.1f}×', lambda v: v>=10),
+        ('its peak memory on a GPU: at most a third', first('loops','step',True,k='150',b='16',**big), held, '{:.2f}', lambda v: v<=1/3),
         ('150 classes against 19, what IDR adds without the losses: at most 1.1×', first('flat','context',**big), ratio, '{:.2f}×', lambda v: v<=1.1),
         ('the same, whole step with the losses of every label pixel: at most 1.1×', first('flat','step',**big), ratio, '{:.2f}×', lambda v: v<=1.1),
         ('a training step of FCN on ResNet-50 with IDR, GPU, bf16: at most 1.35×', first('framework','fcn resnet50',True), ratio, '{:.2f}×', lambda v: v<=1.35),
-        ('its inference: at most 1.15×', first('framework','fcn resnet50, inference',True), ratio, '{:.2f}×', lambda v: v<=1.15),
-        ('no value read from the device in a training step', first('free','host reads'), found, '{:.0f}', lambda v: v==0),
-        ('no graph break in a training step', first('free','graph breaks'), found, '{:.0f}', lambda v: v==0),
+        ('inference of FCN on ResNet-50 with IDR, GPU, bf16: at most 1.15×', first('framework','fcn resnet50, inference',True), ratio, '{:.2f}×', lambda v: v<=1.15),
+        ('no value read from the device in a training step (head; without a GPU: fake tensors)', first('free','host reads'), found, '{:.0f}', lambda v: v==0),
+        ('no graph break in a training step (head)', first('free','graph breaks'), found, '{:.0f}', lambda v: v==0),
         ('inference as one CUDA graph gives the same', first('free','CUDA graph',True), found, '{:.0e}', lambda v: v<1e-4)]
-    asked += [(f'a 1024×2048 picture at stride 8 within {n} GB on a {where}', first('whole','step',on), size, '{:.2f} GB', lambda v, n=n: v<=n)
+    asked += [(f'a 1024×2048 picture at stride 8, FCN with IDR, within {n} GB on a {where}', first('whole','step',on), size, '{:.2f} GB', lambda v, n=n: v<=n)
               for n,where,on in ((8,'CPU',False), (12,'GPU',True))]
     return [(name, shown.format(v(r)), bool(met(v(r)))) if r else (name, None, None) for name,r,v,shown,met in asked]
 
@@ -470,27 +479,35 @@ def show_aims(
 def show_ratios(
     rows:list, # of speed.csv
 )->str: # a table
-    "Two things a line, timed in turn: how many times as long the second takes, and how much more it holds."
-    out = [f'{"":11}{"what":25}{"K":>4} {"grid":>8}{"C":>6}{"B":>4}{"seconds":>9}  {"against":9}{"time":>7}  {"quartiles":14}{"memory":>8}{"GB":>7}']
-    for r in rows:
-        if not r['than']: continue
-        seconds, ratio, low, high, held, other = numbers(r, 'seconds','ratio','ratio_low','ratio_high','bytes','than_bytes')
-        out.append(f'{r["kind"]:11}{r["what"]:25}{r["k"]:>4} {r["grid"]:>8}{r["c"]:>6}{r["b"]:>4}{seconds:9.3f}  {r["than"]:9}{ratio:6.2f}×  '
-                   f'[{low:.2f}, {high:.2f}]'.ljust(102)+f'{other/held:6.2f}×{held/2**30:8.2f}')
-    return '\n'.join(out+[f'{r["kind"]:11}{r["what"]:25}{r["note"]}' for r in rows if r['note'].startswith('not possible')])
+    "Two things a line, timed in turn: how many times as long the second takes, quartiles of so many rounds, and how much more it holds."
+    out, place = [f'{"":37}{"seconds":>8}  {"against":8}{"time":>8}  {"quartiles":16}{"of":>2}{"memory":>9}{"GB":>7}'], lambda r: f'K={r["k"]}, grid {r["grid"]}, C={r["c"]}, B={r["b"]}'
+    told = [r for r in rows if r['than']]
+    for where in dict.fromkeys(map(place, told)):
+        out.append(where)
+        for r in (r for r in told if place(r)==where):
+            seconds, ratio, low, high, held, other = numbers(r, 'seconds','ratio','ratio_low','ratio_high','bytes','than_bytes')
+            out.append(f'  {r["kind"]:10}{r["what"]:25}{seconds:8.3f}  {r["than"]:8}{ratio:7.2f}×  '+f'[{low:.2f}, {high:.2f}]'.ljust(16)
+                       +f'{json.loads(r["run"] or "{}").get("rounds",""):>2}'+(f'{other/held:8.2f}×' if held else ' '*9)+f'{held/1e9:7.2f}')
+    return '\n'.join(out+[f'  {r["kind"]:10}{r["what"]:25}{r["note"]}' for r in rows if r['note'].startswith('not possible')])
 
 def show_scaling_text(
     rows:list, # of speed.csv
 )->str: # a line an axis, then what is reached of the machine's limits
     "How the step grows, and how far it is from the machine's limits."
     names = dict(K='classes', N='feature pixels', C='channels', B='pictures')
-    out = [f'{names[a]:15} {_size(m[0],a):>6}–{_size(m[-1],a):<6}: time grows as the power {t:.2f}, memory as {b:.2f}' for a,(t,b,m) in slopes(rows).items()]
+    out = [f'{names[a]:15} {_size(m[0],a):>6}–{_size(m[-1],a):<6}: time grows as the power {t:.2f} (last step {_power(m,a):.2f}), memory as {b:.2f}' for a,(t,b,m) in slopes(rows).items()]
+    limits = [r for r in rows if r['kind']=='roofline']
+    if limits: out.append(f'\n{"":26}{"seconds":>8}{"GFLOP/s":>9}  {"over the least":>14}  nearer limit')
+    for r in limits:
+        seconds, reached, ratio = numbers(r, 'seconds','gflops','ratio')
+        out.append(f'{r["what"]:26}{seconds:8.4f}{f"{reached:.1f}" if reached else "":>9}  {f"{ratio:.1f}×" if ratio==ratio else "":>14}  {r["note"].removeprefix("nearer limit: ")}'.replace('nan', '   '))
     for r in rows:
-        seconds, held, speed_, ratio = numbers(r, 'seconds','bytes','gflops','ratio')
-        if r['kind']=='roofline': out.append(f'{r["what"]:25}{seconds:9.4f} s  '+(f'{speed_:8.1f} GFLOP/s  ' if r['gflops'] else '')
-            +(f'{ratio:.1f}× what the machine would need at least; ' if r['ratio'] else '')+r['note'])
-        if r['kind']=='whole': out.append(f'whole picture {r["note"]}: {held/1e9:.2f} GB, {seconds:.0f} s ({r["device"]})')
+        if r['kind']=='whole': out.append('\nwhole picture {note}: {:.2f} GB, {:.0f} s ({device})'.format(*np.divide(numbers(r, 'bytes','seconds'), (1e9,1)), **r))
     return '\n'.join(out)
+
+def _power(mine, axis): # between the last two sizes
+    (a,b), sizes = (numbers(r, 'seconds')[0] for r in mine[-2:]), [_size(r, axis) for r in mine[-2:]]
+    return float(np.log(b/a)/np.log(sizes[1]/sizes[0]))
 
 def _size(r, axis): return int(np.prod([int(n) for n in r['grid'].split('x')])) if axis=='N' else int(r[axis.lower()])
 
@@ -503,11 +520,12 @@ def show_scaling(
     found = slopes(rows)
     if not found: raise ValueError('show_scaling: no rows of kind scaling; measure some with idrnet speed')
     fig,axs = plt.subplots(1, len(found), figsize=(2.5*len(found),2.5), dpi=40, layout='constrained', squeeze=False)
+    names = dict(K='classes K', N='feature pixels N', C='channels C', B='pictures B'); axs[0,0].set_ylabel('seconds, GB')
     for ax,(axis,(time,held,mine)) in zip(axs[0], found.items()):
         x = [_size(r, axis) for r in mine]
         seconds, bytes_ = np.array([numbers(r, 'seconds','bytes') for r in mine]).T
         ax.plot(x, seconds, 'o-', color='#0072B2', label=f'seconds, power {time:.2f}'); ax.plot(x, bytes_/1e9, 's--', color='#D55E00', label=f'GB, power {held:.2f}')
-        ax.set_xscale('log', base=2); ax.set_yscale('log'); ax.set_xticks(x, x, fontsize=8, rotation=40); ax.set_xlabel(axis)
+        ax.set_xscale('log', base=2); ax.set_yscale('log'); ax.set_xticks(x, x, fontsize=8, rotation=90); ax.set_xlabel(names[axis])
         ax.yaxis.set_major_locator(LogLocator(subs=(1,2,5))); ax.yaxis.set_major_formatter('{x:g}'); ax.minorticks_off()
         ax.legend(fontsize=8, frameon=False); ax.spines[['top','right']].set_visible(False)
     return fig

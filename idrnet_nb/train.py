@@ -98,12 +98,14 @@ def precision(
     return torch.autocast(device.type, dtype=dict(bf16=torch.bfloat16, fp16=torch.float16)[amp]) if amp else nullcontext()
 
 # %% ../nbs/21_train.ipynb #c014
+def _send(x, device): return x.pin_memory().to(device, non_blocking=True) if device.type=='cuda' else x.to(device) # nobody waits
+
 def _learn(run, images, labels, step): # loss parts, on the device
     c, head, total = run.config, run.model.head.config, {}
     check_labels(labels, head.num_classes, head.ignore, f'labels of step {step}')
     noise = torch.rand(c.batch_size, head.num_classes, generator=run.picking).chunk(run.world)[run.rank] # the whole batch's, and our part of it
     run.opt.zero_grad()
-    for x,y,z in zip(*(t.to(run.device).chunk(c.accumulate) for t in (images, labels, noise))):
+    for x,y,z in zip(*(_send(t, run.device).chunk(c.accumulate) for t in (images, labels, noise))):
         if c.channels_last: x = x.contiguous(memory_format=torch.channels_last)
         with precision(run.device, c.amp): out = run.net(x, y, noise=z, criterion=run.criterion, enlarge=False)
         run.scaler.scale(out['loss']/c.accumulate).backward()

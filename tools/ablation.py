@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from idrnet_nb.ablation import VARIANTS, ablation_pairs, ablations, do_ablation, do_watch
-from idrnet_nb.benchmark import COLUMNS, SUITES, key, update_pairs, work_off
+from idrnet_nb.benchmark import COLUMNS, SUITES, check_weights, key, update_pairs, work_off
 from idrnet_nb.results import read_rows, write_rows
 
 RESULTS = Path(__file__).resolve().parents[1]/'nbs'/'results'
@@ -44,7 +44,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('groups', nargs='*', metavar='GROUP', help='world, decide, questions, watch, real; pairs: none of them')
     p.add_argument('--seeds', type=int, default=3); p.add_argument('--jobs', type=int, default=1); p.add_argument('--device', default='auto')
-    p.add_argument('--root', nargs='*', default=[], metavar='DATA=FOLDER'); p.add_argument('--weights', type=Path)
+    p.add_argument('--root', action='append', default=[], metavar='DATA=FOLDER'); p.add_argument('--weights', type=Path)
     p.add_argument('--out', type=Path, default=Path('runs/ablation'), help="folder of the pictures' counts"); p.add_argument('--file', type=Path, default=RESULTS/'ablation.csv')
     p.add_argument('--merge', nargs='*', type=Path, default=[], metavar='FILE')
     a = p.parse_args()
@@ -52,10 +52,12 @@ def main():
     all_ = groups(a.seeds)
     plan, how = list({key(r):r for runs,_ in all_.values() for r in runs}.values()), dict(out=a.out, device=a.device)
     if odd := set(a.groups)-{*all_, 'pairs'}: p.error(f'no groups {sorted(odd)}; there are {", ".join(all_)}, pairs')
+    if lost := [str(f) for f in a.merge if not f.exists()]: p.error(f'--merge: {", ".join(lost)} not found')
     for name in a.groups:
         if name=='pairs': continue
         runs, watched = all_[name]
         do = partial(do_watch, **how) if watched else partial(do_ablation, roots=dict(w.split('=', 1) for w in a.root), weights=a.weights, **how)
+        if not watched: check_weights(read_rows(a.file, COLUMNS), runs, a.weights)
         work_off(runs, do, a.file, jobs=a.jobs)
     if a.merge: merge(a.merge, a.file, plan)
     if a.file==RESULTS/'ablation.csv':
