@@ -240,8 +240,7 @@ def paired(
     """How much better `a` is than `b`, points of mIoU. Interval and probability by bootstrap over pictures and seeds, drawn with replacement each, alike for both arms
     (`scipy.stats.bootstrap`, percentiles); `t_low, t_high` by Student's t over the seeds alone, which for few seeds is the more careful one. ValueError for unlike counts."""
     from scipy.stats import bootstrap
-    if np.shape(a)!=np.shape(b) or np.ndim(a)!=4: raise ValueError(f'paired: counts {np.shape(a)} and {np.shape(b)} must be `s n k k`, same seeds, same pictures')
-    if np.shape(a)[1]<2: raise ValueError('paired: one picture is too few to draw from; judge on more')
+    _check_counts(a, b)
     (A, B), (s, n) = map(_parts, (a, b)), np.shape(a)[:2]
     def gains(weights): # `r n` -> `r s 1+k`
         x, y = (_ious(weights, p) for p in (A, B))
@@ -259,6 +258,10 @@ def paired(
     told = drawn[0][~np.isnan(drawn[0])] # there is no gain where no class is
     return dict(gain=each[:,0].mean(), low=low[0], high=high[0], better=(np.sign(told).mean()+1)/2 if len(told) else np.nan, **dict(zip(('t_low','t_high'), interval(each[:,0], level)[1:])),
                 by_class=_mean(each.T)[:,0][1:].tolist(), class_low=low[1:].tolist(), class_high=high[1:].tolist())
+
+def _check_counts(a, b):
+    if np.shape(a)!=np.shape(b) or np.ndim(a)!=4: raise ValueError(f'paired: counts {np.shape(a)} and {np.shape(b)} must be `s n k k`, same seeds, same pictures')
+    if np.shape(a)[1]<2: raise ValueError('paired: one picture is too few to draw from; judge on more')
 
 def _mean(x): # over the last axis, which stays; nan is left out
     there = ~np.isnan(x)
@@ -293,13 +296,16 @@ def pair_rows(
         for a,b in pairs:
             seeds = sorted(set(arms.get(a, ())) & set(arms.get(b, ())))
             if not seeds: continue
-            one, two = ([arms[m][s][1] for s in seeds] for m in (a,b))
-            if len(many := {len(c) for c in one+two})>1: raise ValueError(f'pair_rows: runs of {family} were judged on {sorted(many)} pictures; delete the rows of the odd ones in the CSV, and run them again')
-            got = paired(torch.stack(one).numpy(), torch.stack(two).numpy(), resamples=resamples)
+            got = paired(*(_stacked([arms[m][s][1] for m in (a,b) for s in seeds], family).chunk(2)), resamples=resamples)
             run = arms[a][seeds[0]][0]
             rows.append({**_short(got), **_described(run), 'size':'x'.join(map(str, run['size'])), 'weights':run['weights'], 'framework':family,
                 'arm':a, 'against':b or 'plain', 'seeds':len(seeds), 'pictures':len(arms[a][seeds[0]][1]), 'setting':setting, **where})
     return rows
+
+def _stacked(counts, family):
+    if len(many := {len(c) for c in counts})>1:
+        raise ValueError(f'pair_rows: runs of {family} were judged on {sorted(many)} pictures; delete the rows of the odd ones in the CSV, and run them again')
+    return torch.stack(counts)
 
 def _described(run): # data, and how it was learnt from
     parts = [f'{run["pictures"][0]} pictures' if 'pictures' in run else '', *(f'{run["train"][k]} {k}' for k in ('steps','epochs') if k in run['train']),
@@ -426,7 +432,7 @@ def side_by_side(
     of = [what for what in of if any(pair==what for _,pair in there)]
     lines = dict.fromkeys(how for how,pair in there if pair in of)
     said = lambda r: '' if verdict(r)=='open' else f', **{verdict(r)}**'
-    cell = lambda r: f'{_gain(r)}, {r["seeds"]} seed{"s" if int(r["seeds"])>1 else ""}{said(r)}' if r else ''
+    cell = lambda r: f'{_gain(r)}, {r["seeds"]} seed{"s" if int(r["seeds"])>1 else ""}{said(r)}' if r else 'not run'
     return '\n'.join(['| '+' | '.join(['', *of])+' |', '|'+'---|'*(1+len(of)), *('| '+' | '.join([how, *(cell(there.get((how, what))) for what in of)])+' |' for how in lines)])
 
 # %% ../nbs/31_benchmark.ipynb #c038

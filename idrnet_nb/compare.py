@@ -345,10 +345,10 @@ def _as_they_end(futures, counter, steps, progress):
             bar.n = counter.value; bar.refresh()
             bar.clear()
             yield from (f.result() for f in done if not f.exception()) # what is finished is kept, whatever else went wrong
-            for f in done:
-                if not f.exception(): continue
+            for error in (f.exception() for f in done if f.exception()):
                 for other in futures: other.cancel()
-                raise MemoryError('the process of a run died; was there enough memory? jobs=1 trains one at a time') from f.exception() if isinstance(f.exception(), BrokenProcessPool) else f.exception()
+                if isinstance(error, BrokenProcessPool): raise MemoryError('the process of a run died; was there enough memory? jobs=1 trains one at a time') from error
+                raise error
 
 def _line(row): return f'{row["arm"]:16} seed {row["seed"]}  ' + '  '.join(f'{title} {row[m]:5.1f}' for m,title in _metrics({'':[row]}).items()) + f'  ({row["seconds"]:.0f} s)'
 

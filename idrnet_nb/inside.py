@@ -127,7 +127,7 @@ def _erased(look, d): # how='features'
     for m in look.maps:
         g, r = (F.adaptive_avg_pool2d(t, m.shape[-2:]) for t in (gone, real))
         share = (g/r.clamp(min=1e-6)).clamp(max=1)
-        maps.append(m + share*(_others(m, (r-g).clamp(min=0)) - m))
+        maps.append((m + share*(_others(m, (r-g).clamp(min=0)) - m)).to(m.dtype))
     return look.answer(maps)
 
 def _painted(look, d): # how='picture'

@@ -10,7 +10,7 @@ import logging, os
 import numpy as np
 import torch
 
-from .head import walk_flops
+from .head import _walk_flops
 
 # %% ../nbs/09_measure.ipynb #c008
 def in_turn(
@@ -52,7 +52,7 @@ def count_flops(): # a context that counts
     from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
     forward, back = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     return FlopCounterMode(display=False, custom_mapping={forward: lambda q,k,v,*_,**__: sdpa_flop_count(q,k,v), back: lambda g,q,k,v,*_,**__: sdpa_backward_flop_count(g,q,k,v),
-        torch.ops.idrnet_nb.upsampled_loss: walk_flops})
+        torch.ops.idrnet_nb.upsampled_loss: _walk_flops})
 
 def gmacs(
     deed, # callable without arguments

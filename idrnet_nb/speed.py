@@ -379,8 +379,8 @@ def plan(
 )->list: # runs, plain values
     "What is measured, in the order in which it is."
     gpu, stages = torch.device(device).type=='cuda', ('grouping','exchange','exchange and refinement','loss statistics','memory')
-    def run(kind, k=150, grid=(64,64), c=512, b=16 if gpu else 2, rounds=10 if gpu else 3, **more):
-        return dict(kind=kind, k=k, grid=list(grid), c=c, b=b, rounds=rounds, **more)
+    def run(kind, k=150, grid=(64,64), c=512, b=16 if gpu else 2, rounds=0, **more):
+        return dict(kind=kind, k=k, grid=list(grid), c=c, b=b, rounds=rounds or (10 if gpu else 3 if kind in ('loops','scaling','roofline') else 5), **more)
     def against(framework, backbone, k=19, grid=(32,32), mode='training', **more):
         return run('framework', k, grid, framework=framework, backbone=backbone, mode=mode, **({'amp':'bf16'} if gpu else {}), **more)
     small, flat = dict(grid=(32,32), c=128), dict(k=19, many=150)
@@ -390,8 +390,7 @@ def plan(
         runs += [against(f, 'tiny', c=128) for f in ('fcn','upernet')]+[run('flat', **flat, what=w) for w in ('context','losses','step')]
         runs += [run('scaling', k, **small) for k in (19,59,150,182)]+[run('scaling', 59, (n,n), 128) for n in (16,48,64)]+[run('scaling', 59, **small, b=b) for b in (1,4,8)]
         return [*runs, run('roofline', **small, side=1024, copy=2**25), run('loops', rounds=1), run('whole', 19, (128,256), rounds=1, backbone='tiny', b=1)]
-    runs = [free, run('loops')]+[run('stage', what=w) for w in stages]+[run('flat', **flat, what=w) for w in ('context','losses','step','plain step','inference')]
-    runs += [run('head', k, what=w) for k in (19,150) for w in ('step','inference')]
+    runs = [free, run('loops')]+[run('stage', what=w) for w in stages]+[run('flat', **flat, what=w) for w in ('context','losses','step','plain step','inference')]+[run('head', k, what=w) for k in (19,150) for w in ('step','inference')]
     runs += [against('fcn', 'resnet50', mode=m, stride=8, **(dict(grid=(64,64), k=150) if gpu else {})) for m in ('training','inference')]
     runs += [run('precision'), run('roofline', side=2048, copy=2**26), run('compile', **({} if gpu else small)), *(run('loops', k) for k in (19,59,182))]
     runs += [run('scaling', k) for k in (19,59,150,182)]+[run('scaling', b=b) for b in ((2,8,16) if gpu else (1,4,8,16))]+[run('scaling', c=c) for c in (256,1024)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest, torch
 from idrnet_nb import benchmark as room
 from idrnet_nb.benchmark import ARMS, SUITES, Trial, do_costs, cost_runs, do_run, key, pair_rows, paired, read_counts, work_off
-from idrnet_nb.results import read_rows
+from idrnet_nb.results import append_rows, read_rows
 from idrnet_nb.cli import main
 from idrnet_nb.compare import SWITCHES, build, widened, world_task
 from idrnet_nb.idrnet import FRAMEWORKS, HeadConfig, SegHead
@@ -255,3 +255,55 @@ def test_a_process_that_dies_loses_one_run(tmp_path):
     runs = [dict(arm='x', seed=s) for s in range(6)]
     with pytest.raises(RuntimeError, match='1 of 6 runs failed.*seed 1: its process died'): work_off(runs, _deadly, tmp_path/'r.csv', jobs=2, progress=False)
     assert sorted(r['seed'] for r in read_rows(tmp_path/'r.csv'))==list('02345')
+
+def test_a_run_of_another_process_is_not_written_twice(tmp_path):
+    "Two benches in one folder: whoever ends second finds the row, and the seeds are not doubled."
+    file = tmp_path/'b.csv'
+    def do(run): append_rows(file, [dict(miou=1., seconds=0., run=key(run))], room.COLUMNS); return dict(miou=1., seconds=0.)
+    work_off([dict(data='x', seed=0)], do, file, progress=False)
+    assert len(read_rows(file))==1
+
+def test_lost_and_broken_counts_are_said(toy, tmp_path, capsys):
+    out = tmp_path/'b'
+    main(['bench','--suite','small','--seeds','2','--out',str(out),'--jobs','1']); capsys.readouterr()
+    lost, broken = sorted((out/'counts').iterdir())[:2]
+    lost.unlink(); broken.write_bytes(b'half')
+    with pytest.warns(UserWarning, match='cannot be read'): assert main(['bench','--suite','small','--seeds','2','--out',str(out),'--jobs','1'])==0
+    assert '1 of 8 runs have a row but no counts' in capsys.readouterr().out
+
+def test_judged_on_other_pictures(tmp_path):
+    a, b = (dict(TOY.runs[i]) for i in (0,2))
+    for run,n in ((a,4), (b,5)):
+        from safetensors.torch import save_file
+        save_file({'counts':torch.ones(n,12,12, dtype=torch.int32)}, room.counts_file(run, tmp_path))
+    with pytest.raises(ValueError, match=r'judged on \[4, 5\] pictures'): pair_rows([a,b], tmp_path)
+
+def test_nothing_but_void():
+    "No class anywhere: no gain, no chance of one, and a figure all the same."
+    found = paired(np.zeros((2,3,4,4)), np.zeros((2,3,4,4)), 50)
+    assert np.isnan(found['gain']) and np.isnan(found['better'])
+    row = dict(framework='fcn', data='x', size='8x8', how='9 steps', weights='scratch', arm='idr', against='plain', seeds='2',
+               **{k:'' for k in ('gain','low','high','better','t_low','t_high')})
+    assert 'one seed' not in room.show_pairs([row]) and room.verdict(row)=='open' and room.show_forest([row]).axes
+
+def test_costs_of_another_machine_are_measured_again(tmp_path, monkeypatch):
+    SUITES['one'] = (Trial('world', (32,32), dict(steps=1, batch_size=4), TINY, ('fcn',), 1, pictures=(16,6), arms=('',)),)
+    try:
+        room.bench('one', tmp_path, jobs=1, progress=False); here = read_rows(tmp_path/'bench_costs.csv')
+        real = room.circumstances
+        monkeypatch.setattr(room, 'circumstances', lambda d: dict(real(d), device='another'))
+        found = room.bench('one', tmp_path, jobs=1, progress=False)
+    finally: del SUITES['one']
+    assert len(read_rows(tmp_path/'bench_costs.csv'))==2*len(here) and {r['device'] for r in found['costs']}=={'another'} and len(read_rows(tmp_path/'bench.csv'))==1
+
+def test_finished_runs_of_a_comparison_are_kept():
+    "One of three fails: the others are told first, the waiting one is taken back."
+    from concurrent.futures import Future
+    from types import SimpleNamespace
+    from idrnet_nb.compare import _as_they_end
+    good, bad, waiting = Future(), Future(), Future()
+    good.set_result('row'); bad.set_exception(ValueError('broken picture'))
+    found = []
+    with pytest.raises(ValueError, match='broken picture'):
+        for row in _as_they_end([bad, good, waiting], SimpleNamespace(value=0), 3, False): found.append(row)
+    assert found==['row'] and waiting.cancelled()

@@ -338,7 +338,7 @@ def test_twin_draws(idr, known):
     fig = explorer_static(model, x, y, SPACE, most=2)
     fig.savefig(out := io.BytesIO(), format='png'); assert Image.open(out).format == 'PNG'
     there = _Look(model, x, None).there('context' if idr else 'features')
-    columns = max(3, 2+known+idr)
+    columns = max(4 if known else 3, 2+known+idr) # the legend of the losses has a place of its own
     assert len(fig.axes) == columns*(1+min(2, len(there)))
     r = what_if(model, x, there[0], y, SPACE)
     assert isinstance(r, WhatIf) and len([a for f in r.show().subfigs for a in f.axes]) == 4+known + known+idr
@@ -369,3 +369,13 @@ def test_explorer():
 def test_explorer_without_widgets(monkeypatch):
     monkeypatch.setitem(sys.modules, 'ipywidgets', None)
     with pytest.raises(ImportError, match='pip install ipywidgets'): explorer(make(), [(patches(1)[0], None)])
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_models(dtype):
+    "A model kept in half precision answers float pictures, and can be asked what if."
+    model = segmentor('fcn', num_classes=4, width=16, attention_width=8, aux_width=8).eval().to(dtype)
+    image = torch.rand(3,40,48)*255
+    assert model(image[None])['out'].dtype==dtype
+    there = probabilities(model, image[None]).argmax(1).unique()[0].item()
+    r = what_if(model, image, there, space=LabelSpace('four', tuple('abcd'), palette(4)), how='features')
+    assert r.after.isfinite().all() and r.deleted==there
