@@ -117,6 +117,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'idrnet_nb.benchmark.Trial.runs': ('benchmark.html#trial.runs', 'idrnet_nb/benchmark.py'),
                                      'idrnet_nb.benchmark._alone': ('benchmark.html#_alone', 'idrnet_nb/benchmark.py'),
                                      'idrnet_nb.benchmark._as_they_end': ('benchmark.html#_as_they_end', 'idrnet_nb/benchmark.py'),
+                                     'idrnet_nb.benchmark._better': ('benchmark.html#_better', 'idrnet_nb/benchmark.py'),
                                      'idrnet_nb.benchmark._check_counts': ('benchmark.html#_check_counts', 'idrnet_nb/benchmark.py'),
                                      'idrnet_nb.benchmark._cost_row': ('benchmark.html#_cost_row', 'idrnet_nb/benchmark.py'),
                                      'idrnet_nb.benchmark._described': ('benchmark.html#_described', 'idrnet_nb/benchmark.py'),

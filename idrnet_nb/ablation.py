@@ -393,7 +393,7 @@ def show_truth(
     import matplotlib.pyplot as plt
     looks = [s for r in rows for s in json.loads(r['extra'])['seen'] if key in s]
     if not looks: raise ValueError(f'show_truth: no looks with {key!r} in {len(rows)} rows')
-    fig,ax = plt.subplots(figsize=(7.6,3.2), layout='constrained', dpi=34)
+    fig,ax = plt.subplots(figsize=(7.4,2.9), layout='constrained', dpi=32)
     for name,(mark,colour,style) in zip(dict.fromkeys(s['table'] for s in looks), _LINES):
         steps = sorted({s['step'] for s in looks if s['table']==name})
         for r in rows:

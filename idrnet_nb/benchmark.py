@@ -255,9 +255,12 @@ def paired(
     drawn = drawn.bootstrap_distribution
     each, tail = gains(np.ones((1,n)))[0], (1-level)/2
     low, high = (_quantile(drawn, q) for q in (tail, 1-tail))
-    told = drawn[0][~np.isnan(drawn[0])] # there is no gain where no class is
-    return dict(gain=each[:,0].mean(), low=low[0], high=high[0], better=(np.sign(told).mean()+1)/2 if len(told) else np.nan, **dict(zip(('t_low','t_high'), interval(each[:,0], level)[1:])),
+    return dict(gain=each[:,0].mean(), low=low[0], high=high[0], better=_better(drawn[0]), **dict(zip(('t_low','t_high'), interval(each[:,0], level)[1:])),
                 by_class=_mean(each.T)[:,0][1:].tolist(), class_low=low[1:].tolist(), class_high=high[1:].tolist())
+
+def _better(gains): # nan: where no class is there is no gain
+    told = gains[~np.isnan(gains)]
+    return (np.sign(told).mean()+1)/2 if len(told) else np.nan
 
 def _check_counts(a, b):
     if np.shape(a)!=np.shape(b) or np.ndim(a)!=4: raise ValueError(f'paired: counts {np.shape(a)} and {np.shape(b)} must be `s n k k`, same seeds, same pictures')
@@ -358,7 +361,8 @@ def show_pairs(
         for r in (r for r in rows if condition(r)==how):
             gain, low, high, better, a, b = numbers(r, 'gain','low','high','better','t_low','t_high')
             t = f'[{a:6.2f}, {b:6.2f}]' if int(r['seeds'])>1 else 'one seed'
-            out.append(f'  {r["arm"]+" – "+r["against"]:{wide}}{gain:6.2f}  [{low:6.2f}, {high:6.2f}] {better:7.2f}  {t:18}{r["seeds"]:>5}  {verdict(r).replace("open","")}'.rstrip())
+            out.append(f'  {r["arm"]+" – "+r["against"]:{wide}}{gain:6.2f}  [{low:6.2f}, {high:6.2f}] {better:7.2f}  {t:18}{r["seeds"]:>5}'
+                       +f'  {verdict(r)}'.replace('  open',''))
     return '\n'.join(out)
 
 def show_classes(
@@ -552,7 +556,8 @@ def _told(out, runs, say, where):
     made = {r['run']:r for r in read_rows(out/'bench.csv', COLUMNS) if r['run'] in place}
     found = dict(runs=sorted(made.values(), key=lambda r: place[r['run']]), pairs=pairs, costs=[r for r in read_rows(out/'bench_costs.csv') if r['device']==where])
     if lost := sum(not counts_file(json.loads(k), out/'counts').exists() for k in made):
-        say(f'{lost} of {len(made)} runs have a row but no counts of their pictures in {out/"counts"} (lost, or made elsewhere): they are in no new difference; to run them again, delete their rows')
+        say(f'{lost} of {len(made)} runs have a row but no counts of their pictures in {out/"counts"} (lost, or made elsewhere): '
+            'they are in no new difference; to run them again, delete their rows')
     for text in (show_runs(found['runs']), show_pairs(pairs), show_costs_of(found['costs'])): say('\n'+text)
     if pairs:
         fig = show_forest(pairs)

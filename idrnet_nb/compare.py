@@ -293,7 +293,8 @@ def compare(
 )->dict: # what compare.json holds
     "Train all arms with all seeds, and leave compare.json, panels.png, relations.png, report.html and the weights in `out`."
     for arm in arms: parse_arm(arm)
-    if twice := sorted({a for a in arms if list(arms).count(a)>1} | {f'seed {s}' for s in seeds if list(seeds).count(s)>1}): raise ValueError(f'compare: {", ".join(twice)} named twice; once is enough')
+    named = [*arms, *(f'seed {s}' for s in seeds)]
+    if twice := sorted({n for n in named if named.count(n)>1}): raise ValueError(f'compare: {", ".join(twice)} named twice; once is enough')
     start, out, rows = time.perf_counter(), Path(out), {arm:[] for arm in arms}
     if results: read_rows(results, COLUMNS)
     out.mkdir(parents=True, exist_ok=True)

@@ -131,7 +131,7 @@ def _shapes_of_walk(logits, label, ignore, learn):
     x = logits.new_empty(0, dtype=torch.promote_types(logits.dtype, torch.float32))
     return x.new_empty(()), x.new_empty(label.shape), x.new_empty(logits.shape if learn else 0)
 
-def _walk_flops(logits, label, ignore, learn, **_): # what the walk multiplies, by shapes, for `measure.count_flops`: columns of each coarse row, coarse rows of each strip; and back
+def _walk_flops(logits, label, ignore, learn, **_): # what the walk multiplies, by shapes, for `measure.count_flops`: columns, then rows of each strip; and back
     (b,k,h,w), (H,W) = logits, label[1:]
     strips = sum((end-top)*(high-low) for top,end,low,high in _strips(h, H, k*W, 2**20))
     return 2*b*k*W*(h*w+strips)*(2 if learn else 1)

@@ -269,13 +269,13 @@ def _diagnose(head, out, again, each, label, deleted, noise): # deletion diagnos
     c, idr, view = head.config, head.refiner, out['view']
     if c.learn_tables and noise is None: noise = torch.rand(view.present.shape, device=each.device)
     left = view.present
-    for i in range(c.deletions if c.learn_tables else 0):
-        if i: left = without(left, gone); left = torch.where(left.any(1, keepdim=True), left, view.present) # the next of the same race; from the start where all have been
+    for _ in range(c.deletions if c.learn_tables else 0):
         gone = pick_class(left, idr.count, noise) if deleted is None else deleted
         refined, heard = lesion(idr, view, gone, c.track_deleted)
         _, lost = upsampled_loss(again(refined, c.track_deleted), label, c.ignore)
         learn_relations(idr, gone, each, lost, label, c.relation_momentum)
-        out['diagnosis'] = dict(deleted=gone, heard=heard)
+        out['diagnosis'], left = dict(deleted=gone, heard=heard), without(left, gone)
+        left = torch.where(left.any(1, keepdim=True), left, view.present) # the next of the same race; from the start where all have been
     learn_memory(idr, out['feat'], label, c.memory_momentum)
 
 def _check_pyramid(head, pyramid, label):

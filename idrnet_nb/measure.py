@@ -48,7 +48,8 @@ def peak_bytes(
 
 # %% ../nbs/09_measure.ipynb #c015
 def count_flops(): # a context that counts
-    "torch's flop counter, which also knows a CPU's fused attention (torch 2.7 does not) and the inside of `head.upsampled_loss`. Two operations a multiply-add: `count_flops().get_total_flops()`."
+    """torch's flop counter, which also knows a CPU's fused attention (torch 2.7 does not) and the inside of `head.upsampled_loss`.
+    Two operations a multiply-add: `count_flops().get_total_flops()`."""
     from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
     forward, back = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     return FlopCounterMode(display=False, custom_mapping={forward: lambda q,k,v,*_,**__: sdpa_flop_count(q,k,v), back: lambda g,q,k,v,*_,**__: sdpa_backward_flop_count(g,q,k,v),

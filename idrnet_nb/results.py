@@ -27,7 +27,7 @@ def circumstances(
 )->dict: # date, commit, version, torch, python, device
     "Where and when a result was made; a `+` after the commit: the package had changes that were not committed."
     git = lambda *words: subprocess.run(['git', *words], capture_output=True, text=True, cwd=Path(idrnet_nb.__file__).parent).stdout.strip()
-    try: commit = git('ls-files','__init__.py') and git('rev-parse','--short','HEAD') + ('+' if git('status','--porcelain','.') else '') # no commit of a repository that merely lies around it
+    try: commit = git('ls-files','__init__.py') and git('rev-parse','--short','HEAD') + ('+' if git('status','--porcelain','.') else '') # none of a repository around us
     except OSError: commit = ''
     threads = torch.get_num_threads()
     name = torch.cuda.get_device_name(device) if device.type=='cuda' else f'{device.type}, {_processor()}, {threads} thread{"s" if threads>1 else ""}'

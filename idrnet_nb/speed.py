@@ -369,8 +369,8 @@ def _do_whole(run, device): # a whole picture, in inference
     took = in_turn({'look':look}, run['rounds'])['look']
     return dict(seconds=np.median(took), bytes=peak_bytes(look, device), gmacs=gmacs(look), note=f'{8*run["grid"][0]}x{8*run["grid"][1]}, {run["grid"][0]*run["grid"][1]:,} tokens')
 
-_DEEDS = dict(loops=_do_loops, stage=_do_stage, head=_do_head, framework=_do_framework, precision=_do_precision, compile=_do_compile, scaling=_do_scaling, flat=_do_flat, free=_do_free,
-              roofline=_do_roofline, whole=_do_whole)
+_DEEDS = dict(loops=_do_loops, stage=_do_stage, head=_do_head, framework=_do_framework, precision=_do_precision, compile=_do_compile, scaling=_do_scaling,
+              flat=_do_flat, free=_do_free,              roofline=_do_roofline, whole=_do_whole)
 
 # %% ../nbs/37_speed.ipynb #c020
 def plan(
@@ -383,15 +383,15 @@ def plan(
         return dict(kind=kind, k=k, grid=list(grid), c=c, b=b, rounds=rounds or (10 if gpu else 3 if kind in ('loops','scaling','roofline') else 5), **more)
     def against(framework, backbone, k=19, grid=(32,32), mode='training', **more):
         return run('framework', k, grid, framework=framework, backbone=backbone, mode=mode, **({'amp':'bf16'} if gpu else {}), **more)
-    small, flat = dict(grid=(32,32), c=128), dict(k=19, many=150)
-    free = run('free', 19, (8,8), 32)
+    small, flat, free = dict(grid=(32,32), c=128), dict(k=19, many=150), run('free', 19, (8,8), 32)
     if quick:
         runs = [free, *(run('loops', k, **small) for k in (19,150)), *(run('stage', what=w, **small) for w in stages), run('head', what='step', **small), run('precision', **small)]
         runs += [against(f, 'tiny', c=128) for f in ('fcn','upernet')]+[run('flat', **flat, what=w) for w in ('context','losses','step')]
         runs += [run('scaling', k, **small) for k in (19,59,150,182)]+[run('scaling', 59, (n,n), 128) for n in (16,48,64)]+[run('scaling', 59, **small, b=b) for b in (1,4,8)]
         return [*runs, run('roofline', **small, side=1024, copy=2**25), run('loops', rounds=1), run('whole', 19, (128,256), rounds=1, backbone='tiny', b=1)]
-    runs = [free, run('loops')]+[run('stage', what=w) for w in stages]+[run('flat', **flat, what=w) for w in ('context','losses','step','plain step','inference')]+[run('head', k, what=w) for k in (19,150) for w in ('step','inference')]
-    runs += [against('fcn', 'resnet50', mode=m, stride=8, **(dict(grid=(64,64), k=150) if gpu else {})) for m in ('training','inference')]
+    runs = [free, run('loops')]+[run('stage', what=w) for w in stages]+[run('flat', **flat, what=w) for w in ('context','losses','step','plain step','inference')]
+    runs += [*(run('head', k, what=w) for k in (19,150) for w in ('step','inference')),
+             *(against('fcn', 'resnet50', mode=m, stride=8, **(dict(grid=(64,64), k=150) if gpu else {})) for m in ('training','inference'))]
     runs += [run('precision'), run('roofline', side=2048, copy=2**26), run('compile', **({} if gpu else small)), *(run('loops', k) for k in (19,59,182))]
     runs += [run('scaling', k) for k in (19,59,150,182)]+[run('scaling', b=b) for b in ((2,8,16) if gpu else (1,4,8,16))]+[run('scaling', c=c) for c in (256,1024)]
     runs += [run('scaling', 150, g, rounds=r) for g,r in (((32,32),3), ((64,128),3), ((128,256),10 if gpu else 1))]
@@ -479,7 +479,8 @@ def show_ratios(
     rows:list, # of speed.csv
 )->str: # a table
     "Two things a line, timed in turn: how many times as long the second takes, quartiles of so many rounds, and how much more it holds."
-    out, place = [f'{"":37}{"seconds":>8}  {"against":8}{"time":>8}  {"quartiles":16}{"of":>2}{"memory":>9}{"GB":>7}'], lambda r: f'K={r["k"]}, grid {r["grid"]}, C={r["c"]}, B={r["b"]}'
+    out = [f'{"":37}{"seconds":>8}  {"against":8}{"time":>8}  {"quartiles":16}{"of":>2}{"memory":>9}{"GB":>7}']
+    place = lambda r: f'K={r["k"]}, grid {r["grid"]}, C={r["c"]}, B={r["b"]}'
     told = [r for r in rows if r['than']]
     for where in dict.fromkeys(map(place, told)):
         out.append(where)
@@ -494,12 +495,14 @@ def show_scaling_text(
 )->str: # a line an axis, then what is reached of the machine's limits
     "How the step grows, and how far it is from the machine's limits."
     names = dict(K='classes', N='feature pixels', C='channels', B='pictures')
-    out = [f'{names[a]:15} {_size(m[0],a):>6}–{_size(m[-1],a):<6}: time grows as the power {t:.2f} (last step {_power(m,a):.2f}), memory as {b:.2f}' for a,(t,b,m) in slopes(rows).items()]
+    out = [f'{names[a]:15} {_size(m[0],a):>6}–{_size(m[-1],a):<6}: time grows as the power {t:.2f} (last step {_power(m,a):.2f}), memory as {b:.2f}'
+           for a,(t,b,m) in slopes(rows).items()]
     limits = [r for r in rows if r['kind']=='roofline']
     if limits: out.append(f'\n{"":26}{"seconds":>8}{"GFLOP/s":>9}  {"over the least":>14}  nearer limit')
     for r in limits:
         seconds, reached, ratio = numbers(r, 'seconds','gflops','ratio')
-        out.append(f'{r["what"]:26}{seconds:8.4f}{f"{reached:.1f}" if reached else "":>9}  {f"{ratio:.1f}×" if ratio==ratio else "":>14}  {r["note"].removeprefix("nearer limit: ")}'.replace('nan', '   '))
+        speed_, over = (form.format(v) if v>0 else '' for form,v in (('{:.1f}',reached), ('{:.1f}×',ratio)))
+        out.append(f'{r["what"]:26}{seconds:8.4f}{speed_:>9}  {over:>14}  '+r['note'].removeprefix('nearer limit: '))
     for r in rows:
         if r['kind']=='whole': out.append('\nwhole picture {note}: {:.2f} GB, {:.0f} s ({device})'.format(*np.divide(numbers(r, 'bytes','seconds'), (1e9,1)), **r))
     return '\n'.join(out)
@@ -518,7 +521,7 @@ def show_scaling(
     from matplotlib.ticker import LogLocator
     found = slopes(rows)
     if not found: raise ValueError('show_scaling: no rows of kind scaling; measure some with idrnet speed')
-    fig,axs = plt.subplots(1, len(found), figsize=(2.5*len(found),2.5), dpi=40, layout='constrained', squeeze=False)
+    fig,axs = plt.subplots(1, len(found), figsize=(2.5*len(found),2.5), dpi=36, layout='constrained', squeeze=False)
     names = dict(K='classes K', N='feature pixels N', C='channels C', B='pictures B'); axs[0,0].set_ylabel('seconds, GB')
     for ax,(axis,(time,held,mine)) in zip(axs[0], found.items()):
         x = [_size(r, axis) for r in mine]
