@@ -23,6 +23,7 @@ from .classes import class_means, membership, memory_sums, update_memory
 from .relation import class_context
 from .intervene import class_stats, pick_class, update_relations
 from .idrnet import HeadConfig, SegHead, learn_memory, learn_relations, lesion, segmentor
+from .train import precision
 from .benchmark import work_off
 
 # %% ../nbs/37_speed.ipynb #c008
@@ -170,11 +171,9 @@ def _loop_pick(found, count):
 COLUMNS = ('date','commit','kind','what','k','grid','c','b','than','seconds','spread','than_seconds','ratio','ratio_low','ratio_high','bytes','than_bytes','gmacs','gflops',
            'found','note','run','version','torch','python','device') # of speed.csv; ratio: how many times as long `than` takes; found: what was counted
 
-def _amp(run, device): return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bool(run.get('amp')))
-
 def _step(head, x, y, amp=None): # forward, diagnostics, backward
     def deed():
-        with _amp(dict(amp=amp), x.device): loss = head([x,x], y, enlarge=False)['loss']
+        with precision(x.device, amp): loss = head([x,x], y, enlarge=False)['loss']
         loss.backward(); head.zero_grad(set_to_none=True); x.grad = None
     return deed
 
@@ -237,10 +236,10 @@ def _do_framework(run, device): # plain, and with IDR; training or inference
     x, y = torch.randint(0, 256, (run['b'],3,h,w), dtype=torch.uint8, device=device), batch(run['k'], run['grid'], 2, run['b'], device)[1]
     def deed(m):
         def train():
-            with _amp(run, device): loss = m(x, y, enlarge=False)['loss']
+            with precision(device, run.get('amp')): loss = m(x, y, enlarge=False)['loss']
             loss.backward(); m.zero_grad(set_to_none=True)
         def look():
-            with torch.inference_mode(), _amp(run, device): return m(x)['out']
+            with torch.inference_mode(), precision(device, run.get('amp')): return m(x)['out']
         m.train(run['mode']=='training')
         return train if m.training else look
     return _compared(run, device, *map(deed, models), '+idr')
