@@ -334,9 +334,9 @@ def test_bites_on_undocumented_class():
 
 def test_bites_on_long():
     def long(n, indent=''): return indent+'def f(\n    a, # x\n):\n    "Doc."\n\n' + ''.join(f'{indent}    a += {i}\n    # note\n' for i in range(n))
-    none(house.short('x', long(18)))
-    assert len(house.short('x', long(20))) == 1
-    assert len(house.short('x', 'class A:\n' + ''.join(f'    a{i} = 1\n' for i in range(30)))) == 1
+    none(house.short('x', long(58)))
+    assert len(house.short('x', long(60))) == 1
+    assert len(house.short('x', 'class A:\n' + ''.join(f'    a{i} = 1\n' for i in range(120)))) == 1
 
 @pytest.mark.parametrize('text', [
     'cd '+local('work', 'main'), local('tmp', 'nb')+'/x', 'root = "'+local('home', 'ann')+'"', '//'.join(['http:', 'wheels.corp/simple']),
