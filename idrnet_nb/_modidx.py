@@ -248,6 +248,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'idrnet_nb.cli._measured': ('cli.html#_measured', 'idrnet_nb/cli.py'),
                                'idrnet_nb.cli._model': ('cli.html#_model', 'idrnet_nb/cli.py'),
                                'idrnet_nb.cli._model_args': ('cli.html#_model_args', 'idrnet_nb/cli.py'),
+                               'idrnet_nb.cli._named_recipe': ('cli.html#_named_recipe', 'idrnet_nb/cli.py'),
                                'idrnet_nb.cli._near': ('cli.html#_near', 'idrnet_nb/cli.py'),
                                'idrnet_nb.cli._one': ('cli.html#_one', 'idrnet_nb/cli.py'),
                                'idrnet_nb.cli._one_value': ('cli.html#_one_value', 'idrnet_nb/cli.py'),
