@@ -31,7 +31,8 @@ def test_names_are_those_on_record(was, now):
 
 def test_the_record_is_whole(was):
     from idrnet_nb.idrnet import FRAMEWORKS
-    assert {*was['models']}=={f'{f} {k} {b}' for f in FRAMEWORKS for k in ('plain','attention','idr') for b in ('tiny','resnet18')}
+    kinds, backbones = ('plain','attention','idr'), ('tiny','resnet18')
+    assert {*was['models']}=={f'{f} {k} {b}' for f in FRAMEWORKS for k in kinds for b in backbones}
     assert {*was['plugged']}=={'smp','torchvision','transformers'}
     idr, plain = was['models']['fcn idr tiny'], was['models']['fcn plain tiny']
     assert idr['head.refiner.relation_mean']=='float32 3x3' and 'head.refiner.memory' not in plain
@@ -43,7 +44,8 @@ def test_the_record_is_whole(was):
 def test_the_file_holds_what_was_recorded(now, tmp_path):
     tool.write_record(now, tmp_path/'names.json')
     back = tool.read_record(tmp_path/'names.json')
-    assert back==json.loads(json.dumps(now)) and [list(m) for m in back['models'].values()]==[list(m) for m in now['models'].values()]
+    assert back==json.loads(json.dumps(now))
+    for name, tensors in now['models'].items(): assert list(back['models'][name])==list(tensors) # in order
 
 def rename(names, old, new): names[new] = names.pop(old)
 
@@ -56,9 +58,12 @@ SPOIL = { # what is done to a record -> what is said
     'renamed in IDR': (lambda r: rename(r['plugged']['smp'], 'context.count', 'context.deletion_count'),
                        ["IDR in a model of smp: 'context.count' was float32 3, is not there",
                         "IDR in a model of smp: 'context.deletion_count' was not there, is float32 3"]),
-    'lost in a checkpoint': (lambda r: r['checkpoint'].pop('picking'), ["checkpoint: 'picking' was uint8 5056, is not there"]),
-    'parameters in another order': (lambda r: r['optimised'].reverse(), ['the optimiser of a checkpoint numbers the parameters in another order']),
-    'a setting is gone': (lambda r: r['settings']['config.json'].remove('head.eps'), ["config.json: setting 'head.eps' is gone"]),
+    'lost in a checkpoint': (lambda r: r['checkpoint'].pop('picking'),
+                             ["checkpoint: 'picking' was uint8 5056, is not there"]),
+    'parameters in another order': (lambda r: r['optimised'].reverse(),
+                                    ['the optimiser of a checkpoint numbers the parameters in another order']),
+    'a setting is gone': (lambda r: r['settings']['config.json'].remove('head.eps'),
+                          ["config.json: setting 'head.eps' is gone"]),
     'a setting more': (lambda r: r['settings']['config.json'].append('head.new'), []),
     'a library is not installed': (lambda r: r['plugged'].pop('smp'), []),
 }
@@ -114,6 +119,8 @@ def test_faults_of_samples_bite(tmp_path):
     shutil.copytree(FOLDER, tmp_path/'f')
     assert tool.sample_faults(tmp_path/'f')==[]
     file = tmp_path/'f'/'outputs.safetensors'
-    for name,what in dict(model='saved model', checkpoint='checkpoint', plugged='plugged model', trained='end of the resumed training', loss='loss of the step').items():
+    said = dict(model='saved model', checkpoint='checkpoint', plugged='plugged model', loss='loss of the step',
+                trained='end of the resumed training')
+    for name, what in said.items():
         save_file({**SAID, name:SAID[name]+.01}, file)
         assert len(faults := tool.sample_faults(tmp_path/'f'))==1 and what in faults[0]

@@ -27,13 +27,15 @@ RECORD = Path(__file__).parent/'data'/'results.json'
 KEPT = json.loads(RECORD.read_text())
 each_file = pytest.mark.parametrize('name', KEPT)
 
+COMPARED = 'world.csv', 'camvid.csv', 'camvid_upernet.csv', 'stanford.csv', 'ccp.csv' # by `idrnet compare`
+
 # --- columns
 
 COLUMNS = { # of the files, as those who write them say
     **dict.fromkeys(('bench.csv','ablation.csv'), benchmark.COLUMNS),
     **dict.fromkeys(('bench_pairs.csv','ablation_pairs.csv'), benchmark.PAIR_COLUMNS),
     'bench_costs.csv': benchmark.COST_COLUMNS, 'speed.csv': speed.COLUMNS,
-    **dict.fromkeys(('world.csv','camvid.csv','camvid_upernet.csv','stanford.csv','ccp.csv','plug.csv'), compare.COLUMNS),
+    **dict.fromkeys((*COMPARED, 'plug.csv'), compare.COLUMNS),
     'recipes.csv': cost.COLUMNS, 'loader.csv': loader.COLUMNS, 'backbones.csv': zoo.COLUMNS,
 }
 
@@ -80,9 +82,12 @@ def of_run(row, run):
 
 def of_costs(row, run):
     assert run['framework']==row['framework']
-    return config_of(dict(run, seed=0), 1000), *(head(run['framework'], run['model'], **parse_arm(run['framework']+arm)[1]) for arm in run['arms'])
+    switches = [parse_arm(run['framework']+arm)[1] for arm in run['arms']]
+    return config_of(dict(run, seed=0), 1000), *(head(run['framework'], run['model'], **s) for s in switches)
 
-def of_pair(row, setting): return config_of(dict(setting, seed=0), 1000), head(row['framework'].split(',')[0], setting.get('model', {}))
+def of_pair(row, setting):
+    framework = row['framework'].split(',')[0] # 'fcn, noisy coarse'
+    return config_of(dict(setting, seed=0), 1000), head(framework, setting.get('model', {}))
 
 def of_comparison(row, config):
     framework, switch = parse_arm(row['arm'])
@@ -95,11 +100,12 @@ def of_plug(row, config):
 
 def of_speed(row, run):
     assert (row['kind'], row['k'], row['grid'])==(run['kind'], str(run['k']), 'x'.join(map(str, run['grid'])))
-    return run['kind'] in {r['kind'] for r in speed.plan(False)}, run.get('framework', 'fcn') in FRAMEWORKS
+    return run['kind'] in [r['kind'] for r in speed.plan(False)], run.get('framework', 'fcn') in FRAMEWORKS
 
 BUILD = {
-    **dict.fromkeys(('bench.csv','ablation.csv'), of_run), **dict.fromkeys(('bench_pairs.csv','ablation_pairs.csv'), of_pair),
-    **dict.fromkeys(('world.csv','camvid.csv','camvid_upernet.csv','stanford.csv','ccp.csv'), of_comparison),
+    **dict.fromkeys(('bench.csv','ablation.csv'), of_run),
+    **dict.fromkeys(('bench_pairs.csv','ablation_pairs.csv'), of_pair),
+    **dict.fromkeys(COMPARED, of_comparison),
     'bench_costs.csv': of_costs, 'plug.csv': of_plug, 'speed.csv': of_speed,
 }
 
@@ -107,7 +113,8 @@ BUILD = {
 def test_settings_build(name):
     for i, row in enumerate(read_rows(RESULTS/name)):
         try: built = BUILD[name](row, json.loads(row[KEPT[name]['settings']]))
-        except Exception as e: raise AssertionError(f'{name}, row {i+2}: its settings build nothing any more ({type(e).__name__}: {e})') from e
+        except Exception as e:
+            raise AssertionError(f'{name}, row {i+2}: its settings build nothing any more ({type(e).__name__}: {e})') from e
         assert all(built)
 
 def test_a_renamed_setting_is_noticed():
@@ -139,31 +146,41 @@ def pairs_found(make, name):
         made = {place(r) for r in make()}
     return sum(place(r) in made for r in read_rows(RESULTS/name))
 
-def arms_found(name, *comparisons): return sum(len(rows) for arms in comparisons for rows in read_arms(RESULTS/name, arms).values())
+def arms_found(name, *comparisons):
+    found = [read_arms(RESULTS/name, arms) for arms in comparisons]
+    return sum(len(rows) for arms in found for rows in arms.values())
+
 def rows_found(name, good): return sum(map(good, read_rows(RESULTS/name)))
 
-def bench_runs(): return [r for suite in SUITES.values() for trial in suite for r in trial.runs]
-def ablation_runs(): return [r for runs, _ in ablation_tool.groups(5).values() for r in runs]
+TRIALS = [trial for suite in SUITES.values() for trial in suite]
+BENCH = [run for trial in TRIALS for run in trial.runs]
+COSTS = [run for trial in TRIALS for run in cost_runs(trial)]
+ABLATION = [run for runs, _ in ablation_tool.groups(5).values() for run in runs]
+JUDGED = [run for run in ABLATION if 'every' not in run] # and not watched
+SPEED = speed.plan(True)+speed.plan(False)
 FCN, UPERNET = ('fcn','fcn+idr'), ('upernet','upernet+idr')
-PLUG_ARMS = {f'{before}{model}{" + "+arm if arm!="plain" else ""}' for before in ('', 'trained ') for model in plug_ab.MODELS for arm in plug_ab.ARMS}
+SWITCHES = 'fcn', 'fcn+attention', 'fcn+frozen', 'fcn+tracked', 'fcn+idr'
+PLUGGED = [f'{model} + {arm}'.removesuffix(' + plain') for model in plug_ab.MODELS for arm in plug_ab.ARMS]
+ZOO = [(network, concat) for _, network, _, concat in zoo.plan()]
+BATTERY = [tuple(map(str, tuple(case))) for case in test_battery.ALL]
 
 FOUND = {
-    'bench.csv': lambda name: runs_found(bench_runs(), name, benchmark.COLUMNS),
-    'bench_pairs.csv': lambda name: pairs_found(lambda: pair_rows(bench_runs(), ''), name),
-    'bench_costs.csv': lambda name: runs_found([r for suite in SUITES.values() for trial in suite for r in cost_runs(trial)], name, benchmark.COST_COLUMNS),
-    'ablation.csv': lambda name: runs_found(ablation_runs(), name, benchmark.COLUMNS),
-    'ablation_pairs.csv': lambda name: pairs_found(lambda: ablation_pairs([r for r in ablation_runs() if 'every' not in r], ''), name),
-    'speed.csv': lambda name: runs_found(speed.plan(True)+speed.plan(False), name, speed.COLUMNS),
-    'recipes.csv': lambda name: rows_found(name, lambda r: r['recipe'] in RECIPES and r['kind'] in ('counted','timed')),
-    'world.csv': lambda name: arms_found(name, ('fcn','fcn+attention','fcn+frozen','fcn+tracked','fcn+idr')),
-    'camvid.csv': lambda name: arms_found(name, FCN),
-    'camvid_upernet.csv': lambda name: arms_found(name, UPERNET),
-    'stanford.csv': lambda name: arms_found(name, FCN, UPERNET),
-    'ccp.csv': lambda name: arms_found(name, FCN, UPERNET),
-    'plug.csv': lambda name: rows_found(name, lambda r: r['arm'] in PLUG_ARMS),
-    'loader.csv': lambda name: rows_found(name, lambda r: r['row'] in loader.ROWS),
-    'backbones.csv': lambda name: rows_found(name, lambda r: (r['network'], r['form']=='side by side') in {(n, c) for _,n,_,c in zoo.plan()}),
-    'battery.csv': lambda name: rows_found(name, lambda r: (r['framework'], r['backbone'], r['idr']) in {tuple(map(str, tuple(c))) for c in test_battery.ALL}),
+    'bench.csv': lambda n: runs_found(BENCH, n, benchmark.COLUMNS),
+    'bench_pairs.csv': lambda n: pairs_found(lambda: pair_rows(BENCH, ''), n),
+    'bench_costs.csv': lambda n: runs_found(COSTS, n, benchmark.COST_COLUMNS),
+    'ablation.csv': lambda n: runs_found(ABLATION, n, benchmark.COLUMNS),
+    'ablation_pairs.csv': lambda n: pairs_found(lambda: ablation_pairs(JUDGED, ''), n),
+    'speed.csv': lambda n: runs_found(SPEED, n, speed.COLUMNS),
+    'world.csv': lambda n: arms_found(n, SWITCHES),
+    'camvid.csv': lambda n: arms_found(n, FCN),
+    'camvid_upernet.csv': lambda n: arms_found(n, UPERNET),
+    'stanford.csv': lambda n: arms_found(n, FCN, UPERNET),
+    'ccp.csv': lambda n: arms_found(n, FCN, UPERNET),
+    'plug.csv': lambda n: rows_found(n, lambda r: r['arm'].removeprefix('trained ') in PLUGGED),
+    'recipes.csv': lambda n: rows_found(n, lambda r: r['recipe'] in RECIPES and r['kind'] in ('counted','timed')),
+    'loader.csv': lambda n: rows_found(n, lambda r: r['row'] in loader.ROWS),
+    'backbones.csv': lambda n: rows_found(n, lambda r: (r['network'], r['form']=='side by side') in ZOO),
+    'battery.csv': lambda n: rows_found(n, lambda r: (r['framework'], r['backbone'], r['idr']) in BATTERY),
 }
 
 @each_file
@@ -173,8 +190,9 @@ def test_rows_are_found(name):
 
 def test_a_plan_with_other_words_is_noticed():
     renamed = lambda run: {**run, 'train':{'rate' if k=='lr' else k:v for k,v in run['train'].items()}}
-    assert runs_found([renamed(r) for r in bench_runs()], 'bench.csv', benchmark.COLUMNS)==0
-    assert pairs_found(lambda: pair_rows([renamed(r) for r in bench_runs()], ''), 'bench_pairs.csv')==0
+    other = [renamed(run) for run in BENCH]
+    assert runs_found(other, 'bench.csv', benchmark.COLUMNS)==0
+    assert pairs_found(lambda: pair_rows(other, ''), 'bench_pairs.csv')==0
 
 LOST_BEFORE = {'speed.csv':18} # measured with 3 rounds, of which the plan now wants 5; not by a rename
 
@@ -199,6 +217,9 @@ def test_kept_models_load():
         if idr: assert not torch.equal(model.relations[0], torch.eye(12))
 
 if __name__=='__main__':
-    now = {n:{**KEPT[n], 'columns':columns_of(n), 'rows':len(read_rows(RESULTS/n)), 'found':FOUND[n](n)} for n in sorted(FOUND)}
+    now = {}
+    for name in sorted(FOUND):
+        counts = dict(rows=len(read_rows(RESULTS/name)), found=FOUND[name](name))
+        now[name] = {**KEPT[name], 'columns':columns_of(name), **counts}
     RECORD.write_text(json.dumps(now, indent=1)+'\n')
     for name, kept in now.items(): print(f'{name:20} {kept["rows"]:4} rows, {kept["found"]:4} found')

@@ -56,7 +56,8 @@ class Counts:
         for node in of_module(tree):
             if is_private(node.name): self.private += 1
             else: self.public += 1
-            if isinstance(node, FUNCTIONS): self.bodies.append((len_of_body(node, lines, tokens), f'{name}:{node.name}'))
+            if isinstance(node, FUNCTIONS):
+                self.bodies.append((len_of_body(node, lines, tokens), f'{name}:{node.name}'))
 
 def is_private(name): return name.startswith('_') and not name.endswith('__')
 
@@ -95,8 +96,9 @@ def row(name, c):
     bodies = sorted(size for size,_ in c.bodies) or [0]
     share = lambda n, of: n*of/c.lines
     sizes = f'{statistics.median(bodies):g} / {bodies[int(.9*(len(bodies)-1))]} / {bodies[-1]}'
-    return (name, f'{c.lines}', f'{share(c.over_100, 100):.1f} %', f'{share(c.over_120, 100):.1f} %', f'{c.tokens/c.lines:.1f}', sizes,
-            f'{share(c.semicolons, 1000):.0f}', f'{c.private/max(1, c.public):.2f}', f'{share(c.raises, 100):.1f}', f'{c.imported}')
+    return (name, str(c.lines), f'{share(c.over_100, 100):.1f} %', f'{share(c.over_120, 100):.1f} %',
+            f'{c.tokens/c.lines:.1f}', sizes, f'{share(c.semicolons, 1000):.0f}',
+            f'{c.private/max(1, c.public):.2f}', f'{share(c.raises, 100):.1f}', str(c.imported))
 
 def table(folders):
     "Markdown: a line a package."

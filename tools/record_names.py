@@ -90,7 +90,8 @@ def write_samples(folder):
     "Train, save as a user would, and keep what the models say of an image, and the last loss."
     pairs, model, trained = sample_pairs(), sample_model('upernet'), sample_model('fcn')
     train(model, pairs, CONFIG, 'cpu', False)
-    save_model(model, folder/'model', SPACE, (16,20), protocol=asdict(Protocol()), results=[dict(data='made up', miou=50.)])
+    results = [dict(data='made up', miou=50.)]
+    save_model(model, folder/'model', SPACE, (16,20), protocol=asdict(Protocol()), results=results)
     with tempfile.TemporaryDirectory() as tmp: # a training of two steps, of which the checkpoint of the first is kept
         records = train(trained, pairs, CONFIG, 'cpu', False, out=tmp, save_every=1)
         (folder/'training'/'checkpoints').mkdir(parents=True, exist_ok=True)
@@ -99,8 +100,9 @@ def write_samples(folder):
     host = add_idr(sample_host(), at='3', width=4, dim=2)
     host.train()(images.float())
     save_plugged(host, folder/'plugged.safetensors')
-    said = dict(images=images, loss=torch.tensor([records[-1]['loss']]), model=answer(model, images), trained=answer(trained, images),
-                checkpoint=answer(checkpointed(folder), images), plugged=answer(host, images.float()))
+    said = dict(images=images, loss=torch.tensor([records[-1]['loss']]), model=answer(model, images),
+                checkpoint=answer(checkpointed(folder), images), trained=answer(trained, images),
+                plugged=answer(host, images.float()))
     save_file(said, folder/'outputs.safetensors')
 
 def sample_faults(folder):
@@ -158,7 +160,8 @@ def plugged_names(library):
     model, inside = build(), at+'.'
     outside = [n for n in model.state_dict() if not n.startswith(inside)]
     state = add_idr(model).state_dict()
-    if [n for n in state if not n.startswith(inside)]!=outside: raise AssertionError(f'{library}: names outside of {at} have changed')
+    if [n for n in state if not n.startswith(inside)]!=outside:
+        raise AssertionError(f'{library}: names outside of {at} have changed')
     return names_of({n.removeprefix(inside):t for n,t in state.items() if n.startswith(inside)})
 
 def checkpoint_names(file):
@@ -199,14 +202,16 @@ def record():
                     optimised=optimised(sample_model('fcn')), settings=settings)
 
 def differences(was, now):
-    "What two records do not have in common, in words. Further settings are none: old files are read by their defaults."
+    """What two records do not have in common, in words.
+    A further setting is no difference: files that lack it are read by its default."""
     out = []
     for name in [*was['models'], *(n for n in now['models'] if n not in was['models'])]:
         out += changed(f'model {name!r}', was['models'].get(name, {}), now['models'].get(name, {}))
     for library in was['plugged'].keys() & now['plugged'].keys():
         out += changed(f'IDR in a model of {library}', was['plugged'][library], now['plugged'][library])
     out += changed('checkpoint', was['checkpoint'], now['checkpoint'])
-    if was['optimised']!=now['optimised']: out.append('the optimiser of a checkpoint numbers the parameters in another order')
+    if was['optimised']!=now['optimised']:
+        out.append('the optimiser of a checkpoint numbers the parameters in another order')
     for file,names in was['settings'].items():
         out += [f'{file}: setting {n!r} is gone' for n in names if n not in now['settings'][file]]
     return out
@@ -214,7 +219,8 @@ def differences(was, now):
 def changed(what, was, now):
     "Tensors that are gone, new, or of another shape or dtype."
     names = [*was, *(n for n in now if n not in was)]
-    return [f'{what}: {n!r} was {was.get(n, "not there")}, is {now.get(n, "not there")}' for n in names if was.get(n)!=now.get(n)]
+    different = [n for n in names if was.get(n)!=now.get(n)]
+    return [f'{what}: {n!r} was {was.get(n, "not there")}, is {now.get(n, "not there")}' for n in different]
 
 # --- the record as a file, in which parts that several models have alike stand once
 
@@ -250,7 +256,9 @@ def main():
     if a.check and not file.exists(): sys.exit(f'there is no record {file}; write it first')
     wrong = differences(read_record(file), found) if file.exists() else []
     if a.check: wrong += sample_faults(a.folder)
-    if wrong and not a.force: sys.exit('\n'.join(['differs from the record:', *wrong, 'Names that people have on disk have changed: raise FORMAT and map them.']))
+    if wrong and not a.force:
+        sys.exit('\n'.join(['differs from the record:', *wrong,
+                            'What people have on disk could not be read: raise FORMAT, and map the names.']))
     if a.check: return
     a.folder.mkdir(parents=True, exist_ok=True)
     write_record(found, file)
