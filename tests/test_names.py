@@ -87,6 +87,10 @@ def test_the_tool_writes_over_no_other_record(was, tmp_path, monkeypatch, capsys
     for flags in ((), ('--check',)):
         with pytest.raises(SystemExit, match='head.idr.memory.*\n.*raise FORMAT'): call(other, *flags)
         assert tool.read_record(tmp_path/'f'/'names.json')==was
+    call(other, '--force')
+    assert tool.read_record(tmp_path/'f'/'names.json')==other
+    for file in ('outputs.safetensors', 'plugged.safetensors', 'model/model.safetensors'): # samples stay
+        assert (tmp_path/'f'/file).read_bytes()==(FOLDER/file).read_bytes()
     with pytest.raises(SystemExit, match='no record'): call(was, '--check', folder='none')
     call(was, folder='new')
     assert tool.read_record(tmp_path/'new'/'names.json')==was and not tool.sample_faults(tmp_path/'new')

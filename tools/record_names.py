@@ -6,8 +6,8 @@ settings; and a small model, a checkpoint and a plugged model with the logits th
 
 A tensor may get another name, but the weights that people have on their disks keep theirs: with other
 names FORMAT grows, and what was written at an old format is read by a map of names. So a record of
-the same format that says something else is not written over (--force does it, where nobody can have
-such weights). Samples that are there stay: they are what an old version has written."""
+the same format that says something else is not written over (--force does it, where old files can be
+read nevertheless). Samples that are there stay: they are what an old version has written."""
 import argparse, json, shutil, sys, tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -262,7 +262,7 @@ def main():
     if a.check: return
     a.folder.mkdir(parents=True, exist_ok=True)
     write_record(found, file)
-    if not (a.folder/'outputs.safetensors').exists() or a.force: write_samples(a.folder)
+    if not (a.folder/'outputs.safetensors').exists(): write_samples(a.folder)
     print(f'{len(found["models"])} models, {len(found["plugged"])} libraries in {file}')
 
 if __name__=='__main__': main()
