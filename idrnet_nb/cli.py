@@ -355,6 +355,8 @@ def _values(settings, part, kinds): # of one part: name -> value, read by its ty
     for name,text in settings.items():
         where, _, field = name.partition('.')
         if where!=part: continue
+        if part=='head' and field in ('num_classes', 'ignore'):
+            raise ValueError(f'--set {name}={text}: this comes from the classes of the data')
         if field not in kinds: raise ValueError(f'--set {name.removeprefix("train.")}={text}: there is no such setting; there are {", ".join(kinds)}')
         try: values[field] = parse_value(text, kinds[field])
         except ValueError as e: raise ValueError(f'--set {name.removeprefix("train.")}={text}: {e}') from None
@@ -556,7 +558,7 @@ def _data_of_recipe(a, recipe): # --data, or the set that the recipe was made fo
 
 def _training_by_arm(a, start): # task, model, config
     from dataclasses import replace
-    from idrnet_nb.compare import build
+    from idrnet_nb.compare import build, parse_arm
     from idrnet_nb.core import field_types
     from idrnet_nb.idrnet import HeadConfig
     settings = _settings(a)
@@ -571,8 +573,11 @@ def _training_by_arm(a, start): # task, model, config
             was = getattr(of, part) or _whole_image()
             setattr(of, part, replace(was, **_values(settings, part, field_types(type(was)))))
     head = _values(settings, 'head', field_types(HeadConfig))
+    if decided := [name for name in head if name in parse_arm(a.arm)[1]]:
+        raise ValueError(f'--set head.{decided[0]}: the name of the arm, {a.arm}, says it already; give another --arm')
     backbone = _values(settings, 'backbone', _backbone_kinds())
-    model = build(a.arm, task, config.seed, pretrained=a.pretrained, **{**_model_args(a), **head}, **({'backbone_args':backbone} if backbone else {}))
+    settings = _model_args(a) | head | ({'output_stride':backbone.pop('output_stride')} if 'output_stride' in backbone else {})
+    model = build(a.arm, task, config.seed, pretrained=a.pretrained, backbone_args=backbone, **settings)
     return task, model, config
 
 def _whole_image():
