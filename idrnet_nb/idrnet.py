@@ -46,6 +46,14 @@ class IDRContext(nn.Module):
         self.register_buffer('memory', torch.zeros(k, width))
         self.register_buffer('count', torch.full((k,), 1e-6))
         self.refiner = SelfAttention(6*width, width, dim, eps)
+    def _apply(self, fn, recurse=True): # of `nn.Module`, behind .to(), .half() …
+        "What is learnt keeps at least float32 in a model of half precision: there a counter would stand still from 256 on, and small steps be lost."
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name,b in before.items():
+            now = self._buffers[name]
+            if now.is_floating_point() and now.dtype.itemsize<4: self._buffers[name] = b.to(now.device, torch.promote_types(b.dtype, torch.float32))
+        return self
     def read(self,
         feat:Tensor, # `b c h w`
         coarse:Tensor, # `b k h w`, a score a class
