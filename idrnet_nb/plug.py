@@ -87,6 +87,10 @@ class _Trail:
         self.now = one = _Forward()
         self.waiting.add(one)
         logits.register_hook(lambda _: self.backward(one))
+    def leave(self, last): # training ends: of compiled forwards nothing is known but the last
+        if last is None or self.now is not None or self.learnt or not last['logits'].requires_grad: return
+        self.warn('unheard', 'training ends, and idr_loss was never called: the coarse prediction had no loss of its own and the relation tables stood still. '
+                  'Add idr_loss(model, label) to the loss after each forward in training')
     def backward(self, one):
         if one in self.waiting: self.unheard += 1
         self.waiting.discard(one)
@@ -139,6 +143,21 @@ class IDRClassifier(nn.Module):
     def __setstate__(self, state):
         super().__setstate__(state)
         self.last, self.trail = None, _Trail()
+    def train(self, mode=True):
+        if not mode: self.trail.leave(self.last)
+        return super().train(mode)
+    def get_extra_state(self): # goes with the weights: what no shape of theirs tells
+        return torch.tensor([1, self.settings['pool'], self.settings['keep_answer']], dtype=torch.float32)
+    def set_extra_state(self, state):
+        if not isinstance(state, Tensor) or state.shape!=(3,) or not state.isfinite().all():
+            raise ValueError(f'the settings of IDR beside these weights are broken: {state}')
+        form, pool, keep = (round(v) for v in state.tolist())
+        mine = self.settings['pool'], self.settings['keep_answer']
+        if form==1 and (pool, bool(keep))!=mine:
+            raise ValueError(f'these weights were trained with pool={pool}, keep_answer={bool(keep)} of IDR, the model was plugged with pool={mine[0]}, '
+                             f'keep_answer={mine[1]}; plug it with the same stride and keep_answer: add_idr(model, stride=..., keep_answer={bool(keep)})')
+    def _load_from_state_dict(self, weights, prefix, *args): # weights of before may lack it
+        super()._load_from_state_dict({f'{prefix}_extra_state':self.get_extra_state(), **weights}, prefix, *args)
 
 def _check_forward(feat):
     check_finite(feat.detach(), 'features at the seam')
@@ -160,13 +179,16 @@ def _check_settings(where, settings, optional=()):
         if not (value is None and name in optional or fits(value)): raise ValueError(f'{where}: {name}={value!r}, must be {words}')
 
 # %% ../nbs/23_plug.ipynb #c033
+def _around(model, at): # the modules around the seam, the innermost first
+    return [model.get_submodule(at.rsplit('.', i)[0]) for i in range(1, at.count('.')+1)] + [model]
+
 def _seam(model, at): # the convolution at `at`
     if not isinstance(at, str): raise ValueError(f"at={at!r} must be the path of a convolution in words, such as 'head.4'")
     names = [n for n,_ in model.named_modules() if n]
     if at not in names:
         raise ValueError(f'the model {type(model).__name__} has nothing at {at!r}; near: {difflib.get_close_matches(at, names, 3, 0.3) or names[-3:]}')
     conv = model.get_submodule(at)
-    if hasattr(conv, 'base_layer') or at.endswith('.base_layer'):
+    if any(hasattr(m, 'base_layer') for m in (conv, *_around(model, at))):
         raise ValueError(f'{at!r} is wrapped by peft; put IDR into the model first, then call get_peft_model')
     if isinstance(conv, nn.modules.lazy.LazyModuleMixin):
         raise ValueError(f'{at!r} is a {type(conv).__name__} without weights; run the model once, then put IDR in')
@@ -234,8 +256,8 @@ def _plugs(model): # those that run
     return [(n,m) for n,m in _all_plugs(model) if m not in idle]
 
 def _learner(plugs): # the one of several that learns, or None
-    for sign in (lambda i: i.last is not None and i.last['logits'].requires_grad, lambda i: i.last is not None,
-                 lambda i: i.trail.learnt, lambda i: any(p.requires_grad for p in i.parameters())):
+    for sign in (lambda i: i.last is not None and i.last['logits'].requires_grad, lambda i: i.trail.learnt,
+                 lambda i: i.last is not None, lambda i: any(p.requires_grad for p in i.parameters())):
         found = [i for i in plugs if sign(i)]
         if found: return found[0] if len(found)==1 else None
 
@@ -243,9 +265,6 @@ def _check_plain(model):
     if _all_plugs(model):
         raise ValueError(f'{type(model).__name__} has IDR already, at {_all_plugs(model)[0][0]!r}; remove_idr(model) takes it off')
     if any(isinstance(m, IDRContext) for m in model.modules()): raise ValueError(f'{type(model).__name__} has IDR built in; build it with idr=False')
-
-def _around(model, at): # the modules around the seam, the innermost first
-    return [model.get_submodule(at.rsplit('.', i)[0]) for i in range(1, at.count('.')+1)] + [model]
 
 def _of_transformers(model): return any(home=='transformers' for home,_ in _kinds(model))
 
@@ -257,6 +276,11 @@ class _Refusal: # stands in a plugged model for a method that would write what n
     def __call__(self, *args, **kwargs):
         raise ValueError(f'{self.name} does not know IDR, and could not read back what it writes; take save_plugged(model, path) and load_plugged(model, path), '
                          'or remove_idr(model) first')
+
+_FORMAT, _NOTE = 1, ('format','version','model','at','k','settings')
+
+def _note(model, at, idr): # what a file says beside the weights
+    return dict(format=_FORMAT, version=__version__, model=type(model).__name__, at=at, k=idr.out_channels, settings=idr.settings)
 
 _SAVERS, _CONFIG = ('save_pretrained', 'push_to_hub'), 'idrnet_nb_plug'
 
@@ -342,12 +366,21 @@ def _check_last(idr, label, ignore): # -> label, as int64
     if label.ndim!=3 or len(label)!=b or label.is_floating_point() or label.is_complex() or label.dtype==torch.bool:
         hint = '; label[:,0] takes the extra axis away' if label.ndim==4 and label.shape[1]==1 else ''
         raise ValueError(f'idr_loss: labels must be `b H W` whole numbers for the {b} pictures of the last forward, got {tuple(label.shape)} of {label.dtype}{hint}')
+    if not isinstance(ignore, int): raise ValueError(f'idr_loss: ignore={ignore!r}, must be the whole number that marks void pixels')
     if 0<=ignore<k:
         raise ValueError(f'idr_loss: ignore={ignore} is the id of a class, the model has {k} (0..{k-1}); mark void pixels with another id '
                          f'and say it: ignore={max(k, IGNORE)}, or -1')
     label = label.long()
     check_labels(label, k, ignore, 'idr_loss: label')
     return label
+
+def _check_picks(b, k, noise, deleted):
+    if noise is not None and noise.shape!=(b,k):
+        raise ValueError(f'idr_loss: noise must be `b k`, ({b}, {k}) for the last forward, got {tuple(noise.shape)}')
+    if deleted is None: return
+    if deleted.shape!=(b,) or deleted.dtype!=torch.int64:
+        raise ValueError(f'idr_loss: deleted must be {b} class ids of int64, one for each image, got {tuple(deleted.shape)} of {deleted.dtype}')
+    check_labels(deleted, k, 0, 'idr_loss: deleted')
 
 def _check_numbers(**numbers):
     for name,value in numbers.items():
@@ -384,6 +417,7 @@ def idr_loss(
     idr = idr_of(model)
     _check_numbers(coarse_weight=coarse_weight, relation_momentum=relation_momentum, memory_momentum=memory_momentum)
     label, last = _check_last(idr, label, ignore), idr.last
+    _check_picks(*last['view'].present.shape, noise, deleted)
     loss = coarse_weight*mean_loss(pixel_loss(upsample(last['coarse'], label.shape[-2:]), label, ignore), label, ignore)
     check_finite(loss.detach(), 'idr_loss: coarse loss'); check_finite(last['logits'].detach(), 'idr_loss: scores at the seam')
     idr.last = None
@@ -419,11 +453,6 @@ def _add_loss(model, args, kwargs, out): # a forward hook, of the model that is 
     return out
 
 # %% ../nbs/23_plug.ipynb #c065
-_FORMAT, _NOTE = 1, ('format','version','model','at','k','settings')
-
-def _note(model, at, idr): # what a file says beside the weights
-    return dict(format=_FORMAT, version=__version__, model=type(model).__name__, at=at, k=idr.out_channels, settings=idr.settings)
-
 def _read_note(path): # of a file that `save_plugged` wrote
     from safetensors import SafetensorError, safe_open
     if not Path(path).is_file(): raise FileNotFoundError(f'load_plugged: no file {str(path)!r}; check the path')
