@@ -6,7 +6,7 @@
 __all__ = ['find_seam', 'IDRClassifier', 'add_idr', 'idr_of', 'remove_idr', 'idr_loss', 'save_plugged', 'load_plugged', 'IDRHead']
 
 # %% ../nbs/23_plug.ipynb #c003
-import copy, difflib, inspect, json, warnings, weakref
+import copy, difflib, importlib, inspect, json, warnings, weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Optional
@@ -27,7 +27,7 @@ _KNOWN = ( # the package a class comes from, class names (none: any), the part o
     ('transformers', (), 'decode_head.classifier'), ('idrnet_nb', ('Segmentor',), 'head.final.score'), ('idrnet_nb', ('SegHead',), 'final.score'))
 
 _WRAPPERS = { # class that wraps a model -> how to get at the model
-    'DataParallel': 'model.module', 'DistributedDataParallel': 'model.module', 'FullyShardedDataParallel': 'model.module',
+    **{n:'model.module' for n in ('DataParallel','DistributedDataParallel','FullyShardedDataParallel')},
     'AveragedModel': 'model.module', 'DeepSpeedEngine': 'model.module', 'OptimizedModule': 'model._orig_mod',
     'PeftModel': 'model.merge_and_unload()'}
 
@@ -45,8 +45,8 @@ def find_seam(
     """Where features become class scores, for models of segmentation_models.pytorch, torchvision (FCN, DeepLabV3), transformers
     (SegFormer, UPerNet, and all that have a `decode_head.classifier`) and our own. Raises ValueError for others, listing their convolutions."""
     if _inside(model):
-        raise ValueError(f'find_seam: {type(model).__name__} is a wrapper; put IDR into the model first, then wrap it '
-                         '(peft: name the head in modules_to_save)')
+        raise ValueError(f'find_seam: {type(model).__name__} is a wrapper; put IDR into the model first, '
+                         'then wrap it (peft: name the head in modules_to_save)')
     for home,names,part in _KNOWN:
         if any(h==home and (not names or n in names) for h,n in _kinds(model)) and (found := [*_convs(model, part)]): return found[-1]
     last = [f'{n!r} ({m.in_channels} to {m.out_channels} channels)' for n,m in _convs(model).items()][-4:]
@@ -81,16 +81,18 @@ class _Trail:
     def begin(self, logits):
         if not logits.requires_grad or torch.compiler.is_compiling() or torch.jit.is_tracing(): return
         if self.unheard>=(30 if self.learnt else 3):
-            self.warn('unheard', f'{self.unheard} training steps went by without idr_loss: the coarse prediction has no loss of its own and the '
-                      'relation tables stand still. Add idr_loss(model, label) to the loss after each forward in training '
-                      '(models of transformers: give them labels=), or take IDR off: remove_idr(model)')
+            self.warn('unheard', f'{self.unheard} training steps went by without idr_loss: the coarse prediction has '
+                      'no loss of its own and the relation tables stand still. Add idr_loss(model, label) to the loss '
+                      'after each forward in training (models of transformers: give them labels=), or take IDR off: '
+                      'remove_idr(model)')
         self.now = one = _Forward()
         self.waiting.add(one)
         logits.register_hook(lambda _: self.backward(one))
     def leave(self, last): # training ends: of compiled forwards nothing is known but the last
         if last is None or self.now is not None or self.learnt or not last['logits'].requires_grad: return
-        self.warn('unheard', 'training ends, and idr_loss was never called: the coarse prediction had no loss of its own and the relation tables stood still. '
-                  'Add idr_loss(model, label) to the loss after each forward in training')
+        self.warn('unheard', 'training ends, and idr_loss was never called: the coarse prediction had no loss of its '
+                  'own and the relation tables stood still. Add idr_loss(model, label) to the loss after each forward '
+                  'in training')
     def backward(self, one):
         if one in self.waiting: self.unheard += 1
         self.waiting.discard(one)
@@ -154,8 +156,9 @@ class IDRClassifier(nn.Module):
         form, pool, keep = (round(v) for v in state.tolist())
         mine = self.settings['pool'], self.settings['keep_answer']
         if form==1 and (pool, bool(keep))!=mine:
-            raise ValueError(f'these weights were trained with pool={pool}, keep_answer={bool(keep)} of IDR, the model was plugged with pool={mine[0]}, '
-                             f'keep_answer={mine[1]}; plug it with the same stride and keep_answer: add_idr(model, stride=..., keep_answer={bool(keep)})')
+            raise ValueError(f'these weights were trained with pool={pool}, keep_answer={bool(keep)} of IDR, the model '
+                             f'was plugged with pool={mine[0]}, keep_answer={mine[1]}; plug it with the same stride and '
+                             f'keep_answer: add_idr(model, stride=..., keep_answer={bool(keep)})')
     def _load_from_state_dict(self, weights, prefix, *args): # weights of before may lack it
         super()._load_from_state_dict({f'{prefix}_extra_state':self.get_extra_state(), **weights}, prefix, *args)
 
@@ -171,19 +174,22 @@ def _whole(low): return lambda v: isinstance(v, int) and not isinstance(v, bool)
 _ALLOWED = { # setting -> (what it may be, a test of it)
     **{n:('positive, a whole number up to 65536', _whole(1)) for n in ('width','dim','pool','stride')},
     'keep_answer': ('True or False', lambda v: isinstance(v, bool)),
-    'dropout': ('a number from 0 to below 1', lambda v: isinstance(v, (int,float)) and not isinstance(v, bool) and 0<=v<1)}
+    'dropout': ('a number from 0 to below 1',
+                lambda v: isinstance(v, (int,float)) and not isinstance(v, bool) and 0<=v<1)}
 
 def _check_settings(where, settings, optional=()):
     for name,value in settings.items():
         words, fits = _ALLOWED[name]
-        if not (value is None and name in optional or fits(value)): raise ValueError(f'{where}: {name}={value!r}, must be {words}')
+        if not (value is None and name in optional or fits(value)):
+            raise ValueError(f'{where}: {name}={value!r}, must be {words}')
 
 # %% ../nbs/23_plug.ipynb #c033
 def _around(model, at): # the modules around the seam, the innermost first
     return [model.get_submodule(at.rsplit('.', i)[0]) for i in range(1, at.count('.')+1)] + [model]
 
 def _seam(model, at): # the convolution at `at`
-    if not isinstance(at, str): raise ValueError(f"at={at!r} must be the path of a convolution in words, such as 'head.4'")
+    if not isinstance(at, str):
+        raise ValueError(f"at={at!r} must be the path of a convolution in words, such as 'head.4'")
     names = [n for n,_ in model.named_modules() if n]
     if at not in names:
         raise ValueError(f'the model {type(model).__name__} has nothing at {at!r}; near: {difflib.get_close_matches(at, names, 3, 0.3) or names[-3:]}')
@@ -193,8 +199,8 @@ def _seam(model, at): # the convolution at `at`
     if isinstance(conv, nn.modules.lazy.LazyModuleMixin):
         raise ValueError(f'{at!r} is a {type(conv).__name__} without weights; run the model once, then put IDR in')
     if not isinstance(conv, nn.Conv2d):
-        raise ValueError(f'{at!r} is a {type(conv).__name__}; the seam must be the Conv2d that gives the class scores, such as {[*_convs(model)][-3:]} '
-                         '(a Linear does what a 1×1 Conv2d does: write it as one)')
+        raise ValueError(f'{at!r} is a {type(conv).__name__}; the seam must be the Conv2d that gives the class scores, '
+                         f'such as {[*_convs(model)][-3:]} (a Linear does what a 1×1 Conv2d does: write it as one)')
     if conv.out_channels<2:
         raise ValueError(f'{at!r} gives {conv.out_channels} class; IDR needs 2 or more that exclude each other (softmax): build the model with 2 classes, background and object')
     return conv
@@ -263,7 +269,8 @@ def _learner(plugs): # the one of several that learns, or None
 
 def _check_plain(model):
     if _all_plugs(model):
-        raise ValueError(f'{type(model).__name__} has IDR already, at {_all_plugs(model)[0][0]!r}; remove_idr(model) takes it off')
+        raise ValueError(f'{type(model).__name__} has IDR already, at {_all_plugs(model)[0][0]!r}; '
+                         'remove_idr(model) takes it off')
     if any(isinstance(m, IDRContext) for m in model.modules()): raise ValueError(f'{type(model).__name__} has IDR built in; build it with idr=False')
 
 def _of_transformers(model): return any(home=='transformers' for home,_ in _kinds(model))
@@ -274,13 +281,14 @@ def _takes_labels(model):
 class _Refusal: # stands in a plugged model for a method that would write what nobody can read
     def __init__(self, name): self.name = name
     def __call__(self, *args, **kwargs):
-        raise ValueError(f'{self.name} does not know IDR, and could not read back what it writes; take save_plugged(model, path) and load_plugged(model, path), '
-                         'or remove_idr(model) first')
+        raise ValueError(f'{self.name} does not know IDR, and could not read back what it writes; take '
+                         'save_plugged(model, path) and load_plugged(model, path), or remove_idr(model) first')
 
 _FORMAT, _NOTE = 1, ('format','version','model','at','k','settings')
 
 def _note(model, at, idr): # what a file says beside the weights
-    return dict(format=_FORMAT, version=__version__, model=type(model).__name__, at=at, k=idr.out_channels, settings=idr.settings)
+    return dict(format=_FORMAT, version=__version__, model=type(model).__name__,
+                at=at, k=idr.out_channels, settings=idr.settings)
 
 _SAVERS, _CONFIG = ('save_pretrained', 'push_to_hub'), 'idrnet_nb_plug'
 
@@ -322,12 +330,15 @@ def add_idr(
     dropout:float=.1, # see `IDRClassifier`
     example:Optional[Tensor]=None, # `b c H W`, a picture to look with; None: black, 64×64
 )->nn.Module: # `model`
-    """Put IDR at the seam. Make the optimiser, and wrap (DDP, compile, peft), after this. Raises ValueError, FloatingPointError for a model that
-    has IDR already, a wrapper, a wrong seam, an answer that is not finite; the model is then as it was."""
+    """Put IDR at the seam. Make the optimiser, and wrap (DDP, compile, peft), after this. Raises ValueError,
+    FloatingPointError for a model that has IDR already, a wrapper, a wrong seam, an answer that is not finite;
+    the model is then as it was."""
     _check_plain(model)
-    _check_settings('add_idr', dict(width=width, dim=dim, stride=stride, keep_answer=keep_answer, dropout=dropout), optional=('width','dim'))
+    settings = dict(width=width, dim=dim, stride=stride, keep_answer=keep_answer, dropout=dropout)
+    _check_settings('add_idr', settings, optional=('width','dim'))
     if example is not None and not (isinstance(example, Tensor) and example.ndim==4):
-        raise ValueError(f'add_idr: example must be a tensor of images, `b c H W`, got {getattr(example, "shape", type(example).__name__)}')
+        raise ValueError(f'add_idr: example must be a tensor of images, `b c H W`, got '
+                         f'{getattr(example, "shape", type(example).__name__)}')
     if _inside(model): find_seam(model) # says so
     at = find_seam(model) if at is None else at
     pool = max(1, stride//_seam_stride(model, at, example))
@@ -336,19 +347,20 @@ def add_idr(
 def idr_of(
     model:nn.Module, # plugged, wrapped or not
 )->IDRClassifier: # its `relations`, `context.memory`, `coarse` …
-    """The module that `add_idr` put in. Of copies that peft keeps the one that runs; of several others (student and teacher) the one that learns.
-    Raises ValueError where there is none, or where nothing tells which of several is meant."""
+    """The module that `add_idr` put in. Of copies that peft keeps the one that runs; of several others
+    (student and teacher) the one that learns. Raises ValueError where there is none, or where nothing tells which of several is meant."""
     found = _plugs(model)
     if not found: raise ValueError(f'{type(model).__name__} has no IDR; call add_idr(model) first')
     if len(found)==1: return found[0][1]
     if (idr := _learner([m for _,m in found])) is not None: return idr
-    raise ValueError(f'{type(model).__name__} has IDR {len(found)} times, at {[n for n,_ in found]}, and nothing tells which is meant; '
-                     'give the part of the model that is trained')
+    raise ValueError(f'{type(model).__name__} has IDR {len(found)} times, at {[n for n,_ in found]}, and nothing '
+                     'tells which is meant; give the part of the model that is trained')
 
 def remove_idr(
     model:nn.Module, # plugged
 )->nn.Module: # `model`, its old convolution in place, as trained since
-    "Undo `add_idr`, in all copies that the model has: the same weights' names as before, the answer is P_c. Raises ValueError where there is no IDR."
+    """Undo `add_idr`, in all copies that the model has: the same weights' names as before, the answer is P_c.
+    Raises ValueError where there is no IDR."""
     if not _all_plugs(model): raise ValueError(f'{type(model).__name__} has no IDR; call add_idr(model) first')
     _unplug(model)
     return model
@@ -362,24 +374,29 @@ def _check_last(idr, label, ignore): # -> label, as int64
     b, k = idr.last['coarse'].shape[:2]
     if torch.is_grad_enabled() and not idr.last['coarse'].requires_grad and any(p.requires_grad for p in idr.coarse.parameters()):
         raise RuntimeError('idr_loss: the last forward ran without gradients (no_grad, or reentrant checkpointing around the seam); the coarse loss would train nothing')
-    if not isinstance(label, Tensor): raise ValueError(f'idr_loss: labels must be a tensor `b H W`, got {type(label).__name__}')
+    if not isinstance(label, Tensor):
+        raise ValueError(f'idr_loss: labels must be a tensor `b H W`, got {type(label).__name__}')
     if label.ndim!=3 or len(label)!=b or label.is_floating_point() or label.is_complex() or label.dtype==torch.bool:
         hint = '; label[:,0] takes the extra axis away' if label.ndim==4 and label.shape[1]==1 else ''
-        raise ValueError(f'idr_loss: labels must be `b H W` whole numbers for the {b} pictures of the last forward, got {tuple(label.shape)} of {label.dtype}{hint}')
-    if not isinstance(ignore, int): raise ValueError(f'idr_loss: ignore={ignore!r}, must be the whole number that marks void pixels')
+        raise ValueError(f'idr_loss: labels must be `b H W` whole numbers for the {b} pictures of the last '
+                         f'forward, got {tuple(label.shape)} of {label.dtype}{hint}')
+    if not isinstance(ignore, int):
+        raise ValueError(f'idr_loss: ignore={ignore!r}, must be the whole number that marks void pixels')
     if 0<=ignore<k:
-        raise ValueError(f'idr_loss: ignore={ignore} is the id of a class, the model has {k} (0..{k-1}); mark void pixels with another id '
-                         f'and say it: ignore={max(k, IGNORE)}, or -1')
+        raise ValueError(f'idr_loss: ignore={ignore} is the id of a class, the model has {k} (0..{k-1}); mark '
+                         f'void pixels with another id and say it: ignore={max(k, IGNORE)}, or -1')
     label = label.long()
     check_labels(label, k, ignore, 'idr_loss: label')
     return label
 
 def _check_picks(b, k, noise, deleted):
     if noise is not None and noise.shape!=(b,k):
-        raise ValueError(f'idr_loss: noise must be `b k`, ({b}, {k}) for the last forward, got {tuple(noise.shape)}')
+        raise ValueError(f'idr_loss: noise must be `b k`, ({b}, {k}) for the last forward, got '
+                         f'{tuple(noise.shape)}')
     if deleted is None: return
     if deleted.shape!=(b,) or deleted.dtype!=torch.int64:
-        raise ValueError(f'idr_loss: deleted must be {b} class ids of int64, one for each image, got {tuple(deleted.shape)} of {deleted.dtype}')
+        raise ValueError(f'idr_loss: deleted must be {b} class ids of int64, one for each image, got '
+                         f'{tuple(deleted.shape)} of {deleted.dtype}')
     check_labels(deleted, k, 0, 'idr_loss: deleted')
 
 def _check_numbers(**numbers):
@@ -412,8 +429,9 @@ def idr_loss(
     deleted:Optional[Tensor]=None, # `b`, the classes to delete; None: picked
 )->Tensor: # scalar, to be added to the model's own loss
     """Coarse loss (step 10), and once a forward the deletion diagnostics. Raises RuntimeError without a forward in training, ValueError for labels
-    of a wrong shape or with wrong ids, FloatingPointError for a loss that is not finite (CPU). Warns, once, where other forwards with gradients
-    are still in use: the labels are taken for those of the last; and where all weights of IDR are frozen."""
+    of a wrong shape or with wrong ids, FloatingPointError for a loss that is not finite (CPU). Warns, once, where
+    earlier forwards with gradients are still in use: the labels are taken for those of the last; and where all
+    weights of IDR are frozen."""
     idr = idr_of(model)
     _check_numbers(coarse_weight=coarse_weight, relation_momentum=relation_momentum, memory_momentum=memory_momentum)
     label, last = _check_last(idr, label, ignore), idr.last
@@ -422,8 +440,8 @@ def idr_loss(
     check_finite(loss.detach(), 'idr_loss: coarse loss'); check_finite(last['logits'].detach(), 'idr_loss: scores at the seam')
     idr.last = None
     if others := idr.trail.heard():
-        idr.trail.warn('others', f'idr_loss: {others} earlier forward(s) with gradients wait for their backward; the labels are taken for those of the last. '
-                       'Call idr_loss after each forward that has labels, before the next forward')
+        idr.trail.warn('others', f'idr_loss: {others} earlier forward(s) with gradients wait for their backward; the '
+                       'labels are taken for those of the last. Call idr_loss after each forward that has labels, before the next forward')
     if not any(p.requires_grad for p in idr.parameters()):
         idr.trail.warn('frozen', 'idr_loss: all weights of IDR are frozen and learn nothing. With peft, name the head: '
                        "LoraConfig(..., modules_to_save=['decode_head']); else idr_of(model).requires_grad_(True)")
@@ -435,7 +453,7 @@ def _void_of(config): # SegFormer, BEiT … and UPerNet name it differently
     found = [getattr(config, n, None) for n in ('semantic_loss_ignore_index', 'loss_ignore_index')]
     return next((i for i in found if i is not None), IGNORE)
 
-def _add_loss(model, args, kwargs, out): # a forward hook, of the model that is given labels; with no_grad nothing learns
+def _add_loss(model, args, kwargs, out): # a forward hook of the model that is given labels; no_grad: nothing learns
     label = kwargs.get('labels')
     if label is None:
         place = [*inspect.signature(type(model).forward).parameters].index('labels') - 1 # the first is self
@@ -443,10 +461,11 @@ def _add_loss(model, args, kwargs, out): # a forward hook, of the model that is 
     ran = [i for _,i in _plugs(model) if i.last is not None and i.last['logits'].requires_grad]
     if label is None or not ran: return out
     void, k = _void_of(model.config), ran[0].out_channels
-    if 0<=void<k and void!=IGNORE: label, void = label.long().masked_fill(label==void, -1), -1 # their config asks for it: nobody learns this class
+    if 0<=void<k and void!=IGNORE: # their config asks for it: nobody learns this class
+        label, void = label.long().masked_fill(label==void, -1), -1
     if 0<=void<k:
-        raise ValueError(f'{type(model).__name__} has {k} classes and its config says that id {void} is void; give it a loss_ignore_index that is no class, such as -1 '
-                         '(semantic_loss_ignore_index, SegFormer)')
+        raise ValueError(f'{type(model).__name__} has {k} classes and its config says that id {void} is void; '
+                         'give it a loss_ignore_index that is no class, such as -1 (semantic_loss_ignore_index, SegFormer)')
     extra = idr_loss(model, label, void)
     if isinstance(out, tuple): return (out[0]+extra, *out[1:])
     out['loss'] = out['loss']+extra
@@ -454,70 +473,87 @@ def _add_loss(model, args, kwargs, out): # a forward hook, of the model that is 
 
 # %% ../nbs/23_plug.ipynb #c065
 def _read_note(path): # of a file that `save_plugged` wrote
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
     if not Path(path).is_file(): raise FileNotFoundError(f'load_plugged: no file {str(path)!r}; check the path')
-    try:
-        with safe_open(path, 'pt') as f: note = (f.metadata() or {}).get('idrnet_nb.plug')
-    except (SafetensorError, OSError) as e:
-        raise ValueError(f'load_plugged: {str(path)!r} cannot be read as safetensors ({e}); it is cut short or of another format. Copy it again') from e
+    _shapes(path) # says what is wrong with a file that cannot be read
+    with safe_open(path, 'pt') as f: note = (f.metadata() or {}).get('idrnet_nb.plug')
     try: note = json.loads(note) if note else {}
     except (ValueError, RecursionError): note = {}
     return _check_note(note, path, [path])
 
 def _check_note(note, path, files): # -> note, if the files hold what it says
-    here, strange = f'load_plugged: {str(path)!r}', 'was not written by save_plugged: its header does not say where IDR was put'
+    here = f'load_plugged: {str(path)!r}'
+    strange = 'was not written by save_plugged: its header does not say where IDR was put'
     if not isinstance(note, dict): raise ValueError(f'{here} {strange}')
     form = note.get('format', 0)
     if not _whole(0)(form): raise ValueError(f'{here}: its header says format={form!r}, must be a whole number')
-    if form>_FORMAT: raise ValueError(f'{here} has format {form}, this version ({__version__}) reads up to {_FORMAT}; update idrnet_nb')
+    if form>_FORMAT:
+        raise ValueError(f'{here} has format {form}, this version ({__version__}) reads up to {_FORMAT}; '
+                         'update idrnet_nb')
     if any(n not in note for n in _NOTE): raise ValueError(f'{here} {strange}')
     for name in ('version','model','at'):
-        if not isinstance(note[name], str): raise ValueError(f'{here}: its header says {name}={note[name]!r}, must be a word')
-    if not _whole(2)(note['k']): raise ValueError(f'{here}: its header says k={note["k"]!r}, must be a whole number of classes, 2 or more')
+        if not isinstance(note[name], str):
+            raise ValueError(f'{here}: its header says {name}={note[name]!r}, must be a word')
+    if not _whole(2)(note['k']):
+        raise ValueError(f'{here}: its header says k={note["k"]!r}, must be a whole number of classes, 2 or more')
     settings = note['settings']
-    if not isinstance(settings, dict): raise ValueError(f'{here}: its header says settings={settings!r}, must be a table of settings')
+    if not isinstance(settings, dict):
+        raise ValueError(f'{here}: its header says settings={settings!r}, must be a table of settings')
     wanted = {'width','dim','pool','keep_answer','dropout'}
     if wrong := sorted(wanted ^ settings.keys()):
-        raise ValueError(f'{here}: settings of its header are unknown or missing: {", ".join(wrong)}; there must be {", ".join(sorted(wanted))}')
+        raise ValueError(f'{here}: settings of its header are unknown or missing: {", ".join(wrong)}; there '
+                         f'must be {", ".join(sorted(wanted))}')
     _check_settings(f'{here}: its header', settings)
     _check_sizes(here, note, files)
     return note
 
-def _check_sizes(here, note, files): # the widths of the header are those of the weights, so that nothing is built that the file does not hold
+def _check_sizes(here, note, files): # widths as the weights have them: nothing is built that the files do not hold
     width, dim, at = note['settings']['width'], note['settings']['dim'], note['at']
     found = {n:s for file in files for n,s in _shapes(file).items()}
     for name,want in (('memory', [note['k'],width]), ('refiner.query.0.conv.weight', [dim,6*width,1,1])):
         shape = found.get(f'{at}.context.{name}')
         if shape!=want:
-            raise ValueError(f'{here}: its header says k={note["k"]}, width={width}, dim={dim} at {at!r}, where context.{name} would be {want}; the file has {shape}')
+            raise ValueError(f'{here}: its header says k={note["k"]}, width={width}, dim={dim} at {at!r}, '
+                             f'where context.{name} would be {want}; the file has {shape}')
 
 def _shapes(file):
-    from safetensors import safe_open
-    with safe_open(file, 'pt') as f: return {n:f.get_slice(n).get_shape() for n in f.keys()}
+    from safetensors import SafetensorError, safe_open
+    try:
+        with safe_open(file, 'pt') as f: return {n:f.get_slice(n).get_shape() for n in f.keys()}
+    except (SafetensorError, OSError) as e:
+        raise ValueError(f'load_plugged: {str(file)!r} cannot be read as safetensors ({e}); it is cut short or of '
+                         'another format. Copy it again') from e
 
 # %% ../nbs/23_plug.ipynb #c065a
 def _read_folder(folder): # -> note, files: what save_pretrained of transformers wrote of a plugged model
     here, files = f'load_plugged: the folder {str(folder)!r}', sorted(Path(folder).glob('model*.safetensors'))
     if (Path(folder)/'adapter_config.json').exists():
-        raise ValueError(f'{here} was written by peft; read it with PeftModel.from_pretrained(add_idr(model, ...), folder), with the settings of the first add_idr')
+        raise ValueError(f'{here} was written by peft; read it with PeftModel.from_pretrained(add_idr(model, '
+                         '...), folder), with the settings of the first add_idr')
     try: config = json.loads((Path(folder)/'config.json').read_text(encoding='utf-8'))
     except (OSError, ValueError, RecursionError): config = None
     if not isinstance(config, dict) or _CONFIG not in config:
-        raise ValueError(f'{here} has no config.json with {_CONFIG}: it was not written by save_pretrained of a plugged model of transformers; '
-                         'give the file that save_plugged wrote')
+        raise ValueError(f'{here} has no config.json with {_CONFIG}: it was not written by save_pretrained of a '
+                         'plugged model of transformers; give the file that save_plugged wrote')
     if not files: raise ValueError(f'{here} has no model*.safetensors; save_pretrained writes it')
+    index = Path(folder)/'model.safetensors.index.json'
+    try: named = set(json.loads(index.read_text(encoding='utf-8'))['weight_map'].values()) if index.exists() else set()
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError): named = {'?'}
+    if strange := sorted(named - {f.name for f in files}, key=str):
+        raise ValueError(f'{here}: {index.name} names files that are not in it: {strange[:3]}')
     return _check_note(config[_CONFIG], folder, files), files
 
-def _folder_weights(model, folder, at, files): # all weights of the plugged model; older names are translated by transformers itself
+def _folder_weights(model, folder, at, files): # all weights; transformers itself translates older names
     from safetensors import safe_open
-    from transformers.utils import logging
     if not _of_transformers(model) or not hasattr(type(model), 'from_pretrained'):
         raise ValueError(f'it was written by transformers, this {type(model).__name__} is no model of theirs')
+    logging = importlib.import_module('transformers.utils.logging')
     told, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    try: plain, info = type(model).from_pretrained(folder, config=copy.deepcopy(model.config), output_loading_info=True,
-                                                   local_files_only=True, use_safetensors=True)
+    try:
+        plain, info = type(model).from_pretrained(folder, config=copy.deepcopy(model.config), output_loading_info=True,
+                                                  local_files_only=True, use_safetensors=True)
     finally:
         logging.set_verbosity(told)
         if bar: logging.enable_progress_bar()
@@ -531,8 +567,11 @@ def _folder_weights(model, folder, at, files): # all weights of the plugged mode
 
 def _load_all(model, weights): # or nothing
     want = model.state_dict()
-    wrong = sorted(n for n in weights.keys()|want.keys() if n not in weights or n not in want or weights[n].shape!=want[n].shape)
-    if wrong: raise ValueError(f'{len(wrong)} weights are missing, unexpected or of a wrong shape: {", ".join(wrong[:4])}')
+    shapes, wanted = ({n:t.shape for n,t in some.items()} for some in (weights, want))
+    wrong = sorted({n for n,_ in shapes.items() ^ wanted.items()})
+    if wrong:
+        raise ValueError(f'{len(wrong)} weights are missing, unexpected or of a wrong shape: '
+                         f'{", ".join(wrong[:4])}')
     broken = [n for n,t in weights.items() if t.is_floating_point() and not t.isfinite().all()]
     if broken: raise ValueError(f'{len(broken)} weights are not finite: {", ".join(broken[:4])}')
     model.load_state_dict(weights)
@@ -542,14 +581,16 @@ def save_plugged(
     model:nn.Module, # plugged; unwrap it first (DDP, compile, peft)
     path, # of the .safetensors file, in a folder that exists
 )->Path: # `path`
-    "Write all weights, and how to plug, wholly or not at all. Raises ValueError for a wrapper, or where there is no IDR or more than one; FileNotFoundError if the folder is missing."
+    """Write all weights, and how to plug, wholly or not at all. Raises ValueError for a wrapper, or where there
+    is no IDR or more than one; FileNotFoundError if the folder is missing."""
     from safetensors.torch import save_file
     plugs = _all_plugs(model)
     if not plugs: idr_of(model) # says so
-    if inner := _inside(model): raise ValueError(f'save_plugged: {type(model).__name__} is a wrapper; give what it wraps ({inner})')
+    if inner := _inside(model):
+        raise ValueError(f'save_plugged: {type(model).__name__} is a wrapper; give what it wraps ({inner})')
     if len(plugs)>1:
-        raise ValueError(f'save_plugged: {type(model).__name__} has IDR {len(plugs)} times, at {[n for n,_ in plugs]}; give the part to be saved '
-                         '(peft: model.merge_and_unload())')
+        raise ValueError(f'save_plugged: {type(model).__name__} has IDR {len(plugs)} times, at '
+                         f'{[n for n,_ in plugs]}; give the part to be saved (peft: model.merge_and_unload())')
     note = _note(model, *plugs[0])
     tensors = {n:t.detach().cpu().contiguous().clone() for n,t in model.state_dict().items()}
     return write_atomic(path, lambda p: save_file(tensors, p, metadata={'idrnet_nb.plug':json.dumps(note)}))
