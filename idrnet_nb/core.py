@@ -128,13 +128,15 @@ class _Lookup:
     "File ids to training ids, −1 for an id that is not known."
     def __init__(self, pairs):
         self.raw, train = (np.array(x,np.int64) for x in zip(*sorted(pairs.items())))
+        kind = np.int16 if train.max()<1<<15 else np.int64
         self.dense = self.raw[-1]<_LARGEST_TABLE
-        self.train = np.append(train, -1)
-        if self.dense: # the last entry stands for every id beyond
-            self.train = np.full(self.raw[-1]+2, -1, np.int64)
+        if self.dense: # an entry for each id of a byte at least; the last stands for every id beyond
+            self.train = np.full(max(self.raw[-1]+2,257), -1, kind)
             self.train[self.raw] = train
+        else: self.train = np.append(train, -1).astype(kind)
 
     def __call__(self, ids): # `H W`, integers
+        if self.dense and ids.dtype==np.uint8: return self.train[ids]
         ids = ids.astype(np.int64)
         if self.dense: return self.train[ids.clip(-1, len(self.train)-1)]
         at = np.searchsorted(self.raw, ids).clip(max=len(self.raw)-1)

@@ -381,7 +381,7 @@ def _read_mat(source):
         raise BadFile(f'label: {name!r} cannot be read: no MATLAB file, or cut short ({e}); fetch it again') from e
     if found is None:
         raise BadFile(f'label: {name!r} has no variable S (or one above {most} bytes), where COCO-Stuff 10k keeps the ids')
-    if not np.isfinite(found).all() or (found!=np.trunc(found)).any() or (abs(found)>2**53).any():
+    if found.dtype.kind=='f' and not ((abs(found)<=2**53) & (found==np.trunc(found))).all():
         raise BadFile(f'label: S in {name!r} holds fractions, ids were expected', 'no index mask')
     return found.astype(np.int64),name
 
@@ -408,7 +408,7 @@ def _not_ids(im):
     return 'turn its colours into ids first (ids_from_colours)'
 
 class _Ids(NamedTuple):
-    ids:np.ndarray # `h w`, int64, upright
+    ids:np.ndarray # `h w`, integers, upright
     name:str # of the file
     tag:int=1 # orientation, as the file has it
 
@@ -423,7 +423,7 @@ def _read_ids(source):
     with _decoding('label', name):
         if im.mode not in ('P','L','1') and not im.mode.startswith('I'):
             raise BadFile(f'label: {name!r} is {im.mode}, but one index a pixel was expected; {_not_ids(im)}', 'no index mask')
-        return _Ids(upright(np.asarray(im),opened.left).astype(np.int64), name, opened.tag)
+        return _Ids(upright(np.asarray(im),opened.left), name, opened.tag)
 
 _TRAIN_IDS = replace(LABEL_SPACES['cityscapes'], raw_to_train=None) # what *_labelTrainIds.png hold: mapped already
 
