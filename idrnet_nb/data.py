@@ -393,7 +393,7 @@ def _read_text(source):
     except (ValueError,OverflowError) as e:
         raise BadFile(f'label: {name!r} cannot be read: rows of whole numbers, all of one length, were expected ({e}); '
             'fetch it again') from e
-    return np.where(ids==-1, IGNORE, ids),name
+    return ids,name
 
 def _not_ids(im):
     "How an image that is no index mask is made into one."
@@ -411,11 +411,13 @@ class _Ids(NamedTuple):
     ids:np.ndarray # `h w`, integers, upright
     name:str # of the file
     tag:int=1 # orientation, as the file has it
+    void:int|None=None # this id is void, whatever the label space says
 
 def _read_ids(source):
     "The ids that a mask file holds."
-    if _name(source).endswith('.mat'): return _Ids(*_read_mat(source))
-    if _name(source).endswith('.regions.txt'): return _Ids(*_read_text(source))
+    kind = _name(source).lower()
+    if kind.endswith('.mat'): return _Ids(*_read_mat(source))
+    if kind.endswith('.regions.txt'): return _Ids(*_read_text(source), void=-1)
     opened = _open(source, 'label')
     im,name = opened.image,opened.name
     if im.format in ('JPEG','MPO'):
@@ -455,9 +457,14 @@ def decode_mask(
 )->DecodedMask:
     """An index mask through `space.encode`, once, turned by its own tag. BadFile (a ValueError) naming the file: not an
     index mask, broken, with unseen ids, or mapped already."""
-    ids,name,tag = _read_ids(source)
+    ids,name,tag,void = _read_ids(source)
     space = _drawn_as(ids, name, space)
-    try: return DecodedMask(space.encode(ids, name), tag)
+    try:
+        if void is None: return DecodedMask(space.encode(ids, name), tag)
+        known = next(iter(space.raw_to_train or [0]))
+        label = space.encode(np.where(ids==void, known, ids), name)
+        label[ids==void] = space.ignore
+        return DecodedMask(label, tag)
     except ValueError as e:
         if ids.ndim!=2: raise BadFile(str(e)) from e
         if not _mapped_already(ids, space): raise BadFile(str(e), 'unseen ids') from e

@@ -335,8 +335,6 @@ def test_mat_of_every_kind():
                     LabelSpace('s', list('abcdef'), [(0, 0, 0)] * 6),
                 )
                 assert np.array_equal(got, ids)
-    swapped = bytearray(mat(content=dict(S=np.zeros((1, 1)))))
-    assert swapped[126:128] == b'IM'
     for content in (
         dict(S='text'),
         dict(S={'a': 1}),
@@ -348,6 +346,17 @@ def test_mat_of_every_kind():
     ):
         with pytest.raises(BadFile, match=r'm\.mat'):
             read_label(held(mat(content=content), 'm.mat'), SPACE)
+
+
+def test_mat_of_the_other_byte_order():
+    def element(kind, content):
+        return np.array([kind, len(content)], '>u4').tobytes() + content + bytes(-len(content) % 8)
+
+    array = element(6, np.array([9, 0], '>u4').tobytes()) + element(5, np.array(MASK.shape, '>i4').tobytes())
+    array += element(1, b'S') + element(4, MASK.T.astype('>u2').tobytes())
+    whole = b'MATLAB 5.0'.ljust(124) + b'\1\0MI' + element(14, array)
+    for name in 'm.mat', 'M.MAT':
+        assert np.array_equal(read_label(held(whole, name), SPACE), MASK)
 
 
 def test_a_large_variable_that_is_packed_small(limit):
@@ -662,6 +671,14 @@ def test_text_masks():
     for text in '1 99999999999999999999999\n', '1 x', '1.0 2', '\x00', '1 2\n3':
         with pytest.raises(BadFile, match=r'a\.regions\.txt'):
             read_label(held(text.encode(), 'a.regions.txt'), LABEL_SPACES['stanford_background'])
+
+
+def test_void_in_text_is_never_a_class():
+    "-1 was made 255, which is a class where there are that many."
+    many = LabelSpace('many', [str(i) for i in range(300)], [(0, 0, 0)] * 300, ignore=300)
+    assert read_label(held(b'-1 255\n0 299', 'a.regions.txt'), many).tolist() == [[300, 255], [0, 299]]
+    own = LabelSpace('own', ['a', 'b'], [(0, 0, 0)] * 2, {4: 0, 7: 1})
+    assert read_label(held(b'-1 4\n7 -1', 'a.regions.txt'), own).tolist() == [[255, 0], [1, 255]]
 
 
 # --- colours
