@@ -113,33 +113,64 @@ def _check_space(s):
     if any(len(c)!=3 or min(c)<0 or max(c)>255 for c in s.palette):
         raise ValueError(f'{here}: a colour must be three numbers 0..255')
     if 0<=s.ignore<k: raise ValueError(f'{here}: ignore={s.ignore} is the id of class {s.classes[s.ignore]!r}, choose one beyond')
+    if s.ignore>=2**63: raise ValueError(f'{here}: ignore={s.ignore} is too large, choose {max(k,IGNORE)}')
     if s.ignore<0: raise ValueError(f'{here}: ignore={s.ignore} is negative, choose {max(k,IGNORE)}')
     raw = s.raw_to_train
     if raw is None: return
-    if not raw or min(raw)<0: raise ValueError(f'{here}: raw_to_train must have ids from 0 up')
+    if not raw or min(raw)<0 or max(raw)>=2**63:
+        raise ValueError(f'{here}: raw_to_train must have ids from 0 up, below 2**63')
     wrong = sorted({t for t in raw.values() if t!=s.ignore and not 0<=t<k})
     if wrong: raise ValueError(f'{here}: raw_to_train leads to {wrong}, which is neither a class (0..{k-1}) nor ignore ({s.ignore})')
 
 # %% ../nbs/00_core.ipynb #c048
+_LARGEST_TABLE = 1<<20 # ids
+
+class _Lookup:
+    "File ids to training ids, −1 for an id that is not known."
+    def __init__(self, pairs):
+        self.raw, train = (np.array(x,np.int64) for x in zip(*sorted(pairs.items())))
+        kind = np.int16 if train.max()<1<<15 else np.int64
+        self.dense = self.raw[-1]<_LARGEST_TABLE
+        if self.dense: # an entry for each id of a byte at least; the last stands for every id beyond
+            self.train = np.full(max(self.raw[-1]+2,257), -1, kind)
+            self.train[self.raw] = train
+        else: self.train = np.append(train, -1).astype(kind)
+
+    def __call__(self, ids): # `H W`, integers
+        if self.dense and ids.dtype==np.uint8: return self.train[ids]
+        ids = ids.astype(np.int64)
+        if self.dense: return self.train[ids.clip(-1, len(self.train)-1)]
+        at = np.searchsorted(self.raw, ids).clip(max=len(self.raw)-1)
+        return self.train[np.where(self.raw[at]==ids, at, -1)]
+
 def _lookup_table(space):
     pairs = space.raw_to_train
     if pairs is None: pairs = {i:i for i in (*range(space.num_classes), space.ignore)}
-    table = np.full(max(pairs)+2, -1, np.int64)      # the last entry stands for every id beyond
-    table[list(pairs)] = list(pairs.values())
-    return table
+    return _Lookup(pairs)
+
+def _unknown_ids(space, raw):
+    "Which ids a space does not know, and what to do about it."
+    ids, counts = np.unique(raw, return_counts=True)
+    seen = ', '.join(f'{i} ({c} pixels)' for i,c in zip(ids[:8].tolist(), counts.tolist()))
+    if len(ids)>8: seen += f' and {len(ids)-8} more'
+    said, first = f'ids that label space {space.name!r} does not know: {seen}', ids[0]
+    if first<0:
+        return (f'{said}. An id cannot be below 0: give these pixels another, say 255, as np.where(ids<0, 255, ids), '
+                'save the mask again, and call that one void (`void, 255` in a list of classes)')
+    return (f'{said}. If {first} is a class, add the line `name, {first}` to the list of classes (every class then '
+            f'needs its id), and if it counts for nothing, `void, {first}`; in Python, add it to raw_to_train. '
+            'Or these masks belong to another label space')
 
 def _encode(space, raw, where):
     raw, at = np.asarray(raw), f'{where}: ' if where else ''
     if raw.ndim!=2 or raw.dtype.kind not in 'iub':
         raise ValueError(f'{at}a mask is `H W` of integers, this one is {raw.shape} {raw.dtype}; '
                          'a colour mask must be turned into ids first')
-    table = space._lookup
-    out = table[raw.astype(np.int64).clip(-1, len(table)-1)]
-    if (out<0).any():
-        ids, counts = np.unique(raw[out<0], return_counts=True)
-        seen = ', '.join(f'{i} ({c} pixels)' for i,c in zip(ids[:8].tolist(), counts.tolist()))
-        raise ValueError(f'{at}ids that label space {space.name!r} does not know: {seen}; add them to raw_to_train or use another space')
+    if raw.dtype.kind=='b': raw = raw.astype(np.uint8)
+    out = space._lookup(raw)
+    if (out<0).any(): raise ValueError(f'{at}{_unknown_ids(space, raw[out<0])}')
     return out.astype(np.uint8 if max(space.num_classes-1, space.ignore)<256 else np.int64)
+
 
 # %% ../nbs/00_core.ipynb #c061
 def show_picture(
