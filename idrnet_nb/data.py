@@ -6,12 +6,14 @@
 __all__ = ['LABEL_SPACES', 'DATASETS', 'HUB', 'Sides', 'sides', 'left_right', 'flip_lines', 'BadFile', 'read_picture',
            'read_label', 'Unpaired', 'NameDifference', 'name_differences', 'why_missing', 'folder_pairs', 'camvid',
            'ade20k', 'coco_stuff_10k', 'lip', 'cityscapes', 'coco_stuff_164k', 'pascal_voc', 'pascal_context', 'cihp',
-           'atr', 'stanford_background', 'ccp', 'Benchmark', 'csv_pairs', 'hub_pairs', 'space_from_file',
+           'atr', 'stanford_background', 'ccp', 'Benchmark', 'csv_pairs', 'hub_pairs', 'class_line', 'space_from_file',
            'ids_from_colours', 'OnHub', 'from_hub', 'resize', 'fit_size', 'largest_share', 'random_crop', 'hflip',
            'colour_matrix', 'photometric', 'rotate', 'pad_to', 'Augment', 'Pairs']
 
 # %% ../nbs/20_data.ipynb #c003
-import io, re, unicodedata
+import io, os, re, unicodedata
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -121,7 +123,7 @@ def _swap_within(word):
     return word
 
 def _other_side(words):
-    "The words with all sides swapped; whole words first, single letters only beside other words. The same words where there is no side."
+    "The words with all sides swapped: whole words if there are any, single letters only beside other words."
     for sides in ({'left','right'}, {'lh','rh'}, {'l','r'}):
         if sides.isdisjoint(words) or len(words)<2 and 'left' not in sides: continue
         return tuple(_OTHER[word] if word in sides else word for word in words)
@@ -130,8 +132,9 @@ def _other_side(words):
 def sides(
     space:LabelSpace, # pairs that it names itself are taken, whatever its class names say
 )->Sides:
-    """Classes that change places in a mirror. By names: two classes whose words are the same in the same order, but for left and right (or l and r, lh and rh).
-    Words end at spaces, signs and capitals: Left Lung and Right Lung, eye_left, l_eye, lung (left), leftArm, L-kidney."""
+    """Classes that change places in a mirror. By names: two classes whose words are the same in the same order, but for
+    left and right (or l and r, lh and rh). Words end at spaces, signs and capitals: Left Lung and Right Lung, eye_left
+    and eye_right, l_eye, lung (left), leftArm, L-kidney."""
     if space.mirror is not None: return Sides(space.mirror)
     words, pairs, odd = [_name_words(name) for name in space.classes], [], []
     for i,(name,mine) in enumerate(zip(space.classes, words)):
@@ -139,11 +142,11 @@ def sides(
         if there==mine: continue
         partners = [j for j,other in enumerate(words) if other==there]
         if len(partners)==1 and words.count(mine)==1:
-            first = next(a for a,b in zip(zip(mine,there), zip(there,mine)) if a!=b)
-            if first[0]<first[1]: pairs.append((i,partners[0])) # left before right, l before r
+            side, other = next((a,b) for a,b in zip(mine,there) if a!=b)
+            if side<other: pairs.append((i,partners[0]))         # left before right, l before r
         elif {'left','right'} & {*mine}:
             odd.append(f'{name!r} finds no class {" ".join(there)!r} to change places with' if not partners else
-                       f'{name!r} has no partner for sure: several classes are called {" ".join(mine)!r} or {" ".join(there)!r}')
+                f'{name!r} has no sure partner: several classes are {" ".join(mine)!r} or {" ".join(there)!r}')
     return Sides(tuple(pairs), tuple(odd))
 
 def left_right(
@@ -157,11 +160,10 @@ def flip_lines(
 )->list: # of sentences
     "What a mirrored image does to its classes, to be printed before a training."
     pairs, odd = sides(space)
-    where = 'as the class list says' if space.mirror is not None else 'by their names'
-    if pairs: first = f'a flip swaps, {where}: ' + ', '.join(f'{space.classes[a]} / {space.classes[b]}' for a,b in pairs)
-    else: first = f'a flip swaps no classes: none of them are left and right, {where}'
+    why = 'as the class list says' if space.mirror is not None else 'by their names'
+    names = ', '.join(f'{space.classes[a]} / {space.classes[b]}' for a,b in pairs)
+    first = f'a flip swaps, {why}: {names}' if pairs else f'a flip swaps no classes: none of them are left and right, {why}'
     return [first, *[f'{text}: a flip leaves it; mirror=NAME in the class list says otherwise' for text in odd]]
-
 
 # %% ../nbs/20_data.ipynb #c034
 class BadFile(ValueError):
@@ -265,11 +267,13 @@ def read_label(
 
 # %% ../nbs/20_data.ipynb #c055
 _KINDS = {'.png','.jpg','.jpeg','.bmp','.tif','.tiff','.webp'}
-_OTHER_IMAGES = {'.gif','.heic','.heif','.avif','.jp2','.j2k','.jfif','.jpe','.ppm','.pgm','.pbm','.tga','.dng','.cr2','.nef','.arw','.exr','.hdr','.dcm','.psd','.svg'}
-_OTHER_ARRAYS = {'.npy','.npz','.mat','.nii','.gz','.h5','.json','.xml','.pt','.pkl','.csv','.txt'} # of interest only where their partner is an image
+_OTHER_IMAGES = {'.gif','.heic','.heif','.avif','.jp2','.j2k','.jfif','.jpe','.ppm','.pgm','.pbm','.tga','.dng','.cr2',
+    '.nef','.arw','.exr','.hdr','.dcm','.psd','.svg'}
+_OTHER_ARRAYS = {'.npy','.npz','.mat','.nii','.nii.gz','.h5','.json','.xml','.pt','.pkl','.csv','.txt'} # matter only beside a partner
+_INSTEAD = 'is of a kind that is not read; save masks as PNG, images as PNG or JPEG'
 
 class Unpaired(ValueError):
-    "Files without a partner, or two of one name. `rows` holds them all the same, for `check_parts`, with names of files that are not there."
+    "Files without a partner, or two of one name. `rows` holds them all the same, with names of files that are not there."
     def __init__(self,
         text:str, # what is missing, where
         rows=None, # as `folder_pairs` would have returned them
@@ -281,71 +285,26 @@ class Unpaired(ValueError):
 
     def __reduce__(self): return type(self), (str(self),self.rows,self.faults)
 
+def _nfc(text): return unicodedata.normalize('NFC', text)
+
+def _kind(name): return '.nii.gz' if name.lower().endswith('.nii.gz') else Path(name).suffix
+
 def _walk(folder, without=None, above=()):
-    """Paths of all files below a folder in the order of their names, through links to folders, but never again into a folder that the way came through.
-    Hidden files and folders are passed over, and the folder `without`."""
-    import os
+    """Paths of all files below a folder in the order of their names, through links to folders, but never again into
+    a folder that the way came through. Hidden files and folders are passed over, and the folder `without`."""
     real = os.path.realpath(folder)
     if real in above or real==without: return
     with os.scandir(folder) as found:
         entries = sorted((e for e in found if not e.name.startswith('.') and e.name!='__MACOSX'), key=lambda e: e.name)
     for entry in entries:
-        if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir(): yield from _walk(entry.path, without, (*above,real))
+        is_dir = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+        if is_dir: yield from _walk(entry.path, without, (*above,real))
         else: yield Path(entry.path)
-
-class _Named(NamedTuple):
-    "How the names of images, or of masks, are made: what stands before and after the id."
-    head:str
-    tail:str
-
-    def id_of(self, path): # None where the name is not so made
-        name = unicodedata.normalize('NFC', path.stem)
-        inner = name[len(self.head):len(name)-len(self.tail)]
-        return inner if inner and name==self.head+inner+self.tail else None
-
-    def expected(self, id): # the name, of any kind, that was looked for
-        above, sign, name = id.rpartition('/')
-        return f'{above}{sign}{self.head}{name}{self.tail}.*'
-
-    def __str__(self): return f'{self.head}NAME{self.tail}'
-
-class _Folder(NamedTuple):
-    "What is found in a folder of images or of masks."
-    files:dict # id -> paths that can be read
-    unread:dict # id -> path of a kind that is not read
-    others:list # (path, name without kind) of files that are not named as they should be
-    dead:list # links that lead nowhere
-
-def _look_into(folder, named, kinds, without):
-    "All files of a folder, sorted by what can be done with them."
-    out, base = _Folder({},{},[],[]), Path(folder)
-    for p in _walk(base, without):
-        inside = unicodedata.normalize('NFC', p.relative_to(base).parent.as_posix())
-        id = named.id_of(p)
-        full = id if inside=='.' or id is None else f'{inside}/{id}'
-        kind = p.suffix.lower()
-        if kind not in kinds:
-            if p.is_symlink() and not p.exists(): out.dead.append(p)
-            elif id is not None and kind in _OTHER_IMAGES|_OTHER_ARRAYS: out.unread.setdefault(full.removesuffix('.nii'), p)
-        elif id is None: out.others.append(p)
-        else: out.files.setdefault(full, []).append(p)
-    return out
-
-def _spelt_as(files, names):
-    "The same dict; ids that only small and capital letters keep from one of `names` take its spelling, where it is the only one."
-    missing, free = [{} for _ in range(2)]
-    for name in names:
-        if name not in files: missing.setdefault(name.casefold(), []).append(name)
-    for name in files:
-        if name not in names: free.setdefault(name.casefold(), []).append(name)
-    new = {free[key][0]:missing[key][0] for key in missing if len(missing[key])==1==len(free.get(key,()))}
-    return {new.get(name,name):paths for name,paths in files.items()}
 
 def _rows(ids, images, labels):
     from datasets import Dataset, Features, Image, Value
     return Dataset.from_dict(dict(id=ids, image=[str(p) for p in images], label=[str(p) for p in labels]),
         features=Features(id=Value('string'), image=Image(decode=False), label=Image(decode=False)))
-
 
 # %% ../nbs/20_data.ipynb #c055a
 class NameDifference(NamedTuple):
@@ -355,30 +314,35 @@ class NameDifference(NamedTuple):
     pairs:int # images that find a mask so
 
     def __str__(self):
-        words = zip(('--image-prefix','--label-prefix','--image-suffix','--label-suffix'), (*self.heads,*self.tails))
-        return f'heads={self.heads}, tails={self.tails} ({" ".join(f"{option}={word}" for option,word in words if word)})'
+        options = '--image-prefix','--label-prefix','--image-suffix','--label-suffix'
+        said = ' '.join(f'{option}={word}' for option,word in zip(options,(*self.heads,*self.tails)) if word)
+        return f'heads={self.heads}, tails={self.tails} ({said})'
 
 def _common(a, b):
     "How many characters two texts begin with alike."
-    import os
     return len(os.path.commonprefix([a,b]))
 
 def _differences(image, label):
-    "Ways in which two names could be made of one id, as (heads, tails): other ends, other beginnings, or both around the same last number."
+    "Ways in which two names could be made of one id, as (heads, tails)."
     n, m = _common(image,label), _common(image[::-1],label[::-1])
-    yield ('',''), (image[n:],label[n:])
-    yield (image[:len(image)-m],label[:len(label)-m]), ('','')
+    yield ('',''), (image[n:],label[n:])                                            # other ends
+    yield (image[:len(image)-m],label[:len(label)-m]), ('','')                      # other beginnings
     sign = max(image.rfind(c,0,n) for c in '_-. ')
-    if 0<sign and n<min(len(image),len(label)) and not re.search('[0-9]',image[sign:n]):    # 01_image and 01_imask: the ends begin at the last sign
-        yield ('',''), (image[sign:],label[sign:])
-    parts = [re.fullmatch('(.*?)([0-9]+)([^0-9]*)',name) for name in (image,label)]
-    if all(parts) and parts[0][2]==parts[1][2] and parts[0][1]!=parts[1][1]: yield tuple(p[1] for p in parts), tuple(p[3] for p in parts)
+    if 0<sign and n<min(len(image),len(label)) and not re.search('[0-9]',image[sign:n]):
+        yield ('',''), (image[sign:],label[sign:])                                  # 01_image, 01_imask: from the last sign on
+    a, b = [re.fullmatch('(.*?)([0-9]+)([^0-9]*)',name) for name in (image,label)]
+    if a and b and a[2]==b[2] and a[1]!=b[1]: yield (a[1],b[1]), (a[3],b[3])        # both, around the same last number
 
 def _near(name, names):
     "Those of a sorted list that begin most like a name."
-    from bisect import bisect_left
     i = bisect_left(names, name)
     return names[max(0,i-4):i+4]
+
+def _core(name, head, tail):
+    "The id in a name with sub-folders; None where the name has none."
+    above, sign, name = name.rpartition('/')
+    inner = name[len(head):len(name)-len(tail)]
+    return above+sign+inner if inner and name==head+inner+tail else None
 
 def name_differences(
     images:Sequence[str], # names of images that have no mask of the same name, with sub-folders, without kind
@@ -386,7 +350,6 @@ def name_differences(
     share:float=.9, # of the images, or of the masks, that must find a partner
 )->list: # of `NameDifference`, the one with most pairs first; none where names differ in other ways
     "The same beginning or end in all names that keeps images and masks apart, such as `_image` and `_label`."
-    from collections import Counter
     images, labels, turned = sorted(images), sorted(labels), sorted(name[::-1] for name in labels)
     found = Counter()
     for image in images[::max(1,len(images)//30)]:
@@ -395,133 +358,180 @@ def name_differences(
             if above==above2: found.update({*_differences(name,name2)})
     best = {}
     for (heads,tails),_ in found.most_common(30):
-        cores = [{_core(name,head,tail) for name in names}-{None} for names,head,tail in zip((images,labels),heads,tails)]
-        pairs = len(cores[0]&cores[1])
-        sure = pairs>1 or pairs==1==len(images)==len(labels) and not any(re.match('[^_. -]',tail) for tail in tails) and heads==('','')
-        if not sure or pairs<share*min(len(images),len(labels)): continue
+        ids, masks = [{_core(name,*ends) for name in names} for names,*ends in zip((images,labels),heads,tails)]
+        pairs = len((ids & masks)-{None})
+        alone = len(images)==len(labels)==1 and heads==('','') and not any(re.match('[^_. -]',tail) for tail in tails)
+        if pairs<2-alone or pairs<share*min(len(images),len(labels)): continue
         n, m = _common(*tails), _common(heads[0][::-1],heads[1][::-1])
         key = tuple(tail[n:] for tail in tails), tuple(head[:len(head)-m] for head in heads)
         best[key] = max(best.get(key,(0,)), (pairs,len(tails[0]+heads[0]),heads,tails))
-    return [NameDifference(heads,tails,pairs) for pairs,_,heads,tails in sorted(best.values(), key=lambda b: (-b[0],b[2:]))]
-
-def _core(name, head, tail):
-    "The id in a name with sub-folders; None where the name has none."
-    above, sign, name = name.rpartition('/')
-    inner = name[len(head):len(name)-len(tail)]
-    return above+sign+inner if inner and name==head+inner+tail else None
-
+    ordered = sorted(best.values(), key=lambda b: (-b[0],b[2:]))
+    return [NameDifference(heads,tails,pairs) for pairs,_,heads,tails in ordered]
 
 # %% ../nbs/20_data.ipynb #c055b
-def why_missing(
-    path:'str|Path', # of an image or a mask; `NAME.*` where any kind would do
-)->str: # what is there instead, and what to do
-    "Why a file that a row names is not there: a dead link, a folder, a path of Windows, or a file of the same name whose kind is not read."
-    import os
-    path = Path(path)
-    if path.is_symlink(): return f'it is a link to {os.readlink(path)!r}, which is not there; repair the link or take the pair out'
-    if path.is_dir(): return 'it is a folder; give the file'
-    if re.match(r'[A-Za-z]:[\\/]', str(path)) and os.name!='nt': return 'it is a path of Windows; write paths relative to the table, with /'
-    stem = unicodedata.normalize('NFC', path.stem)
-    for name in _names_in(str(path.parent), path.parent.stat().st_mtime_ns) if path.parent.is_dir() else ():
-        kind = _kind(name)
-        if unicodedata.normalize('NFC',name[:len(name)-len(kind)])==stem and kind.lower() in _OTHER_IMAGES|_OTHER_ARRAYS|{'.nii.gz'}: return f'{name!r} is there, but {kind} {_INSTEAD}'
-    return 'put it there, or take the pair out'
-
-_INSTEAD = 'is of a kind that is not read; save masks as PNG, images as PNG or JPEG'
-
-def _kind(name): return '.nii.gz' if name.lower().endswith('.nii.gz') else Path(name).suffix
-
 @lru_cache(maxsize=16)
 def _names_in(folder, changed):
     "Names in a folder; `changed`, its time, keeps the memory true."
-    import os
     return os.listdir(folder)
 
+def why_missing(
+    path:'str|Path', # of an image or a mask; `NAME.*` where any kind would do
+)->str: # what is there instead, and what to do
+    "Why a file is not there: a dead link, a folder, a path of Windows, an address, or a file of another kind."
+    path = Path(path)
+    if path.is_symlink(): return f'it is a link to {os.readlink(path)!r}, which is not there; repair the link or take the pair out'
+    if path.is_dir(): return 'it is a folder; give the file'
+    if re.match(r'[A-Za-z]{2,}:/', str(path)): return 'it is an address; fetch the file, and write its path'
+    if re.match(r'[A-Za-z]:[\\/]', str(path)) and os.name!='nt':
+        return 'it is a path of Windows; write paths relative to the table, with /'
+    names = _names_in(str(path.parent), path.parent.stat().st_mtime_ns) if path.parent.is_dir() else ()
+    for name in names:
+        kind = _kind(name)
+        is_other = kind.lower() in _OTHER_IMAGES|_OTHER_ARRAYS
+        if is_other and _nfc(name[:len(name)-len(kind)])==_nfc(path.stem): return f'{name!r} is there, but {kind} {_INSTEAD}'
+    return 'put it there, or take the pair out'
+
+# %% ../nbs/20_data.ipynb #c055c
+class _Named(NamedTuple):
+    "How the names of images, or of masks, are made: what stands before and after the id."
+    head:str
+    tail:str
+
+    def id_of(self, path): # None where the name is not so made
+        return _core(_nfc(path.name[:len(path.name)-len(_kind(path.name))]), self.head, self.tail)
+
+    def expected(self, id): # the name, of any kind, that is looked for
+        above, sign, name = id.rpartition('/')
+        return f'{above}{sign}{self.head}{name}{self.tail}.*'
+
+    def __str__(self): return f'{self.head}NAME{self.tail}'
+
+class _Folder:
+    "What is found in a folder of images or of masks."
+    def __init__(self, folder, named, kinds, without):
+        self.dir, self.named = Path(folder), named
+        self.files = {} # id -> paths that can be read
+        self.unread = {} # id -> path of a kind that is not read
+        self.others = [] # paths whose names are not made as they should be
+        self.dead = [] # links that lead nowhere
+        for p in _walk(self.dir, without): self.add(p, kinds)
+
+    def add(self, p, kinds):
+        id, kind = self.named.id_of(p), _kind(p.name).lower()
+        above = _nfc(p.relative_to(self.dir).parent.as_posix())
+        id = id if id is None or above=='.' else f'{above}/{id}'
+        if kind in kinds and id is None: self.others.append(p)
+        elif kind in kinds: self.files.setdefault(id, []).append(p)
+        elif p.is_symlink() and not p.exists(): self.dead.append(p)
+        elif id is not None and kind in _OTHER_IMAGES|_OTHER_ARRAYS: self.unread.setdefault(id, p)
+
+    def spell_as(self, names):
+        "Ids that only small and capital letters keep from one of `names` take its spelling, if it is the only one."
+        missing, free = {}, {}
+        for name in names:
+            if name not in self.files: missing.setdefault(name.casefold(), []).append(name)
+        for name in self.files:
+            if name not in names: free.setdefault(name.casefold(), []).append(name)
+        new = {free[key][0]:missing[key][0] for key in missing if len(missing[key])==1==len(free.get(key,()))}
+        self.files = {new.get(name,name):paths for name,paths in self.files.items()}
+
+    def path_of(self, id): # or of the file that was expected
+        return self.files.get(id) or [self.dir/self.named.expected(id)]
+
+    def lost(self, id, what): # in words
+        unread = self.unread.get(id)
+        return f'{what} of {id!r}' + (f' ({unread.name!r} {_INSTEAD})' if unread else '')
+
+# %% ../nbs/20_data.ipynb #c055d
 class _Pairing:
     "Images and masks of two folders, and all that keeps them from being pairs."
     def __init__(self, folders, ids, heads, tails):
-        import os
-        self.dirs, self.ids, self.tails = [Path(d) for d in folders], ids, tails
         real = [os.path.realpath(d) for d in folders]
+        self.same, self.listed = real[0]==real[1], ids is not None
+        inner = [b if b.startswith(os.path.join(a,'')) else None for a,b in (real,real[::-1])] # masks within the folder of images
         kinds = _KINDS, {'.txt'} if tails[1].endswith('.regions') else _KINDS|{'.mat'}
-        inner = [b if b!=a and b.startswith(os.path.join(a,'')) else None for a,b in (real,real[::-1])] # a folder of masks within that of images
-        named = [_Named(head,tail) for head,tail in zip(heads,tails)]
-        self.named, self.same = named, real[0]==real[1]
-        self.found = [_look_into(d,n,k,without) for d,n,k,without in zip(folders,named,kinds,inner)]
-        files = [f.files for f in self.found]
-        if self.same:                                         # what is a mask is no image, if its name says so
-            for one,other in ((0,1),(1,0)):
-                if named[one]==_Named('','') : files[one] = {i:paths for i,paths in files[one].items() if all(named[other].id_of(p) is None for p in paths)}
-        names = files[0].keys() if ids is None else [unicodedata.normalize('NFC',i) for i in ids]
-        if ids is not None: files[0] = _spelt_as(files[0], names)
-        self.images, self.labels = files[0], _spelt_as(files[1], names)
-        self.wanted = self.all_ids() if ids is None else list(names)
+        self.images, self.labels = [_Folder(d,_Named(head,tail),kind,without)
+            for d,head,tail,kind,without in zip(folders,heads,tails,kinds,inner)]
+        if self.same: self.tell_apart()
+        if self.listed: self.images.spell_as({_nfc(i):None for i in ids})
+        self.labels.spell_as({_nfc(i):None for i in ids} if self.listed else self.images.files)
+        self.wanted = [_nfc(i) for i in ids] if self.listed else self.all_ids()
+
+    def tell_apart(self):
+        "In one folder, what is named as a mask is no image, and the other way round."
+        for one,other in (self.images,self.labels),(self.labels,self.images):
+            if str(one.named)!='NAME' or str(other.named)=='NAME': continue
+            one.files = {i:paths for i,paths in one.files.items() if all(other.named.id_of(p) is None for p in paths)}
 
     def all_ids(self):
-        "Ids of all files, those of other kinds too: other images always, other files where their partner is there."
-        unread = [f.unread for f in self.found]
-        have = [{*self.images,*unread[0]}, {*self.labels,*unread[1]}]
-        more = {i for side,other in ((0,1),(1,0)) for i,p in unread[side].items() if p.suffix.lower() in _OTHER_IMAGES or i in have[other]}
-        return sorted({*self.images,*self.labels,*more})
+        "Ids of all files; those of other kinds too, if they are images or their partner is there."
+        have = [{*f.files,*f.unread} for f in (self.images,self.labels)]
+        more = {i for f,partners in zip((self.images,self.labels),have[::-1]) for i,p in f.unread.items()
+                if i in partners or _kind(p.name).lower() in _OTHER_IMAGES}
+        return sorted({*self.images.files,*self.labels.files,*more})
 
     def rows(self):
         "All files of the wanted names; where there is none, the name that was expected."
         out = []
         for i in self.wanted:
-            images, labels = [have.get(i) or [d/named.expected(i)] for have,d,named in zip((self.images,self.labels), self.dirs, self.named)]
+            images, labels = self.images.path_of(i), self.labels.path_of(i)
             n = max(len(images),len(labels))
             out += [(i, images[min(j,len(images)-1)], labels[min(j,len(labels)-1)]) for j in range(n)]
         return _rows(*zip(*out))
 
     def lost(self): # what has no partner, in words
-        out = []
-        for i in self.wanted:
-            for side,(what,have) in enumerate((('picture',self.images),('mask',self.labels))):
-                if i in have: continue
-                unread = self.found[side].unread.get(i)
-                out.append(f'{what} of {i!r}' + (f' ({unread.name!r} {_INSTEAD})' if unread else ''))
-        return out
+        parts = ('picture',self.images), ('mask',self.labels)
+        return [f.lost(i,what) for i in self.wanted for what,f in parts if i not in f.files]
 
     def twice(self):
-        return [f'{a.name} and {b.name}' for i in self.wanted for files in (self.images.get(i,()),self.labels.get(i,())) for a,b in zip(files,files[1:])]
+        files = [f.files.get(i,()) for i in self.wanted for f in (self.images,self.labels)]
+        return [f'{a.name} and {b.name}' for paths in files for a,b in zip(paths,paths[1:])]
 
-    def faults(self):
-        "(kind, path, what) of all that no row shows: dead links, names that are made in another way, several masks of an image."
-        if self.ids is not None: return []
-        return [*self.dead(), *self.second_masks(), *self.other_names(), *self.difference()]
+    def faults(self): # (kind, path, what) of all that no row shows
+        if self.listed: return []
+        return [*self.dead_links(), *self.second_masks(), *self.other_names(), *self.difference()]
 
-    def dead(self):
-        return [('dead link',str(p),f'link: {str(p)!r} leads nowhere; repair it, or take it away') for f in self.found for p in f.dead]
+    def dead_links(self):
+        dead = self.images.dead+self.labels.dead
+        return [('dead link',str(p),f'link: {str(p)!r} leads nowhere; repair it, or take it away') for p in dead]
 
     def second_masks(self):
         "x_mask_1 beside x_mask: with a tail, it would be passed over."
-        out, tail = [], self.tails[1]
-        for p in self.found[1].others if tail else ():
-            at = unicodedata.normalize('NFC',p.stem).find(tail)
-            if at>0 and (p.with_name(p.stem[:at]+tail+p.suffix)).exists():
-                out.append(('second mask',str(p),f'label: {p.name!r} is a second mask beside {p.stem[:at]+tail+p.suffix!r}; join the masks of an image into one file, or move it away'))
-        return out
+        tail = self.labels.named.tail
+        for p in self.labels.others if tail else ():
+            at = p.stem.find(tail)
+            first = p.with_name(p.stem[:max(at,0)]+tail+p.suffix)
+            if at>0 and first.exists():
+                yield ('second mask', str(p), f'label: {p.name!r} is a second mask beside {first.name!r}; '
+                    'join the masks of an image into one file, or move it away')
 
     def other_names(self):
         "Images without the beginning or end that images are said to have."
-        if self.same: return []
-        return [('other name',str(p),f'image: the name of {p.name!r} does not go {self.named[0]}, so it has no pair; rename it, or move it away') for p in self.found[0].others]
+        for p in () if self.same else self.images.others:
+            yield ('other name', str(p), f'image: the name of {p.name!r} is not {self.images.named}, so it has no pair; '
+                'rename it, or move it away')
 
     def difference(self):
         "What would pair the files, if names differ in the same way in all of them."
-        lonely = sorted({*self.images}-{*self.labels}), sorted({*self.labels}-{*self.images})
-        if not all(lonely): return []
-        best = name_differences(*lonely)
-        if best:
-            d = best[0]
-            more = f' (or {" or ".join(map(str,best[1:3]))})' if len(best)>1 else ''
-            said = f'names: images and masks are named differently; {d.pairs} of {len(lonely[0])} images find their mask with {d}{more}'
+        images, labels = sorted({*self.images.files}-{*self.labels.files}), sorted({*self.labels.files}-{*self.images.files})
+        if not images or not labels: return []
+        ways = name_differences(images, labels)
+        if ways:
+            more = f' (or {" or ".join(map(str,ways[1:3]))})' if len(ways)>1 else ''
+            said = f'are named differently; {ways[0].pairs} of {len(images)} images find their mask with {ways[0]}{more}'
         else:
-            inner = [{name.rpartition('/')[2] for name in names} for names in lonely]
-            if len(inner[0]&inner[1])<.9*min(map(len,lonely)): return []
-            said = f'names: images and masks have the same names, but other sub-folders, such as {lonely[0][0]!r} and {lonely[1][0]!r}; give the folders that belong together, or a table of pairs (--pairs)'
-        return [('names differ',str(self.dirs[0]),said)]
+            inner = [{name.rpartition('/')[2] for name in names} for names in (images,labels)]
+            if len(inner[0]&inner[1])<.9*min(len(images),len(labels)): return []
+            said = f'have the same names, but other sub-folders, such as {images[0]!r} and {labels[0]!r}; ' \
+                'give the folders that belong together, or a table of pairs (--pairs)'
+        return [('names differ', str(self.images.dir), f'names: images and masks {said}')]
 
+    def how_to_tell(self):
+        "How images and masks that lie in one folder could be told apart."
+        names = sorted(self.images.files)
+        ways = [d for d in name_differences(names,names,.45)
+                if re.search('mask|label|gt|seg|annot|truth|manual', (d.heads[1]+d.tails[1]).lower())]
+        return f'they can be told apart by {ways[0]}' if ways else 'give the folder of masks, or a table of pairs (--pairs)'
 
 # %% ../nbs/20_data.ipynb #c056
 def folder_pairs(
@@ -531,33 +541,26 @@ def folder_pairs(
     tails:tuple[str,str]=('',''), # what follows the id in names of images and of masks, say ('_leftImg8bit','_gtFine_labelIds')
     heads:tuple[str,str]=('',''), # what stands before it, say ('img_','mask_')
 ): # `datasets.Dataset` with columns id, image, label; files are opened later, and palettes stay
-    """Image and mask files joined by name; forms of Unicode do not matter, small and capital letters only where they decide. FileNotFoundError for a folder that
-    is missing; ValueError for one folder given as both; Unpaired (a ValueError) listing files without a partner, and what would pair them."""
+    """Image and mask files joined by name; forms of Unicode do not matter, small and capital letters only where they decide.
+    FileNotFoundError for a folder that is missing; ValueError for one folder given as both; Unpaired (a ValueError) listing
+    files without a partner, and what would pair them."""
     for d in (images_dir,labels_dir):
-        if not Path(d).is_dir(): raise FileNotFoundError(f'no folder {str(d)!r}{", but a file" if Path(d).exists() else ""}; a dataset is a folder of pictures and one of masks')
+        what = 'but a file' if Path(d).exists() else 'a dataset is a folder of pictures and one of masks'
+        if not Path(d).is_dir(): raise FileNotFoundError(f'no folder {str(d)!r}; {what}')
     found = _Pairing((images_dir,labels_dir), ids, heads, tails)
-    here = f'{str(images_dir)!r} and {str(labels_dir)!r}'
-    if not found.wanted: raise ValueError(f'{str(images_dir)!r}: no pictures ({", ".join(sorted(_KINDS))}) in it{_named_so(found)}')
-    if found.same and found.named[0]==found.named[1]:
-        raise ValueError(f'{str(images_dir)!r} is given as images and as masks{_split_of(found)}')
+    here, named = f'{str(images_dir)!r} and {str(labels_dir)!r}', (found.images.named,found.labels.named)
+    if not found.wanted:
+        others = len(found.images.others)
+        more = f'; {others} files have names that are not {named[0]}' if others else ''
+        raise ValueError(f'{str(images_dir)!r}: no pictures ({", ".join(sorted(_KINDS))}) in it{more}')
+    if found.same and named[0]==named[1]:
+        raise ValueError(f'{str(images_dir)!r} is given as images and as masks; {found.how_to_tell()}')
     rows, lost, twice, faults = found.rows(), found.lost(), found.twice(), found.faults()
-    more = ''.join(f'. {what}' for _,_,what in faults[:3]) + (f', and {len(faults)-3} more' if len(faults)>3 else '')
-    if twice: raise Unpaired(f'{here}: {len(twice)} names occur twice, such as {"; ".join(twice[:3])}; keep one of each{more}', rows, faults)
-    if lost: raise Unpaired(f'{here}: {len(lost)} without a partner: missing {", ".join(lost[:5])}{more}', rows, faults)
-    if faults: raise Unpaired(f'{here}{more}', rows, faults)
+    said = [what for _,_,what in faults[:3]] + [f'and {len(faults)-3} more faults']*(len(faults)>3)
+    if lost: said[:0] = [f'{len(lost)} without a partner: missing {", ".join(lost[:5])}']
+    if twice: said[:0] = [f'{len(twice)} names occur twice, such as {"; ".join(twice[:3])}; keep one of each']
+    if said: raise Unpaired(f'{here}: {". ".join(said)}', rows, faults)
     return rows
-
-def _named_so(found):
-    "What keeps a folder of files from having one that counts."
-    others = sum(len(f.others) for f in found.found)
-    return f'; {others} files have names that do not go {" or ".join(map(str,found.named))}' if others else ''
-
-def _split_of(found):
-    "How images and masks that lie in one folder would be told apart."
-    names = sorted(found.images)
-    ways = [d for d in name_differences(names,names,.45) if re.search('mask|label|gt|seg|annot|truth|manual', (d.heads[1]+d.tails[1]).lower())]
-    return f'; they can be told apart by {ways[0]}' if ways else '; give the folder of masks, or a table of pairs (--pairs)'
-
 
 # %% ../nbs/20_data.ipynb #c066
 _WHERE = dict(
@@ -738,52 +741,61 @@ def _csv_rows(text):
     mark = max(',;\t', key=text.lstrip('\n').partition('\n')[0].count)
     reader, out = csv.DictReader(io.StringIO(text, newline=''), delimiter=mark, skipinitialspace=True), []
     for row in reader:
-        where = f'line {reader.line_num}'
-        if None in row: raise ValueError(f'{where} has {len(row[None])} fields more than the line of column names; put a path that holds {mark!r} into "quotes"')
-        if any(value and value.strip() for value in row.values()): out.append(_TableRow(where, {(name or '').strip():value for name,value in row.items()}))
+        where, extra = f'line {reader.line_num}', row.pop(None, ())
+        if any(extra): raise ValueError(f'{where} has more fields than columns; put a path that holds {mark!r} into "quotes"')
+        if any(value and value.strip() for value in row.values()):
+            out.append(_TableRow(where, {name.strip():value for name,value in row.items()}))
     return out
 
 def _json_rows(text):
+    "Rows of a text with a JSON object a line."
     import json
     lines = [(f'line {i}', json.loads(line)) for i,line in enumerate(text.split('\n'),1) if line.strip()]
-    if odd := [where for where,row in lines if not isinstance(row,dict)]: raise ValueError(f'{odd[0]} is no object')
+    for where,row in lines:
+        if not isinstance(row,dict): raise ValueError(f'{where} is no object')
     return [_TableRow(where, row) for where,row in lines]
 
 def _table(file):
     "Rows of a CSV or JSONL file; FileNotFoundError, or ValueError naming what cannot be read."
     import csv
-    if file.is_dir(): raise ValueError(f'pairs: {str(file)!r} is a folder; give a CSV or JSONL with the paths of an image and a mask a line, or two folders')
-    if not file.is_file(): raise FileNotFoundError(f'pairs: no file {str(file)!r}; it is a CSV or JSONL with the paths of a picture and a mask a line')
+    here, shape = f'pairs: {str(file)!r}', 'a CSV or JSONL with the paths of a picture and a mask a line'
+    if file.is_dir(): raise ValueError(f'{here} is a folder; give {shape}, or two folders')
+    if not file.is_file(): raise FileNotFoundError(f'pairs: no file {str(file)!r}; it is {shape}')
     is_json = file.suffix.lower() in ('.jsonl','.json','.ndjson')
     wanted = 'a JSON object a line in UTF-8' if is_json else 'a table in UTF-8, separated by commas, semicolons or tabs,'
-    try:
-        text = _text_of(file).replace('\r\n','\n').replace('\r','\n')
-        return _json_rows(text) if is_json else _csv_rows(text)
-    except (ValueError,csv.Error) as e: raise ValueError(f'pairs: {str(file)!r} cannot be read: {wanted} was expected ({e})') from e
-
+    try: return _json_rows(_text_of(file)) if is_json else _csv_rows(_text_of(file))
+    except (ValueError,csv.Error) as e: raise ValueError(f'{here} cannot be read: {wanted} was expected ({e})') from e
 
 # %% ../nbs/20_data.ipynb #c091
-def _column(name, row, here):
-    "The column called so, in small or capital letters; ValueError saying which there are."
-    there = {str(key).lower():key for key in row.fields}
-    if name in row.fields: return name
-    if name.lower() in there: return there[name.lower()]
-    columns = ', '.join(map(str,row.fields))
-    if any(Path(str(key)).suffix.lower() in _KINDS for key in row.fields): more = 'the first line must hold the names of the columns, image,label, and not a pair'
-    elif len(row.fields)==1 and re.search(r'[|:]|\s', columns): more = 'columns are separated by commas, semicolons or tabs'
-    else: more = 'name the columns when calling, or in the file'
-    raise ValueError(f'{here}, {row.where} has no column {name!r}, but {columns}; {more}')
+class _PairTable:
+    "Columns and paths of a table of pairs."
+    def __init__(self, file): self.folder, self.here = file.parent, f'pairs: {str(file)!r}'
 
-def _path_in(row, column, folder, here):
-    "A path of a table: relative to it or whole, ~ for home, also as Windows writes it."
-    text = row.fields[column]
-    if text is None or text=='' or isinstance(text,str) and not text.strip(): raise ValueError(f'{here}, {row.where}: column {column!r} is empty; write a path or drop the line')
-    if not isinstance(text,str): raise ValueError(f'{here}, {row.where}: column {column!r} holds {str(text)[:60]!r}, which is no path')
-    text = text.strip()
-    try: path = folder/Path(text).expanduser()
-    except RuntimeError: path = folder/text                            # ~ of somebody who is not here
-    turned = folder/text.replace('\\','/')
-    return str(turned if '\\' in text and not path.exists() else path)
+    def column(self, row, name):
+        "The column called so, in small or capital letters; ValueError saying which there are."
+        small = {str(key).lower():key for key in row.fields}
+        if name in row.fields or name.lower() in small: return name if name in row.fields else small[name.lower()]
+        there = ', '.join(map(str,row.fields))
+        if any(Path(str(key)).suffix.lower() in _KINDS for key in row.fields):
+            more = 'the first line must be the names of the columns, image,label, not a pair'
+        elif len(row.fields)==1 and re.search(r'[|:\s]', there): more = 'columns are separated by commas, semicolons or tabs'
+        else: more = 'name the columns when calling, or in the file'
+        raise ValueError(f'{self.here}, {row.where} has no column {name!r}, but {there}; {more}')
+
+    def path(self, row, name):
+        "A path of a row: relative to the table or whole, ~ for home, also as Windows writes it."
+        text = row.fields[self.column(row,name)]
+        if text is None or str(text).strip()=='':
+            raise ValueError(f'{self.here}, {row.where}: column {name!r} is empty; write a path or drop the line')
+        if not isinstance(text,str):
+            raise ValueError(f'{self.here}, {row.where}: column {name!r} holds {str(text)[:60]!r}, which is no path')
+        text = text.strip()
+        is_elsewhere = re.match(r'[A-Za-z]+:[\\/]', text) and not Path(text).is_absolute()
+        if is_elsewhere: return text                                # C:\… where there is no Windows, or an address
+        turned = self.folder/text.replace('\\','/')
+        try: path = self.folder/Path(text).expanduser()
+        except RuntimeError: path = self.folder/text                # ~ of somebody who is not here
+        return str(turned if '\\' in text and not path.exists() else path)
 
 def csv_pairs(
     file:'str|Path', # CSV with a line of column names, or JSONL; paths in it are relative to its folder
@@ -792,19 +804,20 @@ def csv_pairs(
 ): # `datasets.Dataset` with columns id, image, label; the id is the column id, or the image's path as written
     "Pairs from a table. FileNotFoundError for the table; ValueError naming file, line and column; Unpaired listing files that are not there."
     file = Path(file)
-    here = f'pairs: {str(file)!r}'
-    rows = _table(file)
-    if not rows: raise ValueError(f'{here} has no rows; give a picture and a mask a line, under the names {image},{label}')
-    if image==label: raise ValueError(f'{here}: column {image!r} is given as images and as masks')
-    columns = [[_column(c,row,here) for c in (image,label)] for row in rows]
-    paths = [[_path_in(row,names[i],file.parent,here) for row,names in zip(rows,columns)] for i in range(2)]
-    ids = [str(row.fields.get('id') or row.fields[names[0]]) for row,names in zip(rows,columns)]
+    table, rows = _PairTable(file), _table(file)
+    if image==label: raise ValueError(f'{table.here}: column {image!r} is given as images and as masks')
+    if not rows: raise ValueError(f'{table.here} has no rows; give a picture and a mask a line, under the names {image},{label}')
+    for row in rows:
+        for name in image,label: table.column(row, name)            # all columns before any path: a line is wrong as a whole
+    paths = [[table.path(row,name) for row in rows] for name in (image,label)]
+    ids = [str(row.fields.get('id') or row.fields[table.column(row,image)]) for row in rows]
     out = _rows(ids, *paths)
     lost = [(row.where,p) for row,*pair in zip(rows,*paths) for p in pair if not Path(p).is_file()]
-    if lost: raise Unpaired(f'{here} names {len(lost)} files that are not there: {", ".join(f"{where}: {p!r}" for where,p in lost[:5])}; '
-        f'paths are relative to the table. The first: {why_missing(lost[0][1])}', out)
+    if lost:
+        first = ', '.join(f'{where}: {p!r}' for where,p in lost[:5])
+        raise Unpaired(f'{table.here} names {len(lost)} files that are not there: {first}; paths are relative to the table. '
+            f'The first: {why_missing(lost[0][1])}', out)
     return out
-
 
 # %% ../nbs/20_data.ipynb #c095
 def hub_pairs(
@@ -827,191 +840,217 @@ def hub_pairs(
 
 # %% ../nbs/20_data.ipynb #c098
 def _text_of(file):
-    "A text file: UTF-8, or UTF-16 with its mark, as some Windows programs save. ValueError for others."
+    "A text file: UTF-8, or UTF-16 with its mark, as some Windows programs save. Lines end with a newline. ValueError for others."
     data = Path(file).read_bytes()
     text = data.decode('utf-16' if data[:2] in (b'\xff\xfe',b'\xfe\xff') else 'utf-8-sig')
     if '\0' in text: raise ValueError('it holds zero bytes, so it is no text; save it as UTF-8')
-    return text
+    return text.replace('\r\n','\n').replace('\r','\n')
 
-class _ClassLine(NamedTuple):
+def class_line(
+    name:str, # of a class
+    id:int, # in the masks
+)->str: # `name, id`
+    "A line of a class list, as it would have to be written."
+    return f'"{name}", {id}' if re.search('[,;\t]',name) else f'{name}, {id}'
+
+_HEADERS = {'name','names','class','classes','class_name','classname','label','labels','category','categories',
+    'id','ids','index','value','color','colour','rgb','hex'}
+_MAX_ID = 2**31-1 # no kind of mask has more
+
+class _Class(NamedTuple):
+    "One line of a class list."
     where:str # line or entry, for errors
-    name:str # of the class
-    id:'int|None' # in the masks; -1 only where it is ignored
-    colour:'tuple|None' # (r,g,b)
-    mirror:'str|None' # name of the class that it changes places with, or none
+    name:str
+    id:'int|None'=None # in the masks; -1 only where it is ignored
+    colour:'tuple|None'=None # (r,g,b)
+    mirror:'str|None'=None # name of the class that it changes places with, or none
 
     @property
     def ignored(self): return self.name.lower() in ('void','ignore','__ignore__')
 
-_HEADERS = {'name','names','class','classes','class_name','classname','label','labels','category','categories','id','ids','index','value','color','colour','rgb','hex'}
-_TOO_LARGE = 2**31 # no kind of mask has such ids
-
-def _fields(line, where):
-    "The fields of a line: separated by commas, semicolons or tabs, whichever comes first outside quotes."
+def _fields(line):
+    "The fields of a line, separated by commas, semicolons or tabs: whichever comes first outside quotes."
     import csv
-    bare = re.sub('"[^"]*"', '', line)
+    bare = re.sub('"[^"]*"', lambda m: ' '*len(m[0]), line)
     mark = min(',;\t', key=lambda c: bare.find(c) if c in bare else len(bare))
-    try: fields = next(csv.reader([line], delimiter=mark, skipinitialspace=True, strict=True))
-    except csv.Error as e: raise ValueError(f'{where}: {line!r} cannot be taken apart ({e}); write NAME, ID with plain "quotes" in pairs') from e
-    return [field.strip() for field in fields]
+    try: return [field.strip() for field in next(csv.reader([line], delimiter=mark, skipinitialspace=True, strict=True))]
+    except csv.Error as e: raise ValueError(f'{line!r} cannot be taken apart ({e}); write NAME, ID with "quotes" in pairs') from e
 
-def _class_line(line, where):
-    "One line of a class list; ValueError for what is neither an id, a colour nor a mirror, and for two of one kind."
-    name,*more = _fields(line, where)
-    if len(name)>1 and name[0]==name[-1]=="'": name = name[1:-1]
-    if re.search(r'\s#', name): raise ValueError(f'{where}: {name!r} has a comment or a colour in its name; write a comment as a line of its own, a colour as NAME, #rrggbb')
-    if not name: raise ValueError(f'{where}: {line!r} has no name before its separator; write NAME, ID')
-    ids = [f for f in more if re.fullmatch('-?[0-9]+', f)]
-    colours = [f for f in more if re.fullmatch('#[0-9a-fA-F]{6}', f)]
-    mirrors = [f.partition('=')[2].strip() for f in more if re.match(r'mirror\s*=', f, re.I)]
-    odd = [f for f in more if f and f not in ids+colours and not re.match(r'mirror\s*=\s*\S', f, re.I)]
-    if re.fullmatch('-?[0-9]+', name) and odd: raise ValueError(f'{where}: the id stands before the name; write {_line_of(odd[0],name)}')
-    if odd: raise ValueError(f'{where}: {odd[0]!r} is neither an id nor a colour (#rrggbb) nor mirror=NAME{_number_written(odd[0])}; put a name with commas or semicolons into "quotes"')
-    if len(ids)==3: raise ValueError(f'{where}: three numbers after {name!r}; if they are a colour, write #{"".join(f"{int(i)&255:02x}" for i in ids)}')
-    for what,found in ('ids',ids),('colours',colours),('mirrors',mirrors):
-        if len(found)>1: raise ValueError(f'{where}: {name!r} has {len(found)} {what}, {" and ".join(found)}; a class has one, so write one line for each class')
-    id = _checked_id(int(ids[0][:20]), where, name) if ids else None
-    out = _ClassLine(where, unicodedata.normalize('NFC',name), id, tuple(bytes.fromhex(colours[0][1:])) if colours else None, mirrors[0] if mirrors else None)
-    if id is not None and id<0 and not (out.ignored and id==-1): raise ValueError(f'{where}: {ids[0]!r} is neither an id from 0 up nor a colour (#rrggbb)')
-    return out
+def _parsed_name(text, line):
+    "The name of a class; ValueError for none, and for a comment in it."
+    if len(text)>1 and text[0]==text[-1]=="'": text = text[1:-1]
+    if not text: raise ValueError(f'{line!r} has no name; write NAME, ID')
+    if re.search(r'\s#', text): raise ValueError(f'{text!r} has # in its name; write a comment as a line of its own, a colour as NAME, #rrggbb')
+    return _nfc(text)
 
-def _checked_id(id, where, name):
-    if id>=_TOO_LARGE: raise ValueError(f'{where}: id {id} of {name!r} is more than a mask can hold ({_TOO_LARGE-1})')
+def _parsed_id(text, name):
+    "An id; ValueError for one that no mask can hold."
+    id = int(text[:20])
+    if id<-1 or id==-1 and not _Class('',name).ignored: raise ValueError(f'{text!r} is neither an id from 0 up nor a colour (#rrggbb)')
+    if id>_MAX_ID: raise ValueError(f'id {text[:20]} of {name!r} is more than a mask can hold ({_MAX_ID})')
     return id
 
-def _line_of(name, id):
-    "A line of a class list, as it would have to be written."
-    return f'"{name}", {id}' if re.search('[,;\t]',name) else f'{name}, {id}'
-
-def _number_written(text):
+def _as_decimal(text):
     "How an id would be written that is written as 1.0 or 0x10; nothing for other texts."
     try: number = int(text,16) if text.lower().startswith('0x') else float(text)
     except ValueError: return ''
-    return f' (write {number:.0f})' if number==number//1 and abs(number)<_TOO_LARGE else ''
+    return f' (write {number:.0f})' if 0<=number<=_MAX_ID and number==int(number) else ''
+
+def _parsed_line(line, where):
+    "One line of a class list; ValueError for what is neither an id, a colour nor a mirror, and for two of one kind."
+    first,*more = _fields(line)
+    name = _parsed_name(first, line)
+    found = dict(ids=[f for f in more if re.fullmatch('-?[0-9]+',f)],
+        colours=[f for f in more if re.fullmatch('#[0-9a-fA-F]{6}',f)],
+        mirrors=[m[1] for f in more if (m := re.fullmatch(r'mirror\s*=\s*(\S.*)',f,re.I))])
+    odd = [f for f in more if f and f not in found['ids']+found['colours'] and not re.fullmatch(r'mirror\s*=\s*\S.*',f,re.I)]
+    if odd and re.fullmatch('-?[0-9]+',name): raise ValueError(f'the id stands before the name; write {class_line(odd[0],name)}')
+    if odd: raise ValueError(f'{odd[0]!r} is neither an id{_as_decimal(odd[0])} nor a colour (#rrggbb) nor mirror=NAME; '
+        'put a name with commas or semicolons into "quotes"')
+    if len(found['ids'])==3:
+        hexed = ''.join(f'{int(i[:4])&255:02x}' for i in found['ids'])
+        raise ValueError(f'three numbers after {name!r}; if they are a colour, write #{hexed}')
+    for what,those in found.items():
+        if len(those)>1: raise ValueError(f'{name!r} has {len(those)} {what}, {" and ".join(those)}; write one line for each class')
+    ids, colours, mirrors = [those[0] if those else None for those in found.values()]
+    return _Class(where, name, ids and _parsed_id(ids,name), colours and tuple(bytes.fromhex(colours[1:])), mirrors)
+
+def _check_form(lines):
+    "ValueError for a list in a form that would be read as other names, or other ids, than it means."
+    first, fields = lines[0].strip(), [_fields(line) for line in lines]
+    words = {word.lower() for word in fields[0]}
+    if words<=_HEADERS|({*'rgb'} if len(words)>1 else set()) and first[0]!='"':
+        raise ValueError(f'{first!r} seems to be a header, and would be a class; take it away, or put the name into "quotes"')
+    if all(line.lstrip()[:2] in ('- ','* ') for line in lines):
+        raise ValueError(f'{first!r} is an entry of a list in YAML or Markdown; write the names alone')
+    if any(len(f)>1 for f in fields): return
+    before = [re.fullmatch(r'([0-9]+)\s*[\s:=.)-]\s*(.+)',f[0]) for f in fields]
+    after = [re.fullmatch(r'(.*[^\s:=-])\s*[\s:=-]\s*([0-9]+)',f[0]) for f in fields]
+    if all(before): line = class_line(before[0][2],before[0][1])
+    elif all(after) and len({m[1] for m in after})==len(after)>1: line = class_line(after[0][1],after[0][2])
+    else: return
+    raise ValueError(f'{first!r} holds an id and a name, but would be one name; write {line}, and so on all lines')
 
 def _once(pairs):
     "A dict of (key, value); ValueError for a key that stands twice."
-    keys = [key for key,_ in pairs]
-    twice = [key for key in keys if keys.count(key)>1]
-    if twice: raise ValueError(f'{twice[0]!r} stands in it twice')
+    for key,n in Counter(key for key,_ in pairs).items():
+        if n>1: raise ValueError(f'{key!r} stands in it twice')
     return dict(pairs)
 
 def _json_classes(text):
-    "(id, name) of id2label on the Hub, of label2id, or of a list of names."
+    "Classes of id2label on the Hub, of label2id, or of a list of names."
     import json
     data = json.loads(text, object_pairs_hook=_once)
     if isinstance(data,dict) and isinstance(data.get('id2label'),dict): data = data['id2label']
     if isinstance(data,list): data = dict(enumerate(data))
-    if not isinstance(data,dict): raise ValueError(f'this is of kind {type(data).__name__}')
-    if data and all(type(v) is int for v in data.values()): data = _once([(v,k) for k,v in data.items()])
-    odd = [name for name in data.values() if not isinstance(name,str)]
-    if odd: raise ValueError(f'{str(odd[0])[:60]!r} is no name')
-    out = sorted((_checked_id(int(i),'entry',name),name) for i,name in data.items())
-    if out and out[0][0]<0: raise ValueError(f'id {out[0][0]} of {out[0][1]!r} is below 0')
-    return out
-
-def _check_form(file, lines):
-    "ValueError for a list in a form that would be read as other names, or other ids, than it means."
-    here, (where,first,*_) = f'classes: {str(file)!r}', lines[0]
-    words = [w.lower() for w in _fields(first, where)]
-    if {*words}<=_HEADERS|({*'rgb'} if len(words)>1 else set()) and not first.lstrip().startswith('"'):
-        raise ValueError(f'{here}, {where}: {first!r} seems to be a header, and would be a class; take it away, or put the name into "quotes"')
-    plain = [line for _,line in lines]
-    if all(line.lstrip()[:2] in ('- ','* ') for line in plain):
-        raise ValueError(f'{here}, {where}: {first.strip()!r} is an entry of a list in YAML or Markdown; write the names alone, without {first.strip()[0]!r}')
-    if any(len(_fields(line,where))>1 for where,line in lines): return
-    before, after = [[re.fullmatch(p,line) for line in plain] for p in (r'\s*([0-9]+)\s*[\s:=.)-]\s*([^\s,;].*?)\s*', r'\s*(.*?[^\s:=-])\s*[\s:=-]\s*([0-9]+)\s*')]
-    if all(before): id,name = before[0].groups()
-    elif all(after) and len({m[1] for m in after})==len(after)>1: name,id = after[0].groups()
-    else: return
-    raise ValueError(f'{here}, {where}: {first.strip()!r} holds an id and a name, but would be one name; write {_line_of(name,id)}, and so on all lines')
+    if not isinstance(data,dict): raise ValueError(f'it holds a {type(data).__name__}')
+    if data and all(type(v) is int for v in data.values()): data = _once([(id,name) for name,id in data.items()])
+    out = []
+    for key,name in data.items():
+        if not isinstance(name,str): raise ValueError(f'{str(name)[:60]!r} is no name')
+        out.append(_Class(f'entry {str(key)!r}', _nfc(name.strip()), _parsed_id(str(int(key)),name)))
+    return sorted(out, key=lambda c: c.id)
 
 def _class_lines(file):
     "All lines of a class list that say something; of a JSON file, its entries."
-    here = f'classes: {str(file)!r}'
-    if not file.exists(): raise FileNotFoundError(f'{here}: no file of this name; write one class name a line')
-    if not file.is_file(): raise ValueError(f'{here} is a folder; give a text file with one class name a line')
-    if file.suffix.lower() in ('.yaml','.yml','.xml','.toml'): raise ValueError(f'{here} cannot be read: classes are a text file with one name a line, or id2label as .json')
+    here, kind = f'classes: {str(file)!r}', file.suffix.lower()
+    if file.is_dir(): raise ValueError(f'{here} is a folder; give a text file with one class name a line')
+    if not file.is_file(): raise FileNotFoundError(f'classes: no file {str(file)!r}; write one class name a line')
+    if kind in ('.yaml','.yml','.xml','.toml'):
+        raise ValueError(f'{here} cannot be read: {kind} is no class list; write one name a line, or id2label as .json')
     try:
         text = _text_of(file)
-        if file.suffix.lower()=='.json': return [_ClassLine(f'entry {str(i)!r}', name.strip(), i, None, None) for i,name in _json_classes(text)]
-    except (ValueError,AttributeError,TypeError) as e: raise ValueError(f'{here} cannot be read: {{"0": "name", …}} was expected in a .json, UTF-8 in any ({e})') from e
-    numbered = [(f'line {i}', line) for i,line in enumerate(text.replace('\r\n','\n').replace('\r','\n').split('\n'), 1)]
+        if kind=='.json': return _json_classes(text)
+    except ValueError as e:
+        raise ValueError(f'{here} cannot be read: {{"0": "name", …}} was expected in a .json, UTF-8 in any ({e})') from e
+    numbered = [(f'line {i}',line) for i,line in enumerate(text.split('\n'),1)]
     lines = [(where,line) for where,line in numbered if line.strip(' \t,;') and not line.lstrip().startswith('#')]
-    if not lines: return []
-    try:
-        _check_form(file, lines)
-        return [_class_line(line, where) for where,line in lines]
-    except ValueError as e: raise e if str(e).startswith(here) else ValueError(f'{here}, {e}') from e
-
+    out = []
+    for where,line in lines:
+        try:
+            if not out: _check_form([line for _,line in lines])
+            out.append(_parsed_line(line, where))
+        except ValueError as e: raise ValueError(f'{here}, {where}: {e}') from e
+    return out
 
 # %% ../nbs/20_data.ipynb #c099
-def _check_names(lines, here):
-    "ValueError for names that are empty, or differ only in small and capital letters; single letters may."
-    seen = {}
-    for line in lines:
-        if not line.name: raise ValueError(f'{here}, {line.where}: a class has no name')
-        key = line.name.casefold() if len(line.name)>1 else line.name
-        before = seen.setdefault(key, line)
-        if before is not line and before.name!=line.name:
-            raise ValueError(f'{here}, {line.where}: {line.name!r} differs from {before.name!r} ({before.where}) only in small and capital letters; give each class a name of its own')
+class _ClassList:
+    "The lines of a class list together: names, ids in the files, mirrors."
+    def __init__(self, file):
+        lines = _class_lines(file)
+        self.here = f'classes: {str(file)!r}'
+        self.classes, self.nothing = [c for c in lines if not c.ignored], [c for c in lines if c.ignored]
+        if not self.classes: raise ValueError(f'{self.here} names no class; write one a line')
+        self.names = [c.name for c in self.classes]
 
-def _mirror_of(lines, here):
-    "Pairs of training ids that a class list names; None where it names none."
-    if all(line.mirror is None for line in lines): return None
-    names, small, pairs = [line.name for line in lines], [line.name.casefold() for line in lines], set()
-    for i,line in enumerate(lines):
-        if line.mirror is None or line.mirror.lower()=='none': continue
-        other = unicodedata.normalize('NFC', line.mirror)
-        at = names.index(other) if other in names else small.index(other.casefold()) if other.casefold() in small else None
-        if at is None: raise ValueError(f'{here}, {line.where}: mirror={line.mirror} names no class of this list')
-        if at==i: raise ValueError(f'{here}, {line.where}: {line.name!r} cannot change places with itself; write mirror=none')
-        if lines[at].mirror is not None and lines[at].mirror.casefold()!=line.name.casefold():
-            raise ValueError(f'{here}, {line.where}: mirror={line.mirror}, but {lines[at].where} says mirror={lines[at].mirror}')
-        pairs.add((min(i,at),max(i,at)))
-    used = [i for pair in sorted(pairs) for i in pair]
-    twice = [i for i in used if used.count(i)>1]
-    if twice: raise ValueError(f'{here}: {names[twice[0]]!r} changes places with several classes; a class has one mirror')
-    return tuple(sorted(pairs))
+    def error(self, line, text): return ValueError(f'{self.here}, {line.where}: {text}')
 
-def _ids_of(classes, ignored, here):
-    "Ids in the files of classes, and of what is ignored; ValueError for an id twice, or for some classes only."
-    given = sum(line.id is not None for line in classes)
-    if given not in (0,len(classes)):
-        line = next(line for line in classes if line.id is None)
-        raise ValueError(f'{here}: {given} of {len(classes)} classes have an id; give one to all or to none. {line.where} would be: {_line_of(line.name,"ID")}')
-    ids = [line.id if given else i for i,line in enumerate(classes)]
-    nothing = []
-    for line in ignored:
-        if line.id is None and line.name.lower()!='__ignore__': raise ValueError(f'{here}, {line.where}: {line.name} needs the id that it has in the masks')
-        nothing.append(IGNORE if line.id in (None,-1) else line.id)  # labelme calls it -1, which a mask holds as 255
-    seen = {}
-    for line,i in [*zip(classes,ids), *zip(ignored,nothing)]:
-        if i in seen: raise ValueError(f'{here}, {line.where}: id {i} of {line.name!r} is that of {seen[i]!r} already')
-        seen[i] = line.name
-    return ids, nothing
+    def check_names(self):
+        "ValueError for names that are empty, or differ only in small and capital letters; single letters may."
+        seen = {}
+        for c in self.classes:
+            if not c.name: raise self.error(c, 'a class has no name')
+            before = seen.setdefault(c.name.casefold() if len(c.name)>1 else c.name, c)
+            if before.name!=c.name: raise self.error(c, f'{c.name!r} differs from {before.name!r} ({before.where}) only in '
+                'small and capital letters; give each class a name of its own')
+
+    def ids(self):
+        "Ids in the files of the classes, and of what is ignored; ValueError for an id twice, or for some classes only."
+        given = [c for c in self.classes if c.id is not None]
+        if 0<len(given)<len(self.classes):
+            lone = next(c for c in self.classes if c.id is None)
+            raise ValueError(f'{self.here}: {len(given)} of {len(self.classes)} classes have an id; give one to all or to none. '
+                f'{lone.where} would be: {class_line(lone.name,"ID")}')
+        ids = [c.id for c in self.classes] if given else [*range(len(self.classes))]
+        ignored = []
+        for c in self.nothing:
+            if c.id is None and c.name.lower()!='__ignore__': raise self.error(c, f'{c.name} needs the id that it has in the masks')
+            ignored.append(IGNORE if c.id in (None,-1) else c.id)           # labelme's -1, which masks hold as 255
+        seen = {}
+        for c,id in zip(self.classes+self.nothing, ids+ignored):
+            if id in seen: raise self.error(c, f'id {id} of {c.name!r} is that of {seen[id]!r} already')
+            seen[id] = c.name
+        return ids, ignored
+
+    def mirror(self):
+        "Pairs of training ids that the list names, in the order of the ids; None where it names none."
+        for c in self.nothing:
+            if c.mirror is not None: raise self.error(c, f'{c.name} is no class and has no mirror')
+        if all(c.mirror is None for c in self.classes): return None
+        pairs = {}
+        for i,c in enumerate(self.classes):
+            if c.mirror is None or c.mirror.lower()=='none': continue
+            at = self.index(c)
+            back = self.classes[at].mirror
+            if at==i: raise self.error(c, f'{c.name!r} cannot change places with itself; write mirror=none')
+            if pairs.get(i,at)!=at or pairs.get(at,i)!=i or back and self.index(self.classes[at])!=i:
+                raise self.error(c, f'mirror={c.mirror}, but one of the two has another mirror as well')
+            pairs[i], pairs[at] = at, i
+        return tuple((i,at) for i,at in sorted(pairs.items()) if i<at)
+
+    def index(self, c):
+        "Of the class that is the mirror of another."
+        found = [i for i,name in enumerate(self.names) if name.casefold()==_nfc(c.mirror).casefold()]
+        exact = [i for i in found if self.names[i]==_nfc(c.mirror)]
+        if not found: raise self.error(c, f'mirror={c.mirror} names no class of this list')
+        return (exact or found)[0]
 
 def space_from_file(
-    file:'str|Path', # a line for each class: `name`, or `name, id in the masks`, `name, id, #rrggbb, mirror=name`; or JSON as id2label on the Hub
+    file:'str|Path', # a line for each class: `name`, or `name, id in the masks, #rrggbb, mirror=name`; or JSON as id2label on the Hub
     name:str|None=None, # of the space; None: as the file is called
 )->LabelSpace: # the ignore index is 255, or beyond if there are more classes
-    """The classes of your own data. Lines `void, id`, `ignore, id` and labelme's `__ignore__` say which ids count for nothing. FileNotFoundError, or ValueError
-    naming file and line: what is no id, an id or a name twice, ids for some classes only, a header, a form that means something else."""
-    file = Path(file)
-    lines, here = _class_lines(file), f'classes: {str(file)!r}'
-    classes, ignored = [line for line in lines if not line.ignored], [line for line in lines if line.ignored]
-    if not classes: raise ValueError(f'{here} names no class; write one a line')
-    for line in ignored:
-        if line.mirror is not None: raise ValueError(f'{here}, {line.where}: {line.name} is no class and has no mirror')
-    ids, nothing = _ids_of(classes, ignored, here)
-    _check_names(classes, here)
-    ignore = max(IGNORE,len(classes))
-    implicit = tuple(i for i in dict.fromkeys((IGNORE,ignore)) if i not in ids+nothing)
-    raw = {**{i:ignore for i in (*implicit,*nothing)}, **{i:t for t,i in enumerate(ids)}}
-    drawn = palette(len(classes)).tolist() if any(line.colour is None for line in classes) else [None]*len(classes)
-    colours = [line.colour or tuple(colour) for line,colour in zip(classes,drawn)]
-    return LabelSpace(name or file.stem, [line.name for line in classes], colours, raw, ignore, _mirror_of(classes,here), implicit)
-
+    """The classes of your own data. Lines `void, id`, `ignore, id` and labelme's `__ignore__` say which ids count for nothing.
+    FileNotFoundError, or ValueError naming file and line: what is no id, an id or a name twice, ids for some classes only,
+    a header, a form that means something else."""
+    listed = _ClassList(Path(file))
+    ids, ignored = listed.ids()
+    listed.check_names()
+    ignore = max(IGNORE, len(ids))
+    implicit = [id for id in dict.fromkeys((IGNORE,ignore)) if id not in ids+ignored]
+    raw = {**{id:ignore for id in (*implicit,*ignored)}, **{id:train for train,id in enumerate(ids)}}
+    colours = [c.colour for c in listed.classes]
+    if None in colours: colours = [c or tuple(new) for c,new in zip(colours,palette(len(ids)).tolist())]
+    return LabelSpace(name or Path(file).stem, listed.names, colours, raw, ignore, listed.mirror(), implicit)
 
 # %% ../nbs/20_data.ipynb #c103
 def ids_from_colours(
