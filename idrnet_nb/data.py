@@ -358,6 +358,7 @@ def name_differences(
             if above==above2: found.update({*_differences(name,name2)})
     best = {}
     for (heads,tails),_ in found.most_common(30):
+        if any(re.fullmatch('0*[1-9][0-9]*',word) for word in (*heads,*tails)): continue   # 1, 2 and 11, 12 are other numbers
         ids, masks = [{_core(name,*ends) for name in names} for names,*ends in zip((images,labels),heads,tails)]
         pairs = len((ids & masks)-{None})
         alone = len(images)==len(labels)==1 and heads==('','') and not any(re.match('[^_. -]',tail) for tail in tails)
@@ -731,6 +732,13 @@ DATASETS = {name:Benchmark(load, LABEL_SPACES[name], split, pictures, _WHERE[loa
     stanford_background=(stanford_background, 'val', 143), ccp59=(ccp, 'val', 204), ccp16=(ccp, 'val', 204)).items()} # of the last three: our split
 
 # %% ../nbs/20_data.ipynb #c090
+def _text_of(file):
+    "A text file: UTF-8, or UTF-16 with its mark, as some Windows programs save. Lines end with a newline. ValueError for others."
+    data = Path(file).read_bytes()
+    text = data.decode('utf-16' if data[:2] in (b'\xff\xfe',b'\xfe\xff') else 'utf-8-sig')
+    if '\0' in text: raise ValueError('it holds zero bytes, so it is no text; save it as UTF-8')
+    return text.replace('\r\n','\n').replace('\r','\n')
+
 class _TableRow(NamedTuple):
     where:str # line, for errors
     fields:dict # column -> text
@@ -839,13 +847,6 @@ def hub_pairs(
     return out.add_column('id', ids).cast_column('image', Image(decode=False)).cast_column('label', Image(decode=False))
 
 # %% ../nbs/20_data.ipynb #c098
-def _text_of(file):
-    "A text file: UTF-8, or UTF-16 with its mark, as some Windows programs save. Lines end with a newline. ValueError for others."
-    data = Path(file).read_bytes()
-    text = data.decode('utf-16' if data[:2] in (b'\xff\xfe',b'\xfe\xff') else 'utf-8-sig')
-    if '\0' in text: raise ValueError('it holds zero bytes, so it is no text; save it as UTF-8')
-    return text.replace('\r\n','\n').replace('\r','\n')
-
 def class_line(
     name:str, # of a class
     id:int, # in the masks
