@@ -102,7 +102,8 @@ def test_a_class_that_only_the_unseen_part_has(tmp_path):
     train, unseen = folder_pairs(*pairs(tmp_path/'t', ids=(0,1))), folder_pairs(*pairs(tmp_path/'u', 'xy', ids=(0,1,2)))
     space = classes(tmp_path,'a\nb\nc\n')
     reports = both(train, unseen, space, images=False)
-    assert kinds(reports['train'])==['class without a pixel'] and "2 images of 'unseen' have it" in reports['train'].faults[0][2] and reports['unseen'].ok
+    assert kinds(reports['train'])==['class without a pixel'] and "2 images of 'unseen' have it" in reports['train'].faults[0][2]
+    assert reports['unseen'].ok
     with pytest.raises(DataFault, match="train, class without a pixel: .*'c'"): raise_faults(reports)
     raise_faults(reports, allow=['class without a pixel'])
     assert both(unseen, train, space)['train'].ok                                  # that the unseen part lacks one is no fault
@@ -129,7 +130,8 @@ def test_reports_come_back_from_json(tmp_path):
 def test_masks_only_and_by_workers(tmp_path):
     images,masks = pairs(tmp_path)
     (images/'a.png').write_bytes(b'no image'); (masks/'b.png').write_bytes(b'no mask'); (images/'c.png').unlink()
-    rows = Dataset.from_list([dict(id=n,image=dict(path=str(images/f'{n}.png'),bytes=None),label=dict(path=str(masks/f'{n}.png'),bytes=None)) for n in 'abcd'])
+    held = lambda p: dict(path=str(p), bytes=None)
+    rows = Dataset.from_list([dict(id=n, image=held(images/f'{n}.png'), label=held(masks/f'{n}.png')) for n in 'abcd'])
     space = classes(tmp_path,'a\nb\n')
     one, two = [check_parts(dict(train=rows), space, n, False, images=False)['train'] for n in (0,2)]
     assert one.to_json()==two.to_json() and kinds(one)==['broken','missing'] and kinds(check(rows,space))==['broken','broken','missing']
@@ -158,7 +160,8 @@ def test_the_same_image_in_both_parts(tmp_path, how):
         else: (other/'images'/'z.png').write_bytes((images/'b.png').read_bytes())
         put(other/'masks'/'z.png', spots(0,1))
         unseen = folder_pairs(other/'images', other/'masks')
-    if how=='held': unseen = Dataset.from_list([dict(id=r['id'], **{k:dict(path=None,bytes=Path(r[k]['path']).read_bytes()) for k in ('image','label')}) for r in unseen])
+    if how=='held': unseen = Dataset.from_list([dict(id=r['id'],
+        **{k:dict(path=None,bytes=Path(r[k]['path']).read_bytes()) for k in ('image','label')}) for r in unseen])
     reports = both(train, unseen, classes(tmp_path,'a\nb\n'))
     assert reports['train'].ok and kinds(reports['unseen'])==['in two parts'] and 'b.png' in reports['unseen'].faults[0][2]
     with pytest.raises(DataFault, match='in two parts'): raise_faults(reports, skip=['train','unseen'])
@@ -181,7 +184,8 @@ def test_images_given_as_masks(tmp_path, ending):
     grey = [put(tmp_path/'images'/f'{n}.{ending}', spots(0,1)) for n in 'abc']
     space = classes(tmp_path,'a\nb\n')
     with pytest.raises(ValueError, match='given as images and as masks'): folder_pairs(tmp_path/'images', tmp_path/'images')
-    with pytest.raises(ValueError, match='given as images and as masks'): folder_pairs(tmp_path/'images', tmp_path/'masks'/'..'/'images')  if (tmp_path/'masks').mkdir() is None else 0
+    (tmp_path/'masks').mkdir()
+    with pytest.raises(ValueError, match='given as images and as masks'): folder_pairs(tmp_path/'images', tmp_path/'masks'/'..'/'images')
     (tmp_path/'p.csv').write_text('image,label\n'+''.join(f'images/{p.name},images/{p.name}\n' for p in grey))
     assert kinds(check(csv_pairs(tmp_path/'p.csv'), space)).count('image as mask')==3
     for p in grey: put(tmp_path/'masks'/p.name).write_bytes(p.read_bytes())
@@ -193,7 +197,8 @@ def test_one_column_for_both(tmp_path):
     put(tmp_path/'a.png'); (tmp_path/'t.csv').write_text('x\na.png\n')
     with pytest.raises(ValueError, match='given as images and as masks'): csv_pairs(tmp_path/'t.csv', 'x', 'x')
     from datasets import Image as Images
-    with pytest.raises(ValueError, match='given as images and as masks'): hub_pairs(Dataset.from_dict(dict(x=[str(tmp_path/'a.png')])).cast_column('x',Images()), 'x', 'x')
+    hub = Dataset.from_dict(dict(x=[str(tmp_path/'a.png')])).cast_column('x', Images())
+    with pytest.raises(ValueError, match='given as images and as masks'): hub_pairs(hub, 'x', 'x')
 
 # --- F3: files that were passed over
 def test_links_to_folders_are_followed(tmp_path):
@@ -212,7 +217,8 @@ def test_dead_links_are_named(tmp_path):
     (images/'far').symlink_to(tmp_path/'gone')
     (masks/'b.png').unlink(); (masks/'b.png').symlink_to(tmp_path/'gone.png')
     report = check_parts(dict(all=lambda: folder_pairs(images,masks)), classes(tmp_path,'a\nb\n'), progress=False)['all']
-    assert kinds(report)==['dead link','missing'] and 'far' in report.faults[0][2] and "link to" in report.faults[1][2] and 'gone.png' in report.faults[1][2]
+    assert kinds(report)==['dead link','missing'] and 'far' in report.faults[0][2] and "link to" in report.faults[1][2]
+    assert 'gone.png' in report.faults[1][2]
 
 @pytest.mark.parametrize('forms', [('NFC','NFD'),('NFD','NFC'),('NFD','NFD')])
 def test_forms_of_unicode(tmp_path, forms):
@@ -236,13 +242,15 @@ def test_masks_of_another_kind(tmp_path, kind):
     (masks/'b.png').rename(masks/f'b.{kind}')
     with pytest.raises(Unpaired, match=rf"mask of 'b' \('b.{kind}' is of a kind that is not read; save masks as PNG"): folder_pairs(images, masks)
     report = check_parts(dict(all=lambda: folder_pairs(images,masks)), classes(tmp_path,'a\nb\n'), progress=False)['all']
-    assert kinds(report)==['missing'] and f'b.{kind}' in report.faults[0][2] and 'save masks as PNG' in report.faults[0][2] and 'fetch' not in report.faults[0][2]
+    assert kinds(report)==['missing'] and f'b.{kind}' in report.faults[0][2] and 'save masks as PNG' in report.faults[0][2]
+    assert 'fetch' not in report.faults[0][2]
 
 def test_images_of_another_kind_are_not_dropped(tmp_path):
     images,masks = pairs(tmp_path)
     (images/'d.png').rename(images/'d.HEIC'); (masks/'d.png').rename(masks/'d.npy')   # both: nothing of the pair was seen
     put(images/'e.png').rename(images/'e.heic'); (masks/'note.txt').write_text(''); np.save(images/'a.npy', 0)
-    with pytest.raises(Unpaired, match=r"picture of 'd' \('d.HEIC'.*mask of 'd' \('d.npy'.*picture of 'e'.*mask of 'e'") as e: folder_pairs(images, masks)
+    said = r"picture of 'd' \('d.HEIC'.*mask of 'd' \('d.npy'.*picture of 'e'.*mask of 'e'"
+    with pytest.raises(Unpaired, match=said) as e: folder_pairs(images, masks)
     assert e.value.rows['id'][:]==['a','b','c','d','e']
 
 def test_a_folder_called_like_an_image_and_what_is_hidden(tmp_path):
@@ -263,7 +271,8 @@ def test_braces_and_brackets_in_names(tmp_path):
 
 # --- names that differ by a constant part
 @pytest.mark.parametrize('image,mask,said', [
-    ('{}_image','{}_label','--image-suffix=_image --label-suffix=_label'), ('{}','{}_mask','--label-suffix=_mask'), ('{}_leftImg8bit','{}_gtFine_labelIds','--image-suffix=_leftImg8bit --label-suffix=_gtFine_labelIds'),
+    ('{}_image','{}_label','--image-suffix=_image --label-suffix=_label'), ('{}','{}_mask','--label-suffix=_mask'),
+    ('{}_leftImg8bit','{}_gtFine_labelIds','--image-suffix=_leftImg8bit --label-suffix=_gtFine_labelIds'),
     ('img_{}','mask_{}','--image-prefix=img_ --label-prefix=mask_'), ('{}','{}.jpg','--label-suffix=.jpg'), ('x{}','x{}-gt','--label-suffix=-gt')])
 def test_the_difference_in_names_is_found(tmp_path, image, mask, said):
     names = [f'{i:02}' for i in (1,2,3,11,12,21)]
@@ -303,11 +312,14 @@ def test_a_file_for_a_folder(tmp_path):
 def named(*names, **kw): return LabelSpace('own', names, palette(len(names)), **kw)
 
 @pytest.mark.parametrize('names,want', [
-    (('eye_left','eye_right'),((0,1),)), (('l_eye','r_eye'),((0,1),)), (('Right Lung','Left Lung'),((1,0),)), (('lung (left)','lung (right)'),((0,1),)),
-    (('leftArm','rightArm'),((0,1),)), (('L_kidney','R_kidney'),((0,1),)), (('hand-R','hand-L'),((1,0),)), (('LKidney','RKidney'),((0,1),)), (('armLeft','armRight'),((0,1),)),
+    (('eye_left','eye_right'),((0,1),)), (('l_eye','r_eye'),((0,1),)), (('Right Lung','Left Lung'),((1,0),)),
+    (('lung (left)','lung (right)'),((0,1),)),
+    (('leftArm','rightArm'),((0,1),)), (('L_kidney','R_kidney'),((0,1),)), (('hand-R','hand-L'),((1,0),)), (('LKidney','RKidney'),((0,1),)),
+    (('armLeft','armRight'),((0,1),)),
     (('leftarm','rightarm'),((0,1),)), (('LEFT.ARM','RIGHT.ARM'),((0,1),)), (('ctx-lh-insula','ctx-rh-insula'),((0,1),)), (('left','right'),((0,1),)),
     (('bright left','bright right'),((0,1),)), (('left eye of left twin','right eye of right twin'),((0,1),)), (('Left_Lung','right lung'),((0,1),)),
-    (('L','R'),()), (('left lung','Left_Lung','right lung'),()), (('left turn','right lane'),()), (('left eye','right eye upper'),()), (('eye left','right eye'),()),
+    (('L','R'),()), (('left lung','Left_Lung','right lung'),()), (('left turn','right lane'),()), (('left eye','right eye upper'),()),
+    (('eye left','right eye'),()),
     (('upright','bleft'),()), (('l_eye','x'),()), (('l_eye','right_eye'),()), (('road','cleft'),())], ids=str)
 def test_pairs_by_names(names, want):
     space = named(*names)
@@ -328,7 +340,8 @@ def test_a_list_called_lip_has_no_pairs_of_lip(tmp_path, name):
     assert left_right(classes(tmp_path, '\n'.join(f'c{i}' for i in range(20)), f'{name}.txt'))==()
 
 @pytest.mark.parametrize('text,want', [
-    ('a, 0, mirror=b\nb, 1\nc, 2\n',((0,1),)), ('a, 0, mirror=b\nb, 1, mirror=a\n',((0,1),)), ('a; 0; MIRROR = B\nB; 1\n',((0,1),)), ('left x, mirror=none\nright x\n',()),
+    ('a, 0, mirror=b\nb, 1\nc, 2\n',((0,1),)), ('a, 0, mirror=b\nb, 1, mirror=a\n',((0,1),)), ('a; 0; MIRROR = B\nB; 1\n',((0,1),)),
+    ('left x, mirror=none\nright x\n',()),
     ('left x\nright x\nup, mirror=down\ndown\n',((2,3),)), ('a, 0, #ff0000, "mirror=b, c"\n"b, c", 1\n',((0,1),)), ('left x\nright x\n',None)])
 def test_mirrors_of_a_class_list(tmp_path, text, want):
     space = classes(tmp_path, text)
@@ -337,8 +350,10 @@ def test_mirrors_of_a_class_list(tmp_path, text, want):
     assert again==space and again.mirror==space.mirror and again.implicit_ignore==space.implicit_ignore
 
 @pytest.mark.parametrize('text,said', [
-    ('a, mirror=x\nb\n',"line 1: mirror=x names no class"), ('a, mirror=a\nb\n','line 1: .*itself'), ('a, mirror=b\nb, mirror=c\nc\n','another mirror'),
-    ('a, mirror=c\nb, mirror=c\nc\n','another mirror'), ('a\nvoid, 5, mirror=a\n','line 2: void is no class'), ('a, mirror=\nb\n',"'mirror=' is neither"),
+    ('a, mirror=x\nb\n',"line 1: mirror=x names no class"), ('a, mirror=a\nb\n','line 1: .*itself'),
+    ('a, mirror=b\nb, mirror=c\nc\n','another mirror'),
+    ('a, mirror=c\nb, mirror=c\nc\n','another mirror'), ('a\nvoid, 5, mirror=a\n','line 2: void is no class'),
+    ('a, mirror=\nb\n',"'mirror=' is neither"),
     ('a, mirror=b, mirror=c\nb\nc\n','2 mirrors')])
 def test_bad_mirrors(tmp_path, text, said):
     with pytest.raises(ValueError, match=said): classes(tmp_path, text)
@@ -349,9 +364,12 @@ def test_old_label_spaces_are_read_and_equal():
         assert set(data)=={'name','classes','palette','raw_to_train','ignore'} and LabelSpace.from_json(data)==space
     assert named('a','b')!=named('a','b',mirror=((0,1),)) and named('a','b')==named('a','b',implicit_ignore=(255,))
 
-@pytest.mark.parametrize('new', [dict(name=5), dict(classes='cat'), dict(classes=[1,2]), dict(classes=None), dict(palette=3), dict(palette=['red','blue']), dict(palette=[[1.5,0,0]]*2),
-    dict(raw_to_train=[1]), dict(raw_to_train={'x':0}), dict(raw_to_train={0:None}), dict(ignore='255x'), dict(ignore=None), dict(ignore=2.5), dict(ignore=True), dict(mirror=5),
-    dict(mirror=[[0]]), dict(mirror=[[0,2]]), dict(mirror=[[0,1],[1,0]]), dict(mirror=[[0,0]]), dict(implicit_ignore=5), dict(implicit_ignore='x'), dict(colour=1)], ids=str)
+@pytest.mark.parametrize('new', [dict(name=5), dict(classes='cat'), dict(classes=[1,2]), dict(classes=None), dict(palette=3),
+    dict(palette=['red','blue']), dict(palette=[[1.5,0,0]]*2),
+    dict(raw_to_train=[1]), dict(raw_to_train={'x':0}), dict(raw_to_train={0:None}), dict(ignore='255x'), dict(ignore=None), dict(ignore=2.5),
+    dict(ignore=True), dict(mirror=5),
+    dict(mirror=[[0]]), dict(mirror=[[0,2]]), dict(mirror=[[0,1],[1,0]]), dict(mirror=[[0,0]]), dict(implicit_ignore=5),
+    dict(implicit_ignore='x'), dict(colour=1)], ids=str)
 def test_label_spaces_of_wrong_types(new):
     with pytest.raises(ValueError, match='abel space|LabelSpace'): LabelSpace.from_json({**named('a','b').to_json(), **new})
     for data in None, [], 'x', {}, dict(name='a'):
@@ -359,10 +377,14 @@ def test_label_spaces_of_wrong_types(new):
 
 # --- F19: class lists as people write them
 @pytest.mark.parametrize('text,names,encoded', [
-    ('__ignore__\n_background_\ncat\n',('_background_','cat'),{0:0,1:1,255:255}), ('__ignore__, -1\n_background_, 0\ncat, 1\n',('_background_','cat'),{0:0,1:1,255:255}),
-    ('a;0\nb;255\n',('a','b'),{0:0,255:1}), ('a\t3\nb\t1\n',('a','b'),{3:0,1:1}), ('ignore, 0\na, 1\nb, 2\n',('a','b'),{0:255,1:0,2:1}), ('void, -1\na\nb\n',('a','b'),{0:0,255:255}),
-    ("'a', 0\n'b', 1\n",('a','b'),{0:0,1:1}), ('"a;b", 0\nc, 1\n',('a;b','c'),{0:0,1:1}), (',,\na\n\n ; \nb\n',('a','b'),{0:0,1:1}), ('a, 0,\nb, 1,\n',('a','b'),{0:0,1:1}),
-    ('A\na\nB\n',('A','a','B'),{2:2}), ('"name"\nb\n',('name','b'),{1:1}), ('class 0\nclass 1\n',('class 0','class 1'),{1:1}), ('2 wheeler\ncar\n',('2 wheeler','car'),{1:1}), ('a\rb\r',('a','b'),{1:1}),
+    ('__ignore__\n_background_\ncat\n',('_background_','cat'),{0:0,1:1,255:255}),
+    ('__ignore__, -1\n_background_, 0\ncat, 1\n',('_background_','cat'),{0:0,1:1,255:255}),
+    ('a;0\nb;255\n',('a','b'),{0:0,255:1}), ('a\t3\nb\t1\n',('a','b'),{3:0,1:1}), ('ignore, 0\na, 1\nb, 2\n',('a','b'),{0:255,1:0,2:1}),
+    ('void, -1\na\nb\n',('a','b'),{0:0,255:255}),
+    ("'a', 0\n'b', 1\n",('a','b'),{0:0,1:1}), ('"a;b", 0\nc, 1\n',('a;b','c'),{0:0,1:1}), (',,\na\n\n ; \nb\n',('a','b'),{0:0,1:1}),
+    ('a, 0,\nb, 1,\n',('a','b'),{0:0,1:1}),
+    ('A\na\nB\n',('A','a','B'),{2:2}), ('"name"\nb\n',('name','b'),{1:1}), ('class 0\nclass 1\n',('class 0','class 1'),{1:1}),
+    ('2 wheeler\ncar\n',('2 wheeler','car'),{1:1}), ('a\rb\r',('a','b'),{1:1}),
     ('a, 2147483647\nb, 0\n',('a','b'),{0:1})])
 def test_lists_that_are_understood(tmp_path, text, names, encoded):
     space = classes(tmp_path, text)
@@ -370,21 +392,29 @@ def test_lists_that_are_understood(tmp_path, text, names, encoded):
     for raw,train in encoded.items(): assert space.raw_to_train[raw]==train
 
 @pytest.mark.parametrize('text,said', [
-    ('wall, 0, 1\nb, 2\n',"line 1: 'wall' has 2 ids, 0 and 1"), ('wall, 64, 128, 0\n','write #408000'), ('a, #ff0000, #00ff00\n','2 colours'), ('Wall\nwall\n',"line 2: 'wall' differs from 'Wall'"),
-    (', 5\na, 0\n','line 1: .*has no name'), ('"a, 0\nb, 1\n','line 1: .*cannot be taken apart'), ('name,id\nwall,0\n',"'name,id' seems to be a header"), ('class\nwall\n','seems to be a header'),
-    ('id;name\n0;wall\n','seems to be a header'), ('name,r,g,b\nwall,1,2,3\n','seems to be a header'), ('0, wall\n1, sky\n','the id stands before the name; write wall, 0'),
-    ('a, 0x10\nb, 1\n','write 16'), ('a, 1.0\nb, 2\n','write 1'), ('a, -1\nb, 1\n',"'-1' is neither"), ('a, -5\nb, 1\n','neither an id'), ('a, 2147483648\nb, 1\n','more than a mask can hold'),
-    ('a, '+'9'*6000+'\nb, 1\n','more than a mask can hold'), ('0 wall\n1 sky\n','write wall, 0'), ('0: wall\n1: sky\n','write wall, 0'), ('wall 0\nsky 1\n','write wall, 0'), ('wall: 0\nsky: 1\n','write wall, 0'),
-    ('1. wall\n2. sky\n','write wall, 1'), ('- wall\n- sky\n','YAML or Markdown'), ('door;double door\nwall\n',"'double door' is neither"), ('a # first\nb\n','comment'), ('ignore\na\n','needs the id'),
+    ('wall, 0, 1\nb, 2\n',"line 1: 'wall' has 2 ids, 0 and 1"), ('wall, 64, 128, 0\n','write #408000'), ('a, #ff0000, #00ff00\n','2 colours'),
+    ('Wall\nwall\n',"line 2: 'wall' differs from 'Wall'"),
+    (', 5\na, 0\n','line 1: .*has no name'), ('"a, 0\nb, 1\n','line 1: .*cannot be taken apart'),
+    ('name,id\nwall,0\n',"'name,id' seems to be a header"), ('class\nwall\n','seems to be a header'),
+    ('id;name\n0;wall\n','seems to be a header'), ('name,r,g,b\nwall,1,2,3\n','seems to be a header'),
+    ('0, wall\n1, sky\n','the id stands before the name; write wall, 0'),
+    ('a, 0x10\nb, 1\n','write 16'), ('a, 1.0\nb, 2\n','write 1'), ('a, -1\nb, 1\n',"'-1' is neither"), ('a, -5\nb, 1\n','neither an id'),
+    ('a, 2147483648\nb, 1\n','more than a mask can hold'),
+    ('a, '+'9'*6000+'\nb, 1\n','more than a mask can hold'), ('0 wall\n1 sky\n','write wall, 0'), ('0: wall\n1: sky\n','write wall, 0'),
+    ('wall 0\nsky 1\n','write wall, 0'), ('wall: 0\nsky: 1\n','write wall, 0'),
+    ('1. wall\n2. sky\n','write wall, 1'), ('- wall\n- sky\n','YAML or Markdown'), ('door;double door\nwall\n',"'double door' is neither"),
+    ('a # first\nb\n','comment'), ('ignore\na\n','needs the id'),
     ('a, 0\nb\n','line 2 would be: b, ID'), ('a, 0\nvoid, 0\n','id 0'), ('a, 255\n__ignore__\n','id 255'), ('void, 0\n','names no class')])
 def test_lists_that_are_refused(tmp_path, text, said):
     with pytest.raises(ValueError, match=said) as e: classes(tmp_path, text)
     assert 'classes.txt' in str(e.value) and '\n' not in str(e.value)
 
-@pytest.mark.parametrize('text,names', [('["a","b"]',('a','b')), ('{"1":"b","0":"a"}',('a','b')), ('{"a":0,"b":1}',('a','b')), ('{"id2label":{"0":"a","1":"b"},"x":5}',('a','b')), ('{"0":"a","1":"b","255":"void"}',('a','b'))])
+@pytest.mark.parametrize('text,names', [('["a","b"]',('a','b')), ('{"1":"b","0":"a"}',('a','b')), ('{"a":0,"b":1}',('a','b')),
+    ('{"id2label":{"0":"a","1":"b"},"x":5}',('a','b')), ('{"0":"a","1":"b","255":"void"}',('a','b'))])
 def test_json_lists(tmp_path, text, names): assert classes(tmp_path, text, 'c.json').classes==names
 
-@pytest.mark.parametrize('text', ['5','null','"a"','[1]','[{"id":0,"name":"a"}]','{"x":"a"}','{"0":null}','{"0":"a","0":"b"}','{"a":0,"b":0}','{"-1":"a"}','{"1.5":"a"}','{"99999999999":"a"}','{','', '{"0":""}', '[]'])
+@pytest.mark.parametrize('text', ['5','null','"a"','[1]','[{"id":0,"name":"a"}]','{"x":"a"}','{"0":null}','{"0":"a","0":"b"}','{"a":0,"b":0}',
+    '{"-1":"a"}','{"1.5":"a"}','{"99999999999":"a"}','{','', '{"0":""}', '[]'])
 def test_json_that_is_no_list(tmp_path, text):
     with pytest.raises(ValueError, match='c.json'): classes(tmp_path, text, 'c.json')
 
@@ -409,7 +439,8 @@ def table(root, text, name='t.csv', code='utf-8'):
 @pytest.fixture
 def tree(tmp_path): pairs(tmp_path); return tmp_path
 
-@pytest.mark.parametrize('text', ['image,label\nimages\\a.png,masks\\a.png\n', 'Image,LABEL\nimages/a.png,masks/a.png\n', 'image ; label\nimages/a.png;masks/a.png\n\n;\n',
+@pytest.mark.parametrize('text', ['image,label\nimages\\a.png,masks\\a.png\n', 'Image,LABEL\nimages/a.png,masks/a.png\n',
+    'image ; label\nimages/a.png;masks/a.png\n\n;\n',
     'image,label\r\nimages/a.png,masks/a.png\r\n', 'image,label,\nimages/a.png,masks/a.png,\n'])
 def test_tables_that_are_understood(tree, text):
     for code in 'utf-8','utf-16': assert Path(table(tree, text, code=code)[0]['label']['path']).is_file()
@@ -417,21 +448,25 @@ def test_tables_that_are_understood(tree, text):
 def test_home_and_whole_paths(tree, monkeypatch):
     monkeypatch.setenv('HOME', str(tree)); monkeypatch.setenv('USERPROFILE', str(tree))
     (tree/'sub').mkdir()
-    assert len(table(tree/'sub', f'image,label\n~/images/a.png,{tree}/masks/a.png\n'))==1
+    assert len(table(tree/'sub', f'image,label\n{"~"}/images/a.png,{tree}/masks/a.png\n'))==1
     with pytest.raises(Unpaired, match='not there'): table(tree, 'image,label\n~nobody/a.png,masks/a.png\n')
 
 @pytest.mark.parametrize('text,said', [
-    ('photo,mask\nimages/a.png,masks/a.png\n',"has no column 'image', but photo, mask"), ('images/a.png,masks/a.png\nimages/b.png,masks/b.png\n','the first line must be the names'),
+    ('photo,mask\nimages/a.png,masks/a.png\n',"has no column 'image', but photo, mask"),
+    ('images/a.png,masks/a.png\nimages/b.png,masks/b.png\n','the first line must be the names'),
     ('image|label\nimages/a.png|masks/a.png\n','separated by commas'), ('image label\nimages/a.png masks/a.png\n','separated by commas'),
-    ('image,label\nC:\\d\\a.png,masks/a.png\n','a path of Windows'), ('image,label\nhttps://x.org/a.png,masks/a.png\n','is an address'), ('image,label\nimages,masks/a.png\n','is a folder'),
-    ('image,label\nimages/a.png,masks/a,b.png\n','more fields than columns'), ('','no rows'), ('\n\n','no rows'), ('image,label\n,masks/a.png\n',"line 2: column 'image' is empty"),
+    ('image,label\nC:\\d\\a.png,masks/a.png\n','a path of Windows'), ('image,label\nhttps://x.org/a.png,masks/a.png\n','is an address'),
+    ('image,label\nimages,masks/a.png\n','is a folder'),
+    ('image,label\nimages/a.png,masks/a,b.png\n','more fields than columns'), ('','no rows'), ('\n\n','no rows'),
+    ('image,label\n,masks/a.png\n',"line 2: column 'image' is empty"),
     ('image,label\n\n\nimages/a.png,\n',"line 4: column 'label' is empty"), ('image,label\nimages/a.png\n',"column 'label' is empty")])
 def test_tables_that_are_refused(tree, text, said):
     with pytest.raises(ValueError, match=said) as e: table(tree, text)
     assert 't.csv' in str(e.value)
 
 def test_json_tables_that_are_refused(tree):
-    for text,said in (('{"image":5,"label":"masks/a.png"}\n','holds .5., which is no path'), ('{"image":null,"label":"x"}\n','is empty'), ('{"image":["a"],"label":"x"}\n','no path'),
+    for text,said in (('{"image":5,"label":"masks/a.png"}\n','holds .5., which is no path'), ('{"image":null,"label":"x"}\n','is empty'),
+    ('{"image":["a"],"label":"x"}\n','no path'),
                       ('[{"image":"a","label":"b"}]\n','line 1 is no object'), ('{"image"\n','a JSON object a line')):
         with pytest.raises(ValueError, match=said): table(tree, text, 't.jsonl')
 
