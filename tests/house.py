@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LIB = 'idrnet_nb'
 NBS = ROOT/'nbs'
-MAX_FIGURE, MAX_NOTEBOOK = 40*1024, 384*1024   # 20_data, with all readers, loaders and class lists, is the largest
+MAX_FIGURE, MAX_NOTEBOOK = 40*1024, 300*1024
 SKIPPED = {'cuda', 'slow', 'online'}                          # cells that a plain nbdev-test leaves out
 EXPORTS = {'export', 'exporti', 'exports', 'exportd'}
 
