@@ -713,3 +713,19 @@ def test_painted_masks_of_the_hub_keep_their_tag():
         batch = data._index_masks(dict(label=[held(encoded(im, exif=tag(6)))]), space, ((224, 224, 192),))
         got = decode_mask(batch['label'][0], space)
         assert got.tag == 6 and np.array_equal(got.ids, upright(MASK, 6))
+
+
+def test_check_data_says_what_reading_found(tmp_path):
+    "How many images are turned by a tag, what is unclear, what holds next to nothing."
+    write_pair(tmp_path, RGB, MASK, 6, name='stored')
+    write_pair(tmp_path, RGB, upright(MASK, 8), 8, name='seen')
+    write_pair(tmp_path, RGB, MASK, 3, 3, name='alike')
+    write_pair(tmp_path, RGB, MASK, 3, name='unclear')
+    write_pair(tmp_path, 0 * RGB, MASK, kind='PNG', name='black')
+    rows = write_pair(tmp_path, RGB, MASK, name='plain')
+    report = check_data(rows, SPACE, progress=False)
+    faults = {(kind, Path(path).stem) for kind, path, _ in report.faults}
+    assert faults == {('orientation unclear', 'unclear'), ('nearly empty', 'black')}, report.faults
+    turned = {Path(path).stem: said for kind, path, said in report.remarks if kind == 'turned by a tag'}
+    assert [*turned] == ['alike', 'seen', 'stored', 'unclear'] and 'stored pixels' in turned['stored']
+    assert sum(report.pixels) == 6 * 600 and 'turned by a tag: 4' in str(report)
