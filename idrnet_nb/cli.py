@@ -174,7 +174,8 @@ def _place(p):
 
 def _data(p):
     p.add_argument('--data', choices=_SETS, default='world', help='the toy world (needs no files), or a published set, which lies in --root')
-    p.add_argument('--root', type=Path, metavar='DIR', help='folder of the dataset as published, e.g. ADEChallengeData2016; CamVid: the folder with train, trainannot, …')
+    p.add_argument('--root', type=Path, metavar='DIR',
+                   help='folder of the dataset as published, e.g. ADEChallengeData2016; CamVid: the folder with train, trainannot, …')
     p.add_argument('--size', type=parse_size, metavar='HxW', help='that images are resized to; if left out: 64 for the world, 360x480 for CamVid, and so on')
     p.add_argument('--split', choices=('test','val'), help='part of a published set to judge on; if left out: the one that papers report')
     p.add_argument('--pictures', type=count(), nargs=2, default=(2000,200), metavar=('TRAIN','UNSEEN'), help='how many images of the toy world')
@@ -229,6 +230,8 @@ def _recipe(p):
     own.add_argument('--unseen-images', type=Path, metavar='DIR', help='images to judge on, with --unseen-labels')
     own.add_argument('--unseen-labels', type=Path, metavar='DIR', help='their masks')
     own.add_argument('--unseen-pairs', type=Path, metavar='FILE', help='or a table of both')
+    own.add_argument('--allow', nargs='+', default=[], choices=_ALLOWED, metavar='FAULT',
+                     help=f'train in spite of these faults of your data: {", ".join(_ALLOWED)}')
     own.add_argument('--hold-out', type=_SHARE, default=.2, metavar='SHARE', help='without any of these three: this share of the images, by lot')
 
 def _listed(p):
@@ -241,9 +244,11 @@ _SETS = ('world', 'camvid', 'ade20k', 'cityscapes', 'coco_stuff_10k', 'coco_stuf
 def _judged(p):
     p.add_argument('--model', type=Path, required=True, metavar='DIR', help='folder of a model (train, compare and convert write such)')
     p.add_argument('--data', choices=_SETS, help='what to judge on; if left out: the set that the model was trained for')
-    p.add_argument('--root', type=Path, metavar='DIR', help='folder of the dataset as published, e.g. ADEChallengeData2016; if it is not, the error says what is missing and where to get it')
+    p.add_argument('--root', type=Path, metavar='DIR',
+                   help='folder of the dataset as published, e.g. ADEChallengeData2016; if it is not, the error says what is missing and where to get it')
     p.add_argument('--split', choices=('train','val','test'), help='part of the dataset; if left out: the one that papers report')
     _folders(p, classes=False)
+    p.add_argument('--allow', nargs='+', default=[], choices=('ignored-id',), metavar='FAULT', help='judge on own data in spite of this fault: ignored-id')
     p.add_argument('--limit', type=count(), help='judge the first so many images only (no number to publish)')
     p.add_argument('--pictures', type=count(), nargs=2, default=(2000,200), metavar=('TRAIN','UNSEEN'), help='how many images of the toy world')
     p.add_argument('--json', type=Path, metavar='FILE', help='write scores, protocol, date, versions and device there')
@@ -254,7 +259,17 @@ def _folders(p, classes=True):
     p.add_argument('--images', type=Path, metavar='DIR', help='your own images')
     p.add_argument('--labels', type=Path, metavar='DIR', help='your own masks, of the same names')
     p.add_argument('--pairs', type=Path, metavar='FILE', help='instead of the two folders: CSV or JSONL with the columns image and label')
-    if classes: p.add_argument('--classes', type=Path, metavar='FILE', help='your own classes, one a line: name, or name, id in the masks; or id2label as .json')
+    if classes:
+        p.add_argument('--classes', type=Path, metavar='FILE', help='your own classes, one a line: name, id in the masks, #rrggbb, mirror=NAME '
+                       '(all but the name may be left out); void, id for what is ignored; or id2label as .json')
+    for kind,what in ('image','of images'), ('label','of masks'):
+        p.add_argument(f'--{kind}-prefix', default='', metavar='TEXT', help=f'what stands before the common part in the names {what}')
+        p.add_argument(f'--{kind}-suffix', default='', metavar='TEXT', help=f'what stands after it, e.g. --{kind}-suffix=_{kind}')
+
+def _read(p): # for commands that read images
+    p.add_argument('--max-pixels', type=count(), metavar='N', help='read images up to so many pixels; if left out: 179 million')
+
+_ALLOWED = ('class-without-a-pixel', 'ignored-id', 'in-two-parts') # faults of own data that somebody may want
 
 def _checked(p):
     p.add_argument('--data', choices=_SETS[1:], help='a published set, which lies in --root; without it, --classes and a folder of your own')
@@ -308,12 +323,12 @@ def _checkpoint(p):
 
 _COMMANDS = {
     'check-data': ('Read every file of a dataset once: count classes, list what is wrong. Exit code 0: nothing, 1: something, 2: not understood.',
-        'idrnet check-data --images photos --labels masks --classes classes.txt', (_checked,)),
+        'idrnet check-data --images photos --labels masks --classes classes.txt', (_checked,_read)),
     'compare': ('Train arms side by side, several seeds each, and say which is better by how much.',
         'idrnet compare --data world --out runs/demo', (_data,_model,_training,_arms)),
     'train': ('Train one model and save it.',
         'idrnet train --data camvid --root CamVid --recipe laptop_upernet_camvid --weights FILE --out runs/camvid',
-        (_data,_model,_training,_one,_recipe)),
+        (_data,_model,_training,_one,_recipe,_read)),
     'bench': ('Plain, widened, with attention alone, with IDR: the same training, paired differences, costs. Goes on where it was stopped.',
         'idrnet bench --suite small', (_suite,)),
     'speed': ('Time the module: against loops, against the framework alone, by size, against the limits of this machine.',
@@ -321,9 +336,9 @@ _COMMANDS = {
     'recipes': ('List the trainings that train --recipe knows, or print one.',
         'idrnet recipes idrnet_upernet_resnet50os8_ade20k', (_listed,)),
     'evaluate': ('Judge a saved model on unseen images, by the protocol saved with it.',
-        'idrnet evaluate --model DIR --data ade20k --root ADEChallengeData2016', (_judged,_inference)),
+        'idrnet evaluate --model DIR --data ade20k --root ADEChallengeData2016', (_judged,_inference,_read)),
     'predict': ('Write a colour map, an overlay and an index PNG for each image.',
-        'idrnet predict --model runs/train street.jpg', (_predicted,_inference)),
+        'idrnet predict --model runs/train street.jpg', (_predicted,_inference,_read)),
     'convert': ("Turn one of the authors' published checkpoints into a model of this package.",
         'idrnet convert idrnet_upernet_resnet50os8_ade20k.pth --model idrnet_upernet_resnet50os8_ade20k --out models/upernet_ade20k',
         (_checkpoint,)),
@@ -439,6 +454,16 @@ def _do_compare(a):
 _OWN = ('images', 'labels', 'pairs', 'classes')
 _UNSEEN = ('unseen_images', 'unseen_labels', 'unseen_pairs')
 
+_NAMING = ('image_prefix', 'label_prefix', 'image_suffix', 'label_suffix')
+
+def _pairs_in(a, images, labels): # of two folders, with the names that the options say
+    from idrnet_nb.data import folder_pairs
+    return folder_pairs(images, labels, tails=(a.image_suffix, a.label_suffix), heads=(a.image_prefix, a.label_prefix))
+
+def _check_naming(a):
+    if not a.images and not getattr(a, 'unseen_images', None):
+        _refuse(a, dict.fromkeys(_NAMING, 'it says how files are called in --images and --labels'))
+
 def _own_words(a): return [f'--{word}' for word in _OWN if getattr(a, word, None)]
 
 def _check_own(a):
@@ -463,21 +488,34 @@ def _check_start(a, start): # every option that is given has an effect, or is re
         recipe={'pictures':'it says how large the toy world is', 'hold_out':'it parts your own images, a published set has its parts'},
         own={'data':own_data, 'root':own_data, 'pictures':own_data, 'split':own_data+'; the unseen part is --unseen-images, or a share by --hold-out'})
     _refuse(a, reasons[start])
+    if start!='own': _refuse(a, {'allow':'it accepts faults of your own data'})
+    _check_naming(a)
     if start=='own' and 'hold_out' in a.given and (unseen := [f for f in _UNSEEN if f in a.given]):
         raise ValueError(f'--hold-out and {a.given[unseen[0]]} both say which images are unseen; give one of them')
     if a.pretrained and a.weights: raise ValueError('--pretrained and --weights both say where the weights of the backbone come from; give one of them')
 
 def _own_rows(a): # rows to train on, rows to judge on, their label space
-    from idrnet_nb.data import csv_pairs, folder_pairs, space_from_file
+    from idrnet_nb.data import csv_pairs, space_from_file
     from idrnet_nb.recipe import hold_out
     _check_own(a)
     space = space_from_file(a.classes)
-    rows = csv_pairs(a.pairs) if a.pairs else folder_pairs(a.images, a.labels)
+    rows = csv_pairs(a.pairs) if a.pairs else _pairs_in(a, a.images, a.labels)
     unseen_words = [f for f in _UNSEEN if getattr(a, f)]
     if unseen_words==['unseen_pairs']: return rows, csv_pairs(a.unseen_pairs), space
-    if unseen_words==['unseen_images', 'unseen_labels']: return rows, folder_pairs(a.unseen_images, a.unseen_labels), space
+    if unseen_words==['unseen_images', 'unseen_labels']: return rows, _pairs_in(a, a.unseen_images, a.unseen_labels), space
     if unseen_words: raise ValueError('unseen images: give --unseen-images DIR with --unseen-labels DIR, or --unseen-pairs FILE alone')
     return *hold_out(rows, a.hold_out, 0), space
+
+def _check_faults(a, parts, space, *, skip=(), allow=()): # own data, before anything is computed on them
+    from idrnet_nb.check import DataFault, check_parts, raise_faults
+    reports = check_parts(parts, space, a.workers, not a.quiet, images=False)
+    allow = (*allow, *(kind.replace('-', ' ') for kind in a.allow))
+    try: raise_faults(reports, skip, allow)
+    except DataFault as e:
+        kinds = [k for k in _ALLOWED if k.replace('-', ' ') in {fault[1] for fault in e.faults}]
+        if a.command=='evaluate': kinds = [k for k in kinds if k=='ignored-id']
+        way_out = f'\nif it is meant so: --allow {" ".join(kinds)}' if kinds else ''
+        raise ValueError(f'{e}{way_out}') from None
 
 def _named_recipe(a): # what --recipe names; None where it is not given
     from idrnet_nb.recipe import RECIPES
@@ -532,9 +570,12 @@ def _changed_recipe(recipe, a, settings):
 def _training_by_recipe(a, start): # task, model, config
     from idrnet_nb.compare import Task
     from idrnet_nb.core import seed_everything
-    from idrnet_nb.data import Pairs
+    from idrnet_nb.data import Pairs, flip_lines
     settings, named = _settings(a), _named_recipe(a)
-    if start=='own': (rows, unseen, space), part = _own_rows(a), 'unseen'
+    if start=='own':
+        (rows, unseen, space), part = _own_rows(a), 'unseen'
+        print(*flip_lines(space), sep='\n')
+        _check_faults(a, dict(train=rows, unseen=unseen), space, skip=('train',) if a.skip_broken else ())
     else:
         known = _dataset(a, _data_of_recipe(a, named))
         part = a.split or known.split
@@ -598,6 +639,7 @@ def _do_train(a):
     from idrnet_nb.results import circumstances
     from idrnet_nb.infer import evaluate, save_model
     from idrnet_nb.train import train
+    _set_limit(a)
     start = _start_of(a)
     _check_start(a, start)
     task, model, config = (_training_by_recipe if start in ('recipe', 'own') else _training_by_arm)(a, start)
@@ -615,6 +657,10 @@ def _do_train(a):
     save_model(model, a.out, task.space, task.size, results=measured(task, row, where), **judged_by(task))
     _print_scores(task, scores['miou'], scores['iou'])
     print(f'saved in {a.out}')
+
+def _set_limit(a): # of pixels of an image
+    from idrnet_nb.data import set_max_pixels
+    if 'max_pixels' in a.given: set_max_pixels(a.max_pixels)
 
 def _is_helper_process(): # one of several processes, but not the first
     import torch.distributed as dist
@@ -652,11 +698,12 @@ def _protocol(a, model): # the model's own, with what the options say
 def _judged_task(a, model): # images as they are, and the protocol resizes; world and CamVid: resized with their labels, as in training
     from idrnet_nb.compare import Task
     from idrnet_nb.core import LabelSpace
-    from idrnet_nb.data import Pairs, csv_pairs, folder_pairs
+    from idrnet_nb.data import Pairs, csv_pairs
     p = _protocol(a, model)
     if _own_words(a):
         space = LabelSpace.from_json(model.about['space'])
-        rows = csv_pairs(a.pairs) if a.pairs else folder_pairs(a.images, a.labels)
+        rows = csv_pairs(a.pairs) if a.pairs else _pairs_in(a, a.images, a.labels)
+        _check_faults(a, dict(unseen=rows), space, allow=('class without a pixel', 'one class'))
         return Task(space.name, space, (), Pairs(rows, space), note=f'{len(rows)} images of your own'), p
     if a.data=='world' or a.data=='camvid' and not model.about.get('protocol'):
         if a.keep_ratio: raise ValueError(f'--keep-ratio has no effect here: images of {a.data} are resized with their masks, all to one size')
@@ -670,6 +717,8 @@ def _judged_task(a, model): # images as they are, and the protocol resizes; worl
 def _check_judged(a, space): # the data that are meant: your own, or a published set; each option has an effect
     from idrnet_nb.data import DATASETS
     own = _own_words(a)
+    _check_naming(a)
+    if not own: _refuse(a, {'allow':'it accepts a fault of your own data'})
     if own:
         if own not in (['--images','--labels'], ['--pairs']): raise ValueError('your own images: --images DIR --labels DIR, or --pairs FILE')
         why = 'you judge on your own images'
@@ -687,6 +736,7 @@ def _do_evaluate(a):
     from idrnet_nb.infer import evaluate, load_model
     from idrnet_nb.world import WORLD
     device = pick_device(a.device)
+    _set_limit(a)
     _check_json(a.json, a.model, a.images, a.labels, a.pairs)
     model, space = load_model(a.model, device=device)
     _check_judged(a, space)
@@ -715,7 +765,7 @@ def _check_json(path, *inputs): # before anything is computed: a report is writt
     if not path.exists(): return
     read = [i for i in inputs if i is not None and (i.is_file() and path.samefile(i) or i.is_dir() and path.resolve().is_relative_to(i.resolve()))]
     if read: raise ValueError(f'--json {path}: this file is one of those that are read ({read[0]}); give another')
-    if not path.read_bytes()[:1] in (b'{', b''): raise ValueError(f'--json {path}: the file that is there is no JSON report; give another')
+    if path.read_bytes()[:1] not in (b'{', b''): raise ValueError(f'--json {path}: the file that is there is no JSON report; give another')
 
 def _write_json(path, found):
     import json
@@ -751,6 +801,7 @@ def _do_predict(a):
     from idrnet_nb.data import read_picture
     from idrnet_nb.infer import load_model, probabilities, save_ids, save_prediction
     device = pick_device(a.device)
+    _set_limit(a)
     _check_outputs(a)
     model, space = load_model(a.weights, device=device)
     protocol = _protocol(a, model)
@@ -771,7 +822,7 @@ def _do_predict(a):
 # %% ../nbs/29_cli.ipynb #c016g
 def _parts_to_check(a): # label space, and the parts to load
     from functools import partial
-    from idrnet_nb.data import csv_pairs, folder_pairs, space_from_file
+    from idrnet_nb.data import csv_pairs, space_from_file
     own = _own_words(a)
     if a.data:
         if own: raise ValueError(f'--data {a.data} and {own[0]}: a published set has its own folders and classes, give one or the other')
@@ -779,20 +830,21 @@ def _parts_to_check(a): # label space, and the parts to load
         return known.space, {s:partial(known.load, a.root, s) for s in a.split or dict.fromkeys(('train',known.split))}
     if a.root or a.split: raise ValueError('--root and --split belong to --data NAME; a folder of your own has --images, --labels and --classes')
     _check_own(a)
-    return space_from_file(a.classes), {'all':partial(csv_pairs, a.pairs) if a.pairs else partial(folder_pairs, a.images, a.labels)}
+    return space_from_file(a.classes), {'all':partial(csv_pairs, a.pairs) if a.pairs else partial(_pairs_in, a, a.images, a.labels)}
 
 def _do_check(a):
-    from idrnet_nb.check import check_data, checked_rows
+    from idrnet_nb.check import check_parts
     from idrnet_nb.data import DATASETS
+    _set_limit(a)
+    _check_naming(a)
     _check_json(a.json, a.images, a.labels, a.pairs, a.classes, a.root)
-    (space, loads), reports = _parts_to_check(a), {}
-    loads = {split:checked_rows(load) for split,load in loads.items()}
-    for split,rows in loads.items():
-        reports[split] = check_data(rows, space, a.workers, not a.quiet)
-        print(f'{split}, {reports[split]}')
-        known = DATASETS[a.data] if a.data else None
-        if known and split==known.split and len(rows)!=known.pictures: print(f'the published part has {known.pictures} pairs')
-    if a.json: _write_json(a.json, {split:r.to_json() for split,r in reports.items()})
+    space, parts = _parts_to_check(a)
+    reports = check_parts(parts, space, a.workers, not a.quiet)
+    known = DATASETS[a.data] if a.data else None
+    for part,report in reports.items():
+        print(f'{part}, {report}')
+        if known and part==known.split and report.pictures!=known.pictures: print(f'the published part has {known.pictures} pairs')
+    if a.json: _write_json(a.json, {part:r.to_json() for part,r in reports.items()})
     return int(not all(r.ok for r in reports.values()))
 
 def _do_bench(a):

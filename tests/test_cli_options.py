@@ -2,16 +2,14 @@
 import json, os, shutil, subprocess, sys
 from dataclasses import asdict, fields
 
-import numpy as np
-import pytest, torch
+import pytest
 from PIL import Image
 from idrnet_nb import cli
-from idrnet_nb.core import LabelSpace, palette
 from idrnet_nb.data import LABEL_SPACES, Augment
 from idrnet_nb.idrnet import HeadConfig, segmentor
 from idrnet_nb.infer import Protocol, save_model
 from idrnet_nb.layouts import write_layout
-from idrnet_nb.recipe import RECIPES, laptop
+from idrnet_nb.recipe import laptop
 from idrnet_nb.train import TrainConfig
 
 SPACE = LABEL_SPACES['camvid']
@@ -57,7 +55,7 @@ class Trained:
         augment = getattr(data, 'augment', None)
         rows = list(data.rows['id']) if hasattr(data, 'rows') else len(data)
         self.calls.append(dict(config=asdict(config), model=model.to_config(), weights=weights, device=self.device, progress=progress, how=self.how,
-            rows=rows, size=getattr(data, 'size', None), broken=getattr(data, 'broken', None), augment=asdict(augment) if augment else None))
+            rows=rows, size=getattr(data, 'size', None), broken=getattr(data, 'broken', None), limit=Image.MAX_IMAGE_PIXELS, augment=asdict(augment) if augment else None))
 
 @pytest.fixture
 def trained(monkeypatch):
@@ -77,7 +75,8 @@ def trained(monkeypatch):
 def words_of(start, files):
     return dict(world=['--pictures', 24, 4], set=['--data', 'camvid', '--root', files/'camvid'],
         recipe=['--recipe', files/'recipe.json', '--data', 'camvid', '--root', files/'camvid'],
-        own=['--pairs', files/'train.csv', '--classes', files/'classes.txt'])[start]
+        own=['--pairs', files/'train.csv', '--classes', files/'classes.txt'],
+        folders=['--images', files/'camvid'/'train', '--labels', files/'camvid'/'trainannot', '--classes', files/'classes.txt'])[start]
 
 def options(files): # every option of train, with a value that is not its default
     return dict(arm='upernet+attention', amp='bf16', attention_width=24, backbone='resnet18', backbone_lr=.5, batch=4, crop='32x48', data='lip',
@@ -85,7 +84,8 @@ def options(files): # every option of train, with a value that is not its defaul
         out=files/'elsewhere', output_stride=8, pairs=files/'val.csv', pictures=(16,3), pretrained=(), quiet=(), recipe='laptop_fcn_camvid', resume=(),
         root=files/'nowhere', save_every=2, seed=3, set='ema=.9', size=32, skip_broken=(), split='val', steps=5, tensorboard=(),
         unseen_images=files/'camvid'/'val', unseen_labels=files/'camvid'/'valannot', unseen_pairs=files/'val.csv', weights=files/'tiny.safetensors',
-        width=24, workers=1, classes=files/'classes.txt')
+        width=24, workers=1, classes=files/'classes.txt', image_prefix='p', image_suffix='_i', label_prefix='m', label_suffix='_l', max_pixels=10**6,
+        allow='in-two-parts')
 
 def names_of(command):
     p = next(a for a in cli.parser()._actions if a.choices and command in a.choices).choices[command]
@@ -93,7 +93,7 @@ def names_of(command):
 
 def test_the_table_knows_every_option(files): assert set(options(files))==set(names_of('train'))
 
-@pytest.mark.parametrize('start', ['world', 'set', 'recipe', 'own'])
+@pytest.mark.parametrize('start', ['world', 'set', 'recipe', 'own', 'folders'])
 def test_an_option_has_an_effect_or_is_refused(start, files, trained, capsys, monkeypatch):
     import idrnet_nb.backbone
     real = idrnet_nb.backbone.timm_pyramid
@@ -103,25 +103,65 @@ def test_an_option_has_an_effect_or_is_refused(start, files, trained, capsys, mo
         return real(name, False, *args, **how)
     monkeypatch.setattr(idrnet_nb.backbone, 'timm_pyramid', pyramid)
     base = ['train', *words_of(start, files)]
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 10**8)
     assert run(capsys, *base)[0]==0
     plain = trained.calls[-1]
     refused = {}
     for name,value in options(files).items():
-        if name=='judge': value = 'unseen' if start in ('world', 'own') else 'val'
+        if name=='judge': value = 'val' if start in ('set', 'recipe') else 'unseen'
         words = value if isinstance(value, tuple) else (value,)
         if f'--{name.replace("_","-")}' in base: continue # how this way begins
         asked.clear()
+        monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 10**8)
+        if name=='allow' and start in ('own', 'folders'): continue # see test_faults_of_own_data
         code, _, err = run(capsys, *base, f'--{name.replace("_","-")}', *words)
         if code==0: assert trained.calls[-1]!=plain or any(asked), f'{name} changes nothing beside {start}'
         else:
             assert code==2 and len(err.strip().splitlines())==1, err
             refused[name] = err
-    wanted = dict(world={'root', 'crop', 'split', 'mini', 'hold_out', 'skip_broken', 'pretrained'},
-        set={'pictures', 'mini', 'hold_out', 'pretrained'}, recipe={'pictures', 'hold_out', 'pretrained'},
-        own={'data', 'root', 'pictures', 'split'})[start]
+    names = {'image_prefix', 'image_suffix', 'label_prefix', 'label_suffix'}
+    wanted = dict(world={'root', 'crop', 'split', 'mini', 'hold_out', 'skip_broken', 'pretrained', 'allow', *names},
+        set={'pictures', 'mini', 'hold_out', 'pretrained', 'allow', *names}, recipe={'pictures', 'hold_out', 'pretrained', 'allow', *names},
+        own={'data', 'root', 'pictures', 'split', *names}, folders={'data', 'root', 'pictures', 'split'})[start]
     others = {'images', 'labels', 'pairs', 'classes', 'unseen_images', 'unseen_labels', 'unseen_pairs', 'recipe', 'data', 'weights'}
+    if start=='folders': others |= names # no file is called so: without a partner
     assert wanted<=set(refused)<=wanted|others, set(refused)^wanted
     for name in wanted-{'pretrained'}: assert f'--{name.replace("_","-")}' in refused[name], refused[name]
+
+def test_faults_of_own_data(files, trained, capsys, tmp_path):
+    "Masks of 0 and 255 with a list that ignores 255 unsaid; the same images in both parts: refused before step 0, with the line to write."
+    import numpy as np
+    rng = np.random.default_rng(0)
+    for part in 'seen', 'unseen':
+        for kind in 'images', 'masks': (tmp_path/part/kind).mkdir(parents=True)
+        for i in range(10):
+            Image.fromarray(rng.integers(0, 255, (24,32,3), dtype=np.uint8)).save(tmp_path/part/'images'/f'{i}.png')
+            Image.fromarray((255*(rng.random((24,32))<.5)).astype(np.uint8)).save(tmp_path/part/'masks'/f'{i}.png')
+    classes = tmp_path/'classes.txt'
+    words = ['train', '--images', tmp_path/'seen'/'images', '--labels', tmp_path/'seen'/'masks', '--classes', classes, '--backbone', 'tiny']
+    unseen = ['--unseen-images', tmp_path/'unseen'/'images', '--unseen-labels', tmp_path/'unseen'/'masks']
+    classes.write_text('background\nobject\n')
+    code, _, err = run(capsys, *words, *unseen)
+    assert code==2 and 'object, 255' in err and 'class without a pixel' in err and not trained.calls
+    assert run(capsys, 'check-data', *words[1:7], '--quiet')[0]==1
+    classes.write_text('background, 0\nobject, 255\n')
+    assert run(capsys, 'check-data', *words[1:7], '--quiet')[0]==0
+    code, out, _ = run(capsys, *words, *unseen)
+    assert code==0 and trained.calls[-1]['model']['head']['num_classes']==2 and 'a flip swaps no classes' in out
+    again = ['--unseen-images', tmp_path/'seen'/'images', '--unseen-labels', tmp_path/'seen'/'masks']
+    code, _, err = run(capsys, *words, *again)
+    assert code==2 and 'in two parts' in err and '--allow in-two-parts' in err
+    assert run(capsys, *words, *again, '--allow', 'in-two-parts')[0]==0
+    classes.write_text('object, 255\n')
+    code, _, err = run(capsys, *words, *unseen)
+    assert code==2 and 'background, 0' in err
+    for part in 'images', 'masks':
+        for p in (tmp_path/'unseen'/part).iterdir(): p.rename(p.with_stem(f'{p.stem}_{part[:-1]}'))
+    classes.write_text('background, 0\nobject, 255\n')
+    code, _, err = run(capsys, 'check-data', '--images', tmp_path/'unseen'/'images', '--labels', tmp_path/'unseen'/'masks', '--classes', classes, '--quiet')
+    assert '--image-suffix=_image' in err+_ and '--label-suffix=_mask' in err+_
+    assert run(capsys, 'check-data', '--images', tmp_path/'unseen'/'images', '--labels', tmp_path/'unseen'/'masks', '--classes', classes, '--quiet',
+               '--image-suffix=_image', '--label-suffix=_mask')[0]==0
 
 def test_an_arm_is_what_is_built_and_what_the_card_says(files, trained, capsys):
     base = ['train', '--pairs', files/'train.csv', '--classes', files/'classes.txt', '--backbone', 'tiny']
