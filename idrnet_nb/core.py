@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['IGNORE', 'palette', 'colour_map', 'LabelSpace', 'show_picture', 'show_label', 'show_legend', 'show_table',
-           'seed_everything', 'pick_device', 'check_labels', 'check_finite', 'write_atomic']
+           'seed_everything', 'pick_device', 'check_labels', 'check_finite', 'check_fields', 'check_flip_pairs',
+           'write_atomic']
 
 # %% ../nbs/00_core.ipynb #c003
-import itertools, json, os, random, uuid
-from dataclasses import asdict, dataclass, field
+import collections.abc, functools, itertools, json, math, os, random, types, typing, uuid
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 import numpy as np
@@ -284,6 +285,74 @@ def check_finite(
     if not _readable(x): return
     bad = x.numel()-int(torch.isfinite(x).sum())
     if bad: raise FloatingPointError(f'{where}: {bad} of {x.numel()} values are nan or infinite; lower the learning rate or look at the input')
+
+# %% ../nbs/00_core.ipynb #c096b
+def _kind_name(kind)->str:
+    "A type annotation in words, for an error."
+    choices = typing.get_args(kind)
+    if typing.get_origin(kind) in (typing.Union, types.UnionType): return ' or '.join(map(_kind_name, choices))
+    if typing.get_origin(kind) is typing.Literal: return ' or '.join(map(repr, choices))
+    if typing.get_origin(kind) in _SEQUENCES and choices:
+        if choices[-1] is Ellipsis or len(choices)==1: return f'a list, each item {_kind_name(choices[0])}'
+        return f'a list of {len(choices)}, ' + ' and '.join(dict.fromkeys(map(_kind_name, choices)))
+    names = {bool:'True or False', int:'a whole number', float:'a number', str:'a text', dict:'a dict', type(None):'None'}
+    return names.get(kind) or ('a list' if kind in _SEQUENCES else f'a {getattr(kind, "__name__", kind)}')
+
+_SEQUENCES = (tuple, list, collections.abc.Sequence)
+
+def _tidy(value, kind):
+    "`value` as its annotation wants it, lists as tuples; TypeError where it is of another type."
+    origin, choices = typing.get_origin(kind), typing.get_args(kind)
+    if kind in (object, typing.Any): return value
+    if origin in (typing.Union, types.UnionType):
+        for choice in choices:
+            try: return _tidy(value, choice)
+            except TypeError: pass
+        raise TypeError
+    if isinstance(value, np.generic): value = value.item()
+    if origin is typing.Literal and any(value==word and type(value) is type(word) for word in choices): return value
+    if kind in (bool, str, dict, type(None)) and type(value) is kind: return value
+    if kind in (int, float) and type(value) in (int, float) and math.isfinite(value):
+        if kind is float: return value
+        if value==int(value): return int(value)
+    if (origin or kind) in _SEQUENCES and isinstance(value, (tuple, list)):
+        if not choices: return tuple(value)
+        one_kind = choices[-1] is Ellipsis or len(choices)==1
+        if one_kind: return tuple(_tidy(v, choices[0]) for v in value)
+        if len(value)==len(choices): return tuple(_tidy(v, k) for v,k in zip(value, choices))
+    if origin is None and kind not in (bool, int, float, str) and isinstance(kind, type) and isinstance(value, kind): return value
+    raise TypeError
+
+def check_fields(
+    config, # an instance of a dataclass, frozen or not; call this from its `__post_init__`
+)->None:
+    """Hold every field against its annotation, and put it back in its tidy form: lists as tuples, 20.0 as 20 where a whole
+    number is wanted. Raises ValueError naming class, field, value and what is wanted; nan and infinity are no numbers here."""
+    name = type(config).__name__
+    for field_name,kind in _field_kinds(type(config)).items():
+        value = getattr(config, field_name)
+        try: object.__setattr__(config, field_name, _tidy(value, kind))
+        except TypeError:
+            raise ValueError(f'{name}: {field_name}={value!r} does not fit; {field_name} is {_kind_name(kind)}') from None
+
+@functools.lru_cache
+def _field_kinds(cls)->dict:
+    "Field name -> type of a dataclass."
+    hints = typing.get_type_hints(cls)
+    return {f.name:hints[f.name] for f in fields(cls)}
+
+# %% ../nbs/00_core.ipynb #c096f
+def check_flip_pairs(
+    pairs, # (id, id) each: classes that change places when an image is mirrored
+    where:str, # named in the error
+    ignore:int=IGNORE, # id of ignored pixels, which has no side
+)->None:
+    "Raise ValueError for pairs that overlap, for a negative id, and for the ignore index in a pair."
+    ids = [i for pair in pairs for i in pair]
+    twice = sorted({i for i in ids if ids.count(i)>1})
+    if twice: raise ValueError(f'{where}: flip_pairs={tuple(pairs)} name {twice} twice; a class changes places with one other class')
+    if any(i<0 or i==ignore for i in ids):
+        raise ValueError(f'{where}: flip_pairs={tuple(pairs)} must be pairs of class ids, which are 0 or more and not {ignore} (the ignore index)')
 
 # %% ../nbs/00_core.ipynb #c099
 def _mode(path):

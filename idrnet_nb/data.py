@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from .core import IGNORE, LabelSpace, palette
+from .core import IGNORE, LabelSpace, check_fields, check_flip_pairs, palette
 
 # %% ../nbs/20_data.ipynb #c012
 def _space(name, classes, colours, raw):
@@ -745,7 +745,7 @@ class Augment:
     crop:tuple[int,int]|None=None # (h, w) of the result, pixels; None leaves the size to chance
     scale:tuple[float,float]=(.5,2.) # factor, from to
     flip:float=.5 # chance
-    flip_pairs:Sequence[tuple[int,int]]=() # ids that swap when flipped
+    flip_pairs:tuple[tuple[int,int],...]=() # ids that swap when flipped
     cat_max_ratio:float=.75 # of one class in the crop
     photometric:bool=True # change the light
     seed:int=0 # of the run
@@ -755,6 +755,8 @@ class Augment:
     keep_ratio:bool=True # within the bounds; or else they are the size
     rotate:float=0 # degrees at most, to either side; 30 for people
     rotate_chance:float=.6 # of a picture
+
+    def __post_init__(self): _check_augment(self)
 
     def __call__(self,
         image:Tensor, # `3 h w`, uint8
@@ -772,6 +774,19 @@ class Augment:
         if self.rotate and rng.random()<self.rotate_chance: image,label = rotate(image, label.long(), rng.uniform(-self.rotate,self.rotate), self.colour, self.ignore)
         if self.crop: image,label = pad_to(image, label, self.crop, self.colour, self.ignore)
         return image.contiguous(), label.to(kind)
+
+def _check_augment(a):
+    check_fields(a)
+    for name in ('crop', 'bounds'):
+        size = getattr(a, name)
+        if size is not None and min(size)<1: raise ValueError(f'Augment: {name}={size} must be (height, width), pixels')
+    if not 0<a.scale[0]<=a.scale[1]: raise ValueError(f'Augment: scale={a.scale} must be (from, to), both above 0')
+    for name in ('flip', 'rotate_chance', 'cat_max_ratio'):
+        if not 0<=getattr(a, name)<=1: raise ValueError(f'Augment: {name}={getattr(a, name)} must be from 0 to 1')
+    if not 0<=a.rotate<=180: raise ValueError(f'Augment: rotate={a.rotate} is an angle, from 0 to 180 degrees')
+    if len(a.colour)!=3 or not all(0<=c<=255 for c in a.colour): raise ValueError(f'Augment: colour={a.colour} must be three numbers 0..255')
+    if not 0<=a.seed<2**32: raise ValueError(f'Augment: seed={a.seed} is outside 0..2**32-1')
+    check_flip_pairs(a.flip_pairs, 'Augment', a.ignore)
 
 def _in_bytes(label, ignore):
     "Ids as bytes where they fit: choosing and counting reads an eighth as much."

@@ -8,13 +8,13 @@ __all__ = ['FRAMEWORKS', 'View', 'IDRContext', 'lesion', 'learn_relations', 'lea
 
 # %% ../nbs/15_idrnet.ipynb #c003
 from dataclasses import asdict, dataclass
-from typing import NamedTuple, Optional
+from typing import Literal, NamedTuple, Optional, Union
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .core import IGNORE, check_finite, check_labels
+from .core import IGNORE, check_fields, check_finite, check_labels
 from .backbone import Backbone, crop, pad_to_multiple
 from .share import Shareable
 from .head import Classifier, ConvNorm, conv_part, upsample, upsampled_loss
@@ -129,19 +129,19 @@ FRAMEWORKS = dict( # how each framework makes the context S
 
 @dataclass(frozen=True)
 class HeadConfig:
-    "All settings of a segmentation head; prints, compares and turns into JSON. Raises ValueError for a word it does not know."
+    "All settings of a segmentation head; prints, compares and turns into JSON. Raises ValueError for a value that cannot be."
     num_classes:int # K
-    context:Optional[str]=None # how S is made: None, 'ppm', 'aspp' or 'ocr'
-    fpn:object=False # True: a feature pyramid on S (UPerNet); 'mlp': all maps and S (or R) side by side (SegFormer)
-    idr:object=True # True: IDRNet; 'attention': its self-attention alone; False: plain framework
+    context:Optional[Literal['ppm','aspp','ocr']]=None # how S is made: None, 'ppm', 'aspp' or 'ocr'
+    fpn:Union[bool,Literal['mlp']]=False # True: a feature pyramid on S (UPerNet); 'mlp': all maps and S (or R) side by side (SegFormer)
+    idr:Union[bool,Literal['attention']]=True # True: IDRNet; 'attention': its self-attention alone; False: plain framework
     width:int=512 # C, channels of the features
     fpn_width:Optional[int]=None # channels of S and of the pyramid; None: as `width`
     attention_width:int=256 # channels of query, key and value
     aux_width:int=512 # channels of the auxiliary head
-    attention_on_context:Optional[str]=None # self-attention on S: None, 'before' or 'after' the coarse prediction
-    coarse_from:str='context' # what the coarse prediction reads: 'context' (S, if there is one) or 'features' (R)
-    ppm_scales:tuple=(1,2,3,6) # regions along a side
-    aspp_dilations:tuple=(1,12,24,36) # 1 means a 1×1 convolution
+    attention_on_context:Optional[Literal['before','after']]=None # self-attention on S: None, 'before' or 'after' the coarse prediction
+    coarse_from:Literal['context','features']='context' # what the coarse prediction reads: 'context' (S, if there is one) or 'features' (R)
+    ppm_scales:tuple[int,...]=(1,2,3,6) # regions along a side
+    aspp_dilations:tuple[int,...]=(1,12,24,36) # 1 means a 1×1 convolution
     dropout:float=.1 # whole channels, in the classifiers
     eps:float=1e-5 # of the norms
     relation_momentum:float=.1 # of the tables
@@ -152,18 +152,31 @@ class HeadConfig:
     learn_tables:bool=True # False: the tables stay the identity, no second pass
     deletions:int=1 # different classes deleted a picture and step, one after the other, a further pass each
     track_deleted:bool=False # let the second pass move the norms' running statistics (as published)
-    ignore:int=IGNORE # id of void pixels
+    ignore:int=IGNORE # id of ignored pixels; never that of a class
     def __post_init__(self): _check_head(self)
 
 # %% ../nbs/15_idrnet.ipynb #c032
 def _check_head(c):
-    for name,words in (('context',(None,'ppm','aspp','ocr')), ('idr',(True,False,'attention')),
-                       ('fpn',(False,True,'mlp')), ('attention_on_context',(None,'before','after')), ('coarse_from',('context','features'))):
-        if getattr(c,name) not in words: raise ValueError(f'HeadConfig: {name}={getattr(c,name)!r} is not one of {words}')
-    for name in ('num_classes','deletions'):
-        if getattr(c,name)<1: raise ValueError(f'HeadConfig: {name}={getattr(c,name)}, need at least 1')
-    if c.context is None and (c.fpn is True or c.attention_on_context): raise ValueError('HeadConfig: a pyramid or attention on S needs a context')
-    if c.context=='ocr' and c.coarse_from!='features': raise ValueError("HeadConfig: object context is made from the coarse prediction: coarse_from='features'")
+    check_fields(c)
+    for name in ('num_classes', 'deletions', 'width', 'fpn_width', 'attention_width', 'aux_width'):
+        value = getattr(c, name)
+        if value is not None and value<1: raise ValueError(f'HeadConfig: {name}={value}, need at least 1')
+    for name in ('ppm_scales', 'aspp_dilations'):
+        value = getattr(c, name)
+        if not value or min(value)<1: raise ValueError(f'HeadConfig: {name}={value}; give one number or more, each at least 1')
+    for name in ('final_weight', 'coarse_weight', 'aux_weight'):
+        if getattr(c, name)<0: raise ValueError(f'HeadConfig: {name}={getattr(c, name)} is negative; 0 leaves that loss out')
+    for name in ('relation_momentum', 'memory_momentum'):
+        if not 0<=getattr(c, name)<=1: raise ValueError(f'HeadConfig: {name}={getattr(c, name)} is a share, from 0 to 1')
+    if not 0<=c.dropout<1: raise ValueError(f'HeadConfig: dropout={c.dropout} is a probability, from 0 to below 1')
+    if not c.eps>0: raise ValueError(f'HeadConfig: eps={c.eps} must be above 0')
+    if 0<=c.ignore<c.num_classes:
+        raise ValueError(f'HeadConfig: ignore={c.ignore} is the id of one of the {c.num_classes} classes, which would never be learnt; '
+                         f'give ignore={c.num_classes} or beyond')
+    if c.context is None and (c.fpn is True or c.attention_on_context):
+        raise ValueError('HeadConfig: a pyramid or attention on S needs a context')
+    if c.context=='ocr' and c.coarse_from!='features':
+        raise ValueError("HeadConfig: object context is made from the coarse prediction: coarse_from='features'")
 
 # %% ../nbs/15_idrnet.ipynb #c037
 class SegHead(nn.Module):

@@ -10,14 +10,14 @@ __all__ = ['window_starts', 'Protocol', 'probabilities', 'evaluate', 'save_predi
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Optional
+from typing import Literal, Optional
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import __version__
-from .core import LabelSpace, check_labels, colour_map, write_atomic
+from .core import LabelSpace, check_fields, check_flip_pairs, check_labels, colour_map, write_atomic
 from .processes import my_part
 from .metrics import Meter
 from .share import fetch, read_model
@@ -41,14 +41,14 @@ def window_starts(
 @dataclass(frozen=True)
 class Protocol:
     "How a model is judged. `Protocol(**json.loads(json.dumps(asdict(p))))` is `p` again. Raises ValueError for what makes no sense."
-    resize:Optional[tuple]=None # (h, w) that pictures are brought to, labels are not; None: as they are
+    resize:Optional[tuple[int,int]]=None # (h, w) that pictures are brought to, labels are not; None: as they are
     keep_ratio:bool=False # then `resize` are bounds: the shorter side at most the smaller number, the longer side at most the larger
-    window:Optional[tuple]=None # (h, w) of sliding windows; None: the whole picture at once
-    step:Optional[tuple]=None # (h, w) between windows; None: two thirds of the window
-    scales:tuple=(1.,) # looks at so many times the resized picture
+    window:Optional[tuple[int,int]]=None # (h, w) of sliding windows; None: the whole picture at once
+    step:Optional[tuple[int,int]]=None # (h, w) between windows; None: two thirds of the window
+    scales:tuple[float,...]=(1.,) # looks at so many times the resized picture
     flip:bool=False # looks at the mirror images as well
-    flip_pairs:tuple=() # ids that mean left and right, and swap in the mirror
-    average:str='probabilities' # what is resized to the label and averaged over looks: 'probabilities' (softmax at the size of the input), 'grid_probabilities' (softmax on the network's own grid) or 'logits'
+    flip_pairs:tuple[tuple[int,int],...]=() # ids that mean left and right, and swap in the mirror
+    average:Literal['probabilities','grid_probabilities','logits']='probabilities' # what is averaged; 'grid_': softmax on the network's own grid, not at the input's size
     def __post_init__(self): _check_protocol(self)
     def fit(self,
         size:tuple, # (h, w) of a picture
@@ -63,18 +63,17 @@ class Protocol:
 
 # %% ../nbs/22_infer.ipynb #c018
 def _check_protocol(p):
-    pair = lambda x: None if x is None else tuple(map(int, x))
-    tidy = dict(resize=pair(p.resize), window=pair(p.window), step=pair(p.step), scales=tuple(map(float, p.scales)), flip_pairs=tuple(map(pair, p.flip_pairs)))
-    for name,value in tidy.items(): object.__setattr__(p, name, value)
-    for name in ('resize','window','step'):
-        if tidy[name] is not None and (len(tidy[name])!=2 or min(tidy[name])<1): raise ValueError(f'Protocol: {name}={tidy[name]} must be (height, width), pixels')
+    check_fields(p)
+    object.__setattr__(p, 'scales', tuple(map(float, p.scales)))
+    for name in ('resize', 'window', 'step'):
+        size = getattr(p, name)
+        if size is not None and min(size)<1: raise ValueError(f'Protocol: {name}={size} must be (height, width), pixels')
     if p.window and p.step is None: object.__setattr__(p, 'step', tuple(max(1, n*2//3) for n in p.window))
-    if not p.scales or min(p.scales)<=0: raise ValueError(f'Protocol: {"scales is empty" if not p.scales else f"scales={p.scales}"}, give at least (1,), all above 0')
-    if any(len(ab)!=2 or min(ab)<0 for ab in p.flip_pairs): raise ValueError(f'Protocol: flip_pairs={p.flip_pairs} must be pairs of class ids')
+    if not p.scales: raise ValueError('Protocol: scales is empty; give at least (1,)')
+    if min(p.scales)<=0: raise ValueError(f'Protocol: scales={p.scales}; each must be above 0')
+    check_flip_pairs(p.flip_pairs, 'Protocol')
     if p.step and not p.window: raise ValueError('Protocol: step without window; give the size of the window')
     for length,step in zip(p.window or (), p.step or ()): window_starts(length, length, step)
-    if p.average not in ('probabilities', 'grid_probabilities', 'logits'):
-        raise ValueError(f"Protocol: average={p.average!r} is neither 'probabilities' nor 'grid_probabilities' nor 'logits'")
 
 def _by(size): return f'{size[0]}x{size[1]}'
 

@@ -8,10 +8,13 @@ __all__ = ['TrainConfig', 'poly', 'param_groups', 'one_size', 'picked', 'batches
 # %% ../nbs/19_plan.ipynb #c003
 import itertools, random
 from dataclasses import dataclass
-from typing import Optional
+from typing import Literal, Optional
 import numpy as np
 import torch
 from torch import nn
+
+from .core import check_fields
+from .loss import Criterion
 
 # %% ../nbs/19_plan.ipynb #c010
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class TrainConfig:
     accumulate:int=1 # parts a batch is cut into, one after the other, where memory is short
     lr:float=3e-3 # peak learning rate of the head
     backbone_lr:float=1. # times `lr` for the backbone
-    optimiser:str='adamw' # 'adamw' or 'sgd' (momentum 0.9)
+    optimiser:Literal['adamw','sgd']='adamw' # 'adamw' or 'sgd' (momentum 0.9)
     weight_decay:float=1e-2 # not on norms, biases, position tables
     power:float=.9 # of the poly schedule
     floor:float=0. # the schedule ends at `floor*lr`
@@ -33,13 +36,13 @@ class TrainConfig:
     frozen:bool=False # the backbone neither learns nor counts
     loss:str='ce' # a sum of 'ce', 'focal', 'dice', 'lovasz', as '0.5*ce+dice' (`loss.Criterion`)
     gamma:float=2. # of 'focal'
-    class_weights:Optional[tuple]=None # `k`, a pixel's weight by its class
+    class_weights:Optional[tuple[float,...]]=None # `k`, a pixel's weight by its class
     ohem:Optional[float]=None # only pixels whose class has less than this probability count, say .7
     ohem_least:int=100_000 # and at least so many a batch, the hardest
-    amp:Optional[str]=None # None (float32), 'bf16' or 'fp16'
+    amp:Optional[Literal['bf16','fp16']]=None # None (float32), 'bf16' or 'fp16'
     channels_last:bool=False # memory order of pictures and weights; often faster on a GPU
     compile:Optional[str]=None # backend of torch.compile, say 'inductor'
-    on_bad:str='stop' # a loss that is not finite: 'stop', or 'skip' (which looks at every step, and so stops a GPU every step)
+    on_bad:Literal['stop','skip']='stop' # a loss that is not finite: 'stop', or 'skip' (which looks at every step, and so stops a GPU every step)
     workers:int=0 # processes that load pictures
     seed:int=0 # of everything
     log_every:int=10 # steps between two records
@@ -47,13 +50,26 @@ class TrainConfig:
 
 # %% ../nbs/19_plan.ipynb #c011
 def _check_config(c):
-    if c.steps<1 or c.batch_size<1: raise ValueError(f'TrainConfig: steps={c.steps}, batch_size={c.batch_size}; need at least 1')
-    for name,words in dict(optimiser=('adamw','sgd'), amp=(None,'bf16','fp16'), on_bad=('stop','skip')).items():
-        if getattr(c,name) not in words: raise ValueError(f'TrainConfig: {name}={getattr(c,name)!r}; there are {" and ".join(w for w in words if w)}')
-    if c.accumulate<1 or c.batch_size%c.accumulate:
+    check_fields(c)
+    for name,least in dict(steps=1, batch_size=1, accumulate=1, ohem_least=0, log_every=1, workers=0, warmup=0).items():
+        if getattr(c, name)<least: raise ValueError(f'TrainConfig: {name}={getattr(c, name)}; need at least {least}')
+    for name in ('lr', 'backbone_lr', 'weight_decay', 'power', 'gamma'):
+        if getattr(c, name)<0: raise ValueError(f'TrainConfig: {name}={getattr(c, name)} is negative; give 0 or more')
+    for name in ('floor', 'warmup_from', 'ohem'):
+        value = getattr(c, name)
+        if value is not None and not 0<=value<=1: raise ValueError(f'TrainConfig: {name}={value} is a share, from 0 to 1')
+    if c.batch_size%c.accumulate:
         raise ValueError(f'TrainConfig: a batch of {c.batch_size} cannot be cut into accumulate={c.accumulate} equal parts')
     if c.ema is not None and not 0<c.ema<1: raise ValueError(f'TrainConfig: ema={c.ema} is a share, between 0 and 1, say .999')
-    if c.class_weights is not None: object.__setattr__(c, 'class_weights', tuple(map(float, c.class_weights)))
+    if c.clip is not None and not c.clip>0: raise ValueError(f'TrainConfig: clip={c.clip}, the largest gradient norm, must be above 0')
+    if not 0<=c.seed<2**32: raise ValueError(f'TrainConfig: seed={c.seed} is outside 0..2**32-1')
+    if c.class_weights is not None:
+        object.__setattr__(c, 'class_weights', tuple(map(float, c.class_weights)))
+        if not any(c.class_weights) or min(c.class_weights)<0:
+            raise ValueError(f'TrainConfig: class_weights={c.class_weights}; none may be negative, and one at least must be above 0')
+    Criterion(c.loss, c.class_weights, c.ohem, c.ohem_least, c.gamma) # raises for a loss that does not exist
+    if c.compile is not None and c.compile not in (known := torch._dynamo.list_backends()):
+        raise ValueError(f'TrainConfig: compile={c.compile!r} is no backend of torch.compile here; there are {", ".join(known)}')
 
 # %% ../nbs/19_plan.ipynb #c015
 def poly(
