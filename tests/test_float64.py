@@ -57,7 +57,9 @@ def test_backbones_reckon_in_float64(backbone):
     mask = {'aten.scalar_tensor.default', 'aten.where.self'} if 'swin' in backbone['name'] else set() # of shifted windows: 0 and -100, exact in every float
     assert watched_step(Segmentor(Backbone(**backbone), config)) <= mask
 
-@pytest.mark.parametrize('criterion', [Criterion('ce', class_weights=(1,2,3,4,.5)), Criterion('ce', ohem=.7, ohem_least=9), Criterion('focal+.5*dice+lovasz')], ids=lambda c: c.loss)
+CRITERIA = Criterion('ce', class_weights=(1,2,3,4,.5)), Criterion('ce', ohem=.7, ohem_least=9), Criterion('focal+.5*dice+lovasz')
+
+@pytest.mark.parametrize('criterion', CRITERIA, ids=lambda c: c.loss)
 def test_losses_reckon_in_float64(criterion):
     assert not watched_step(segmentor('fcn', 'tiny', K, **SMALL), criterion=criterion)
 
