@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IGNORE', 'palette', 'colour_map', 'LabelSpace', 'show_picture', 'show_label', 'show_legend', 'show_table',
-           'seed_everything', 'pick_device', 'check_labels', 'check_finite', 'check_fields', 'check_flip_pairs',
-           'write_atomic']
+           'seed_everything', 'pick_device', 'check_labels', 'check_finite', 'type_in_words', 'check_fields',
+           'field_types', 'check_flip_pairs', 'write_atomic']
 
 # %% ../nbs/00_core.ipynb #c003
 import collections.abc, functools, itertools, json, math, os, random, types, typing, uuid
@@ -287,16 +287,22 @@ def check_finite(
     if bad: raise FloatingPointError(f'{where}: {bad} of {x.numel()} values are nan or infinite; lower the learning rate or look at the input')
 
 # %% ../nbs/00_core.ipynb #c096b
-def _kind_name(kind)->str:
-    "A type annotation in words, for an error."
-    choices = typing.get_args(kind)
-    if typing.get_origin(kind) in (typing.Union, types.UnionType): return ' or '.join(map(_kind_name, choices))
-    if typing.get_origin(kind) is typing.Literal: return ' or '.join(map(repr, choices))
-    if typing.get_origin(kind) in _SEQUENCES and choices:
-        if choices[-1] is Ellipsis or len(choices)==1: return f'a list, each item {_kind_name(choices[0])}'
-        return f'a list of {len(choices)}, ' + ' and '.join(dict.fromkeys(map(_kind_name, choices)))
-    names = {bool:'True or False', int:'a whole number', float:'a number', str:'a text', dict:'a dict', type(None):'None'}
-    return names.get(kind) or ('a list' if kind in _SEQUENCES else f'a {getattr(kind, "__name__", kind)}')
+def type_in_words(
+    kind, # a type annotation, e.g. `Optional[float]`
+    several:bool=False, # in the plural
+)->str: # e.g. 'a number or None', 'a list of 2 whole numbers'
+    "What a setting wants, for an error."
+    origin, choices = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType): return ' or '.join(type_in_words(c, several) for c in choices)
+    if origin is typing.Literal: return ' or '.join(map(repr, choices))
+    lists = 'lists' if several else 'a list'
+    if (origin or kind) in _SEQUENCES:
+        if not choices: return lists
+        if choices[-1] is Ellipsis or len(choices)==1: return f'{lists} of {type_in_words(choices[0], True)}'
+        return f'{lists} of {len(choices)} ' + ' and '.join(dict.fromkeys(type_in_words(c, True) for c in choices))
+    names = {bool:('True or False',)*2, int:('a whole number', 'whole numbers'), float:('a number', 'numbers'),
+             str:('a text', 'texts'), dict:('a dict', 'dicts'), type(None):('None',)*2}
+    return names.get(kind, (getattr(kind, '__name__', str(kind)),)*2)[several]
 
 _SEQUENCES = (tuple, list, collections.abc.Sequence)
 
@@ -329,15 +335,17 @@ def check_fields(
     """Hold every field against its annotation, and put it back in its tidy form: lists as tuples, 20.0 as 20 where a whole
     number is wanted. Raises ValueError naming class, field, value and what is wanted; nan and infinity are no numbers here."""
     name = type(config).__name__
-    for field_name,kind in _field_kinds(type(config)).items():
+    for field_name,kind in field_types(type(config)).items():
         value = getattr(config, field_name)
         try: object.__setattr__(config, field_name, _tidy(value, kind))
         except TypeError:
-            raise ValueError(f'{name}: {field_name}={value!r} does not fit; {field_name} is {_kind_name(kind)}') from None
+            raise ValueError(f'{name}: {field_name}={value!r} does not fit; {field_name} is {type_in_words(kind)}') from None
 
 @functools.lru_cache
-def _field_kinds(cls)->dict:
-    "Field name -> type of a dataclass."
+def field_types(
+    cls, # a dataclass
+)->dict: # field name -> type
+    "The types of a dataclass's fields, in their order."
     hints = typing.get_type_hints(cls)
     return {f.name:hints[f.name] for f in fields(cls)}
 
