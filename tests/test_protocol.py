@@ -103,7 +103,7 @@ def test_words_differ():
 
 @pytest.mark.parametrize('parts,word', [(dict(scales=()),'scales is empty'), (dict(scales=(1,0)),'above 0'), (dict(window=(8,8),step=(8,9)),'leave gaps'),
     (dict(window=(8,8),step=(0,8)),r'step=\(0, 8\) must be'), (dict(step=(8,8)),'step without window'), (dict(resize=(8,)),'2 whole numbers'),
-    (dict(resize=(0,8)),'height, width'), (dict(window=(8,8,8)),'2 whole numbers'), (dict(average='mean'),"average='mean' does not fit; average is 'probabilities' or 'logits'"),
+    (dict(resize=(0,8)),'height, width'), (dict(window=(8,8,8)),'2 whole numbers'), (dict(average='mean'),"average='mean' does not fit; average is 'probabilities'"),
     (dict(flip_pairs=[(1,)]),'lists of 2 whole numbers'), (dict(flip_pairs=[(1,-2)]),'pairs of class ids')], ids=str)
 def test_nonsense(parts, word):
     with pytest.raises(ValueError, match=word): Protocol(**parts)
