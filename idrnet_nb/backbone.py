@@ -136,7 +136,7 @@ def _few(names, n=4):
 # %% ../nbs/03_backbone.ipynb #c067
 def _weight_faults(have, want):
     same = [k for k in have if k in want]
-    found = {'missing': [k for k in want if k not in have and not k.endswith('num_batches_tracked')],
+    found = {'missing': [k for k in want if k not in have and not k.endswith(('num_batches_tracked','_extra_state'))],
         'unexpected': [k for k in have if k not in want],
         'wrong shape': [f'{k}: file {tuple(have[k].shape)}, module {tuple(want[k].shape)}' for k in same if have[k].shape!=want[k].shape],
         'wrong dtype': [f'{k}: file {have[k].dtype}, module {want[k].dtype}' for k in same

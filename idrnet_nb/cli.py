@@ -355,6 +355,8 @@ def _values(settings, part, kinds): # of one part: name -> value, read by its ty
     for name,text in settings.items():
         where, _, field = name.partition('.')
         if where!=part: continue
+        if part=='head' and field in ('num_classes', 'ignore'):
+            raise ValueError(f'--set {name}={text}: this comes from the classes of the data')
         if field not in kinds: raise ValueError(f'--set {name.removeprefix("train.")}={text}: there is no such setting; there are {", ".join(kinds)}')
         try: values[field] = parse_value(text, kinds[field])
         except ValueError as e: raise ValueError(f'--set {name.removeprefix("train.")}={text}: {e}') from None
@@ -477,13 +479,16 @@ def _own_rows(a): # rows to train on, rows to judge on, their label space
     if unseen_words: raise ValueError('unseen images: give --unseen-images DIR with --unseen-labels DIR, or --unseen-pairs FILE alone')
     return *hold_out(rows, a.hold_out, 0), space
 
-def _chosen_recipe(a, space, settings): # the recipe, with all that the options say
-    import json
-    from idrnet_nb.recipe import RECIPES, Recipe, for_space, laptop, mini, with_arm, with_backbone, with_size, with_width
-    if not a.recipe: r = laptop(space)
-    elif a.recipe.endswith('.json'): r = _recipe_from(Path(a.recipe))
-    elif a.recipe in RECIPES: r = RECIPES[a.recipe]
-    else: raise ValueError(f'--recipe {a.recipe}: no such training{_near(a.recipe, RECIPES)}; idrnet recipes lists them, or give a .json file')
+def _named_recipe(a): # what --recipe names; None where it is not given
+    from idrnet_nb.recipe import RECIPES
+    if not a.recipe: return None
+    if a.recipe.endswith('.json'): return _recipe_from(Path(a.recipe))
+    if a.recipe in RECIPES: return RECIPES[a.recipe]
+    raise ValueError(f'--recipe {a.recipe}: no such training{_near(a.recipe, RECIPES)}; idrnet recipes lists them, or give a .json file')
+
+def _chosen_recipe(a, recipe, space, settings): # the recipe for these classes, with all that the options say
+    from idrnet_nb.recipe import for_space, laptop, mini, with_arm, with_backbone, with_size, with_width
+    r = recipe or laptop(space)
     if r.space!=space: r = for_space(r, space)
     if a.mini: r = mini(r)
     if 'arm' in a.given: r = with_arm(r, a.arm)
@@ -528,13 +533,13 @@ def _training_by_recipe(a, start): # task, model, config
     from idrnet_nb.compare import Task
     from idrnet_nb.core import seed_everything
     from idrnet_nb.data import Pairs
-    settings = _settings(a)
+    settings, named = _settings(a), _named_recipe(a)
     if start=='own': (rows, unseen, space), part = _own_rows(a), 'unseen'
     else:
-        known = _dataset(a, _data_of_recipe(a))
+        known = _dataset(a, _data_of_recipe(a, named))
         part = a.split or known.split
         rows, unseen, space = known.load(a.root, 'train'), known.load(a.root, part), known.space
-    recipe = _chosen_recipe(a, space, settings)
+    recipe = _chosen_recipe(a, named, space, settings)
     seed = recipe.train.seed
     data = recipe.pairs(rows, 'skip' if a.skip_broken else 'raise', seed)
     seed_everything(seed)
@@ -544,18 +549,16 @@ def _training_by_recipe(a, start): # task, model, config
     note = f'{recipe.name}, {length}, judged on {len(unseen)} {part} images'
     return Task(space.name, space, data, Pairs(unseen, space), note=note, protocol=recipe.protocol), model, config
 
-def _data_of_recipe(a): # --data, or the set that the recipe was made for
+def _data_of_recipe(a, recipe): # --data, or the set that the recipe was made for
     from idrnet_nb.data import DATASETS
-    from idrnet_nb.recipe import RECIPES
     if a.data!='world': return a.data
-    known = RECIPES.get(a.recipe)
-    if 'data' in a.given or known is None or known.data not in DATASETS:
+    if 'data' in a.given or recipe.data not in DATASETS:
         raise ValueError(f'--recipe {a.recipe} needs --data NAME --root DIR, or images of your own')
-    return known.data
+    return recipe.data
 
 def _training_by_arm(a, start): # task, model, config
     from dataclasses import replace
-    from idrnet_nb.compare import build
+    from idrnet_nb.compare import build, parse_arm
     from idrnet_nb.core import field_types
     from idrnet_nb.idrnet import HeadConfig
     settings = _settings(a)
@@ -570,8 +573,11 @@ def _training_by_arm(a, start): # task, model, config
             was = getattr(of, part) or _whole_image()
             setattr(of, part, replace(was, **_values(settings, part, field_types(type(was)))))
     head = _values(settings, 'head', field_types(HeadConfig))
+    if decided := [name for name in head if name in parse_arm(a.arm)[1]]:
+        raise ValueError(f'--set head.{decided[0]}: the name of the arm, {a.arm}, says it already; give another --arm')
     backbone = _values(settings, 'backbone', _backbone_kinds())
-    model = build(a.arm, task, config.seed, pretrained=a.pretrained, **{**_model_args(a), **head}, **({'backbone_args':backbone} if backbone else {}))
+    settings = _model_args(a) | head | ({'output_stride':backbone.pop('output_stride')} if 'output_stride' in backbone else {})
+    model = build(a.arm, task, config.seed, pretrained=a.pretrained, backbone_args=backbone, **settings)
     return task, model, config
 
 def _whole_image():

@@ -46,6 +46,15 @@ class IDRContext(nn.Module):
         self.register_buffer('memory', torch.zeros(k, width))
         self.register_buffer('count', torch.full((k,), 1e-6))
         self.refiner = SelfAttention(6*width, width, dim, eps)
+    def _apply(self, fn, recurse=True): # of `nn.Module`, behind .to(), .half() …
+        "What is learnt keeps float32 in a model of half precision: there a counter would stand still at 256."
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name,b in before.items():
+            now = self._buffers[name]
+            if not now.is_floating_point() or now.dtype.itemsize>=4: continue
+            self._buffers[name] = b.to(now.device, torch.promote_types(b.dtype, torch.float32))
+        return self
     def read(self,
         feat:Tensor, # `b c h w`
         coarse:Tensor, # `b k h w`, a score a class

@@ -6,7 +6,7 @@
 __all__ = ['find_seam', 'IDRClassifier', 'add_idr', 'idr_of', 'remove_idr', 'idr_loss', 'save_plugged', 'load_plugged', 'IDRHead']
 
 # %% ../nbs/23_plug.ipynb #c003
-import difflib, inspect, json
+import copy, difflib, importlib, inspect, json, warnings, weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Optional
@@ -26,6 +26,13 @@ _KNOWN = ( # the package a class comes from, class names (none: any), the part o
     ('segmentation_models_pytorch', (), 'segmentation_head'), ('torchvision', ('FCN','DeepLabV3'), 'classifier'),
     ('transformers', (), 'decode_head.classifier'), ('idrnet_nb', ('Segmentor',), 'head.final.score'), ('idrnet_nb', ('SegHead',), 'final.score'))
 
+_WRAPPERS = { # class that wraps a model -> how to get at the model
+    **{n:'model.module' for n in ('DataParallel','DistributedDataParallel','FullyShardedDataParallel')},
+    'AveragedModel': 'model.module', 'DeepSpeedEngine': 'model.module', 'OptimizedModule': 'model._orig_mod',
+    'PeftModel': 'model.merge_and_unload()'}
+
+def _inside(model): return next((_WRAPPERS[n] for _,n in _kinds(model) if n in _WRAPPERS), None)
+
 def _kinds(model): return [(c.__module__.split('.')[0], c.__name__) for c in type(model).__mro__]
 
 def _convs(model, part=''):
@@ -37,6 +44,9 @@ def find_seam(
 )->str: # path of its last convolution, e.g. 'decode_head.classifier'
     """Where features become class scores, for models of segmentation_models.pytorch, torchvision (FCN, DeepLabV3), transformers
     (SegFormer, UPerNet, and all that have a `decode_head.classifier`) and our own. Raises ValueError for others, listing their convolutions."""
+    if _inside(model):
+        raise ValueError(f'find_seam: {type(model).__name__} is a wrapper; put IDR into the model first, '
+                         'then wrap it (peft: name the head in modules_to_save)')
     for home,names,part in _KNOWN:
         if any(h==home and (not names or n in names) for h,n in _kinds(model)) and (found := [*_convs(model, part)]): return found[-1]
     last = [f'{n!r} ({m.in_channels} to {m.out_channels} channels)' for n,m in _convs(model).items()][-4:]
@@ -57,6 +67,44 @@ def _cancel(final): # a `Classifier` that gives 0 at first: its channels are twi
     conv[half:2*half] = conv[:half]
     score.weight[:,half:2*half] = -score.weight[:,:half]; score.weight[:,2*half:] = 0; score.bias.zero_()
 
+# %% ../nbs/23_plug.ipynb #c022a
+class _Forward: "Stands for one forward in training; dies with the graph of that forward."
+
+class _Trail:
+    "What became of the forwards in training. It belongs to one module: no copy and no file has it."
+    def __init__(self):
+        self.unheard = 0 # forwards whose backward ran and whose `idr_loss` did not, since the last `idr_loss`
+        self.learnt = False # was `idr_loss` ever called?
+        self.told = set() # what was warned of
+        self.now = None # the last forward
+        self.waiting = weakref.WeakSet() # forwards that are still in use, and had neither backward nor `idr_loss`
+    def begin(self, logits):
+        if not logits.requires_grad or torch.compiler.is_compiling() or torch.jit.is_tracing(): return
+        if self.unheard>=(30 if self.learnt else 3):
+            self.warn('unheard', f'{self.unheard} training steps went by without idr_loss: the coarse prediction has '
+                      'no loss of its own and the relation tables stand still. Add idr_loss(model, label) to the loss '
+                      'after each forward in training (models of transformers: give them labels=), or take IDR off: '
+                      'remove_idr(model)')
+        self.now = one = _Forward()
+        self.waiting.add(one)
+        logits.register_hook(lambda _: self.backward(one))
+    def leave(self, last): # training ends: of compiled forwards nothing is known but the last
+        if last is None or self.now is not None or self.learnt or not last['logits'].requires_grad: return
+        self.warn('unheard', 'training ends, and idr_loss was never called: the coarse prediction had no loss of its '
+                  'own and the relation tables stood still. Add idr_loss(model, label) to the loss after each forward '
+                  'in training')
+    def backward(self, one):
+        if one in self.waiting: self.unheard += 1
+        self.waiting.discard(one)
+    def heard(self): # -> how many other forwards are in use
+        others = sum(f is not self.now for f in self.waiting)
+        self.waiting.clear()
+        self.unheard, self.learnt = 0, True
+        return others
+    def warn(self, what, text): # once
+        if what not in self.told: warnings.warn(text, stacklevel=3)
+        self.told.add(what)
+
 # %% ../nbs/23_plug.ipynb #c023
 class IDRClassifier(nn.Module):
     "IDR around a convolution that gives class scores: the same input, an output of the same shape. In training it remembers its last forward for `idr_loss`."
@@ -75,7 +123,7 @@ class IDRClassifier(nn.Module):
         self.coarse, self.squeeze, self.context = coarse, ConvNorm(c, width, 3), IDRContext(k, width, self.settings['dim'])
         self.final = Classifier(c+2*width, max(2, min(c, width)), k, 1, dropout)
         if keep_answer: _cancel(self.final)
-        self.last, self.hook = None, None
+        self.last, self.trail = None, _Trail()
     @property
     def relations(self)->tuple: return self.context.relation_mean, self.context.relation_var # `k k`, first index the deleted class
     def answer(self, parts, refined, track=True): # `parts` of one forward, `b c h w` R_id -> `b k H W`
@@ -91,8 +139,28 @@ class IDRClassifier(nn.Module):
         parts = dict(coarse=coarse, fine=conv_part(conv, feat), work=conv_part(conv, R, self.in_channels), keep=self.final.keep(feat))
         logits = self.answer(parts, self.context.refine(view, self.context.talk(view.means, view.present)))
         self.last = dict(parts, feat=R, view=view, logits=logits) if self.training else None
+        if self.training: self.trail.begin(logits)
         return logits
-    def __getstate__(self): return {**self.__dict__, 'last':None} # a copy has seen nothing
+    def __getstate__(self): return {n:v for n,v in self.__dict__.items() if n not in ('last','trail')} # a copy has seen nothing
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self.last, self.trail = None, _Trail()
+    def train(self, mode=True):
+        if not mode: self.trail.leave(self.last)
+        return super().train(mode)
+    def get_extra_state(self): # goes with the weights: what no shape of theirs tells
+        return torch.tensor([1, self.settings['pool'], self.settings['keep_answer']], dtype=torch.float32)
+    def set_extra_state(self, state):
+        if not isinstance(state, Tensor) or state.shape!=(3,) or not state.isfinite().all():
+            raise ValueError(f'the settings of IDR beside these weights are broken: {state}')
+        form, pool, keep = (round(v) for v in state.tolist())
+        mine = self.settings['pool'], self.settings['keep_answer']
+        if form==1 and (pool, bool(keep))!=mine:
+            raise ValueError(f'these weights were trained with pool={pool}, keep_answer={bool(keep)} of IDR, the model '
+                             f'was plugged with pool={mine[0]}, keep_answer={mine[1]}; plug it with the same stride and '
+                             f'keep_answer: add_idr(model, stride=..., keep_answer={bool(keep)})')
+    def _load_from_state_dict(self, weights, prefix, *args): # weights of before may lack it
+        super()._load_from_state_dict({f'{prefix}_extra_state':self.get_extra_state(), **weights}, prefix, *args)
 
 def _check_forward(feat):
     check_finite(feat.detach(), 'features at the seam')
@@ -100,14 +168,39 @@ def _check_forward(feat):
         raise RuntimeError('IDR is run again during backward (gradient checkpointing around the seam), after its tables moved: the gradient would be wrong. '
                            'Checkpoint the layers before the seam only')
 
+# %% ../nbs/23_plug.ipynb #c032a
+def _whole(low): return lambda v: isinstance(v, int) and not isinstance(v, bool) and low<=v<=65536
+
+_ALLOWED = { # setting -> (what it may be, a test of it)
+    **{n:('positive, a whole number up to 65536', _whole(1)) for n in ('width','dim','pool','stride')},
+    'keep_answer': ('True or False', lambda v: isinstance(v, bool)),
+    'dropout': ('a number from 0 to below 1',
+                lambda v: isinstance(v, (int,float)) and not isinstance(v, bool) and 0<=v<1)}
+
+def _check_settings(where, settings, optional=()):
+    for name,value in settings.items():
+        words, fits = _ALLOWED[name]
+        if not (value is None and name in optional or fits(value)):
+            raise ValueError(f'{where}: {name}={value!r}, must be {words}')
+
 # %% ../nbs/23_plug.ipynb #c033
+def _around(model, at): # the modules around the seam, the innermost first
+    return [model.get_submodule(at.rsplit('.', i)[0]) for i in range(1, at.count('.')+1)] + [model]
+
 def _seam(model, at): # the convolution at `at`
+    if not isinstance(at, str):
+        raise ValueError(f"at={at!r} must be the path of a convolution in words, such as 'head.4'")
     names = [n for n,_ in model.named_modules() if n]
     if at not in names:
         raise ValueError(f'the model {type(model).__name__} has nothing at {at!r}; near: {difflib.get_close_matches(at, names, 3, 0.3) or names[-3:]}')
     conv = model.get_submodule(at)
+    if any(hasattr(m, 'base_layer') for m in (conv, *_around(model, at))):
+        raise ValueError(f'{at!r} is wrapped by peft; put IDR into the model first, then call get_peft_model')
+    if isinstance(conv, nn.modules.lazy.LazyModuleMixin):
+        raise ValueError(f'{at!r} is a {type(conv).__name__} without weights; run the model once, then put IDR in')
     if not isinstance(conv, nn.Conv2d):
-        raise ValueError(f'{at!r} is a {type(conv).__name__}; the seam must be the Conv2d that gives the class scores, such as {[*_convs(model)][-3:]}')
+        raise ValueError(f'{at!r} is a {type(conv).__name__}; the seam must be the Conv2d that gives the class scores, '
+                         f'such as {[*_convs(model)][-3:]} (a Linear does what a 1×1 Conv2d does: write it as one)')
     if conv.out_channels<2:
         raise ValueError(f'{at!r} gives {conv.out_channels} class; IDR needs 2 or more that exclude each other (softmax): build the model with 2 classes, background and object')
     return conv
@@ -151,25 +244,80 @@ def _seam_stride(model, at, example): # pixels a side
     return max(1, round(max(a/b for a,b in zip(x.shape[-2:], feat.shape[-2:]))))
 
 # %% ../nbs/23_plug.ipynb #c034
-def _plugs(model): return [(n,m) for n,m in model.named_modules() if isinstance(m, IDRClassifier)]
+def _all_plugs(model): return [(n,m) for n,m in model.named_modules() if isinstance(m, IDRClassifier)]
+
+def _idle(model): # peft trains a copy of a module and keeps the original beside it, and the copies of other adapters
+    idle = set()
+    for m in model.modules():
+        original, copies = m._modules.get('original_module'), m._modules.get('modules_to_save')
+        if original is None or not isinstance(copies, nn.ModuleDict): continue
+        active = [] if m.disable_adapters else m.active_adapter
+        active = [active] if isinstance(active, str) else active
+        run = [copies[a] for a in active if a in copies] or [original]
+        idle |= {part for c in (original, *copies.values()) if c not in run for part in c.modules()}
+    return idle
+
+def _plugs(model): # those that run
+    idle = _idle(model)
+    return [(n,m) for n,m in _all_plugs(model) if m not in idle]
+
+def _learner(plugs): # the one of several that learns, or None
+    for sign in (lambda i: i.last is not None and i.last['logits'].requires_grad, lambda i: i.trail.learnt,
+                 lambda i: i.last is not None, lambda i: any(p.requires_grad for p in i.parameters())):
+        found = [i for i in plugs if sign(i)]
+        if found: return found[0] if len(found)==1 else None
 
 def _check_plain(model):
-    if _plugs(model): raise ValueError(f'{type(model).__name__} has IDR already, at {_plugs(model)[0][0]!r}; remove_idr(model) takes it off')
+    if _all_plugs(model):
+        raise ValueError(f'{type(model).__name__} has IDR already, at {_all_plugs(model)[0][0]!r}; '
+                         'remove_idr(model) takes it off')
     if any(isinstance(m, IDRContext) for m in model.modules()): raise ValueError(f'{type(model).__name__} has IDR built in; build it with idr=False')
 
-def _host(model, at): # the innermost module around the seam that takes labels=, as models of transformers do
-    around = [model.get_submodule(at.rsplit('.', i)[0]) for i in range(1, at.count('.')+1)] + [model]
-    return next((m for m in around if _takes_labels(m)), None)
+def _of_transformers(model): return any(home=='transformers' for home,_ in _kinds(model))
 
 def _takes_labels(model):
-    return any(home=='transformers' for home,_ in _kinds(model)) and 'labels' in inspect.signature(type(model).forward).parameters
+    return _of_transformers(model) and 'labels' in inspect.signature(type(model).forward).parameters
+
+class _Refusal: # stands in a plugged model for a method that would write what nobody can read
+    def __init__(self, name): self.name = name
+    def __call__(self, *args, **kwargs):
+        raise ValueError(f'{self.name} does not know IDR, and could not read back what it writes; take '
+                         'save_plugged(model, path) and load_plugged(model, path), or remove_idr(model) first')
+
+_FORMAT, _NOTE = 1, ('format','version','model','at','k','settings')
+
+def _note(model, at, idr): # what a file says beside the weights
+    return dict(format=_FORMAT, version=__version__, model=type(model).__name__,
+                at=at, k=idr.out_channels, settings=idr.settings)
+
+_SAVERS, _CONFIG = ('save_pretrained', 'push_to_hub'), 'idrnet_nb_plug'
 
 def _plug(model, at, **settings):
     conv = _seam(model, at)
     idr = IDRClassifier(conv, **settings).to(conv.weight.device, conv.weight.dtype).train(conv.training)
     _put(model, at, idr)
-    if host := _host(model, at): idr.hook = host.register_forward_hook(_add_loss, with_kwargs=True)
+    around = _around(model, at)
+    if host := next((m for m in around if _takes_labels(m)), None):
+        host.register_forward_hook(_add_loss, with_kwargs=True)
+    for m in around:
+        kinds = {home for home,_ in _kinds(m)}
+        for name in _SAVERS:
+            if hasattr(m, name) and not kinds & {'transformers','idrnet_nb'}: setattr(m, name, _Refusal(name))
+    if saver := next((m for m in reversed(around) if _of_transformers(m) and hasattr(m, 'save_pretrained')), None):
+        path = next(n for n,m in saver.named_modules() if m is idr)
+        saver.config = copy.deepcopy(saver.config) # another model may have been built from the same
+        setattr(saver.config, _CONFIG, _note(saver, path, idr))
     return model
+
+def _unplug(model):
+    for at,idr in _all_plugs(model): _put(model, at, idr.coarse)
+    for m in model.modules():
+        for key in [k for k,hook in m._forward_hooks.items() if hook is _add_loss]:
+            del m._forward_hooks[key]
+            m._forward_hooks_with_kwargs.pop(key, None)
+        for name in [n for n in _SAVERS if isinstance(vars(m).get(n), _Refusal)]: delattr(m, name)
+        config = vars(m).get('config')
+        if _of_transformers(m) and hasattr(config, _CONFIG): delattr(config, _CONFIG)
 
 # %% ../nbs/23_plug.ipynb #c035
 def add_idr(
@@ -182,11 +330,16 @@ def add_idr(
     dropout:float=.1, # see `IDRClassifier`
     example:Optional[Tensor]=None, # `b c H W`, a picture to look with; None: black, 64×64
 )->nn.Module: # `model`
-    """Put IDR at the seam. Make the optimiser, and wrap (DDP, compile), after this. Raises ValueError, FloatingPointError for a model that
-    has IDR already, a wrong seam, an answer that is not finite; the model is then as it was."""
+    """Put IDR at the seam. Make the optimiser, and wrap (DDP, compile, peft), after this. Raises ValueError,
+    FloatingPointError for a model that has IDR already, a wrapper, a wrong seam, an answer that is not finite;
+    the model is then as it was."""
     _check_plain(model)
-    if stride<1 or not all(v is None or v>0 for v in (width, dim)) or not 0<=dropout<1:
-        raise ValueError(f'add_idr: stride={stride}, width={width}, dim={dim} must be positive, dropout={dropout} in 0..1')
+    settings = dict(width=width, dim=dim, stride=stride, keep_answer=keep_answer, dropout=dropout)
+    _check_settings('add_idr', settings, optional=('width','dim'))
+    if example is not None and not (isinstance(example, Tensor) and example.ndim==4):
+        raise ValueError(f'add_idr: example must be a tensor of images, `b c H W`, got '
+                         f'{getattr(example, "shape", type(example).__name__)}')
+    if _inside(model): find_seam(model) # says so
     at = find_seam(model) if at is None else at
     pool = max(1, stride//_seam_stride(model, at, example))
     return _plug(model, at, width=width, dim=dim, pool=pool, keep_answer=keep_answer, dropout=dropout)
@@ -194,21 +347,26 @@ def add_idr(
 def idr_of(
     model:nn.Module, # plugged, wrapped or not
 )->IDRClassifier: # its `relations`, `context.memory`, `coarse` …
-    "The module that `add_idr` put in. Raises ValueError where there is none."
-    if not _plugs(model): raise ValueError(f'{type(model).__name__} has no IDR; call add_idr(model) first')
-    return _plugs(model)[0][1]
+    """The module that `add_idr` put in. Of copies that peft keeps the one that runs; of several others
+    (student and teacher) the one that learns. Raises ValueError where there is none, or where nothing tells which of several is meant."""
+    found = _plugs(model)
+    if not found: raise ValueError(f'{type(model).__name__} has no IDR; call add_idr(model) first')
+    if len(found)==1: return found[0][1]
+    if (idr := _learner([m for _,m in found])) is not None: return idr
+    raise ValueError(f'{type(model).__name__} has IDR {len(found)} times, at {[n for n,_ in found]}, and nothing '
+                     'tells which is meant; give the part of the model that is trained')
 
 def remove_idr(
     model:nn.Module, # plugged
 )->nn.Module: # `model`, its old convolution in place, as trained since
-    "Undo `add_idr`: the same weights' names as before, the answer is P_c. Raises ValueError where there is no IDR."
-    idr = idr_of(model)
-    if idr.hook is not None: idr.hook.remove()
-    _put(model, _plugs(model)[0][0], idr.coarse)
+    """Undo `add_idr`, in all copies that the model has: the same weights' names as before, the answer is P_c.
+    Raises ValueError where there is no IDR."""
+    if not _all_plugs(model): raise ValueError(f'{type(model).__name__} has no IDR; call add_idr(model) first')
+    _unplug(model)
     return model
 
 # %% ../nbs/23_plug.ipynb #c042
-def _check_last(idr, label, ignore):
+def _check_last(idr, label, ignore): # -> label, as int64
     if idr.last is None:
         raise RuntimeError('idr_loss: no forward in training mode since the last call (or one in evaluation came between, or DataParallel ran a copy: take DDP); '
                            'call model.train(), out = model(images), then idr_loss once. '
@@ -216,9 +374,35 @@ def _check_last(idr, label, ignore):
     b, k = idr.last['coarse'].shape[:2]
     if torch.is_grad_enabled() and not idr.last['coarse'].requires_grad and any(p.requires_grad for p in idr.coarse.parameters()):
         raise RuntimeError('idr_loss: the last forward ran without gradients (no_grad, or reentrant checkpointing around the seam); the coarse loss would train nothing')
-    if label.ndim!=3 or len(label)!=b or label.is_floating_point() or label.dtype==torch.bool:
-        raise ValueError(f'idr_loss: labels must be `b H W` whole numbers for the {b} pictures of the last forward, got {tuple(label.shape)} of {label.dtype}')
+    if not isinstance(label, Tensor):
+        raise ValueError(f'idr_loss: labels must be a tensor `b H W`, got {type(label).__name__}')
+    if label.ndim!=3 or len(label)!=b or label.is_floating_point() or label.is_complex() or label.dtype==torch.bool:
+        hint = '; label[:,0] takes the extra axis away' if label.ndim==4 and label.shape[1]==1 else ''
+        raise ValueError(f'idr_loss: labels must be `b H W` whole numbers for the {b} pictures of the last '
+                         f'forward, got {tuple(label.shape)} of {label.dtype}{hint}')
+    if not isinstance(ignore, int):
+        raise ValueError(f'idr_loss: ignore={ignore!r}, must be the whole number that marks void pixels')
+    if 0<=ignore<k:
+        raise ValueError(f'idr_loss: ignore={ignore} is the id of a class, the model has {k} (0..{k-1}); mark '
+                         f'void pixels with another id and say it: ignore={max(k, IGNORE)}, or -1')
+    label = label.long()
     check_labels(label, k, ignore, 'idr_loss: label')
+    return label
+
+def _check_picks(b, k, noise, deleted):
+    if noise is not None and noise.shape!=(b,k):
+        raise ValueError(f'idr_loss: noise must be `b k`, ({b}, {k}) for the last forward, got '
+                         f'{tuple(noise.shape)}')
+    if deleted is None: return
+    if deleted.shape!=(b,) or deleted.dtype!=torch.int64:
+        raise ValueError(f'idr_loss: deleted must be {b} class ids of int64, one for each image, got '
+                         f'{tuple(deleted.shape)} of {deleted.dtype}')
+    check_labels(deleted, k, 0, 'idr_loss: deleted')
+
+def _check_numbers(**numbers):
+    for name,value in numbers.items():
+        most = 1 if 'momentum' in name else torch.finfo(torch.float32).max
+        if not 0<=value<=most: raise ValueError(f'idr_loss: {name}={value}, must be in 0..{most:g}')
 
 @torch.no_grad()
 def _diagnose(idr, last, label, ignore, momenta, noise, deleted):
@@ -245,13 +429,22 @@ def idr_loss(
     deleted:Optional[Tensor]=None, # `b`, the classes to delete; None: picked
 )->Tensor: # scalar, to be added to the model's own loss
     """Coarse loss (step 10), and once a forward the deletion diagnostics. Raises RuntimeError without a forward in training, ValueError for labels
-    of a wrong shape or with wrong ids, FloatingPointError for a loss that is not finite (CPU)."""
+    of a wrong shape or with wrong ids, FloatingPointError for a loss that is not finite (CPU). Warns, once, where
+    earlier forwards with gradients are still in use: the labels are taken for those of the last; and where all
+    weights of IDR are frozen."""
     idr = idr_of(model)
-    _check_last(idr, label, ignore)
-    label, last = label.long(), idr.last
+    _check_numbers(coarse_weight=coarse_weight, relation_momentum=relation_momentum, memory_momentum=memory_momentum)
+    label, last = _check_last(idr, label, ignore), idr.last
+    _check_picks(*last['view'].present.shape, noise, deleted)
     loss = coarse_weight*mean_loss(pixel_loss(upsample(last['coarse'], label.shape[-2:]), label, ignore), label, ignore)
     check_finite(loss.detach(), 'idr_loss: coarse loss'); check_finite(last['logits'].detach(), 'idr_loss: scores at the seam')
     idr.last = None
+    if others := idr.trail.heard():
+        idr.trail.warn('others', f'idr_loss: {others} earlier forward(s) with gradients wait for their backward; the '
+                       'labels are taken for those of the last. Call idr_loss after each forward that has labels, before the next forward')
+    if not any(p.requires_grad for p in idr.parameters()):
+        idr.trail.warn('frozen', 'idr_loss: all weights of IDR are frozen and learn nothing. With peft, name the head: '
+                       "LoraConfig(..., modules_to_save=['decode_head']); else idr_of(model).requires_grad_(True)")
     _diagnose(idr, last, label, ignore, (relation_momentum, memory_momentum), noise, deleted)
     return loss
 
@@ -260,64 +453,171 @@ def _void_of(config): # SegFormer, BEiT … and UPerNet name it differently
     found = [getattr(config, n, None) for n in ('semantic_loss_ignore_index', 'loss_ignore_index')]
     return next((i for i in found if i is not None), IGNORE)
 
-def _add_loss(model, args, kwargs, out): # a forward hook
+def _add_loss(model, args, kwargs, out): # a forward hook of the model that is given labels; no_grad: nothing learns
     label = kwargs.get('labels')
     if label is None:
         place = [*inspect.signature(type(model).forward).parameters].index('labels') - 1 # the first is self
         label = args[place] if len(args)>place else None
-    if label is None or idr_of(model).last is None: return out
-    extra = idr_loss(model, label, _void_of(model.config))
+    ran = [i for _,i in _plugs(model) if i.last is not None and i.last['logits'].requires_grad]
+    if label is None or not ran: return out
+    void, k = _void_of(model.config), ran[0].out_channels
+    if 0<=void<k and void!=IGNORE: # their config asks for it: nobody learns this class
+        label, void = label.long().masked_fill(label==void, -1), -1
+    if 0<=void<k:
+        raise ValueError(f'{type(model).__name__} has {k} classes and its config says that id {void} is void; '
+                         'give it a loss_ignore_index that is no class, such as -1 (semantic_loss_ignore_index, SegFormer)')
+    extra = idr_loss(model, label, void)
     if isinstance(out, tuple): return (out[0]+extra, *out[1:])
     out['loss'] = out['loss']+extra
     return out
 
 # %% ../nbs/23_plug.ipynb #c065
-_FORMAT, _NOTE = 1, ('format','version','model','at','k','settings')
-
-def _read_note(path):
-    from safetensors import SafetensorError, safe_open
+def _read_note(path): # of a file that `save_plugged` wrote
+    from safetensors import safe_open
     if not Path(path).is_file(): raise FileNotFoundError(f'load_plugged: no file {str(path)!r}; check the path')
-    try:
-        with safe_open(path, 'pt') as f: note = (f.metadata() or {}).get('idrnet_nb.plug')
-    except (SafetensorError, OSError) as e:
-        raise ValueError(f'load_plugged: {str(path)!r} cannot be read as safetensors ({e}); it is cut short or of another format. Copy it again') from e
+    _shapes(path) # says what is wrong with a file that cannot be read
+    with safe_open(path, 'pt') as f: note = (f.metadata() or {}).get('idrnet_nb.plug')
     try: note = json.loads(note) if note else {}
-    except ValueError: note = {}
-    if note.get('format', 0)>_FORMAT:
-        raise ValueError(f'load_plugged: {str(path)!r} has format {note["format"]}, this version ({__version__}) reads up to {_FORMAT}; update idrnet_nb')
-    if any(n not in note for n in _NOTE): raise ValueError(f'load_plugged: {str(path)!r} was not written by save_plugged: its header does not say where IDR was put')
+    except (ValueError, RecursionError): note = {}
+    return _check_note(note, path, [path])
+
+def _check_note(note, path, files): # -> note, if the files hold what it says
+    here = f'load_plugged: {str(path)!r}'
+    strange = 'was not written by save_plugged: its header does not say where IDR was put'
+    if not isinstance(note, dict): raise ValueError(f'{here} {strange}')
+    form = note.get('format', 0)
+    if not _whole(0)(form): raise ValueError(f'{here}: its header says format={form!r}, must be a whole number')
+    if form>_FORMAT:
+        raise ValueError(f'{here} has format {form}, this version ({__version__}) reads up to {_FORMAT}; '
+                         'update idrnet_nb')
+    if any(n not in note for n in _NOTE): raise ValueError(f'{here} {strange}')
+    for name in ('version','model','at'):
+        if not isinstance(note[name], str):
+            raise ValueError(f'{here}: its header says {name}={note[name]!r}, must be a word')
+    if not _whole(2)(note['k']):
+        raise ValueError(f'{here}: its header says k={note["k"]!r}, must be a whole number of classes, 2 or more')
+    settings = note['settings']
+    if not isinstance(settings, dict):
+        raise ValueError(f'{here}: its header says settings={settings!r}, must be a table of settings')
+    wanted = {'width','dim','pool','keep_answer','dropout'}
+    if wrong := sorted(wanted ^ settings.keys()):
+        raise ValueError(f'{here}: settings of its header are unknown or missing: {", ".join(wrong)}; there '
+                         f'must be {", ".join(sorted(wanted))}')
+    _check_settings(f'{here}: its header', settings)
+    _check_sizes(here, note, files)
     return note
+
+def _check_sizes(here, note, files): # widths as the weights have them: nothing is built that the files do not hold
+    width, dim, at = note['settings']['width'], note['settings']['dim'], note['at']
+    found = {n:s for file in files for n,s in _shapes(file).items()}
+    for name,want in (('memory', [note['k'],width]), ('refiner.query.0.conv.weight', [dim,6*width,1,1])):
+        shape = found.get(f'{at}.context.{name}')
+        if shape!=want:
+            raise ValueError(f'{here}: its header says k={note["k"]}, width={width}, dim={dim} at {at!r}, '
+                             f'where context.{name} would be {want}; the file has {shape}')
+
+def _shapes(file):
+    from safetensors import SafetensorError, safe_open
+    try:
+        with safe_open(file, 'pt') as f: return {n:f.get_slice(n).get_shape() for n in f.keys()}
+    except (SafetensorError, OSError) as e:
+        raise ValueError(f'load_plugged: {str(file)!r} cannot be read as safetensors ({e}); it is cut short or of '
+                         'another format. Copy it again') from e
+
+# %% ../nbs/23_plug.ipynb #c065a
+def _read_folder(folder): # -> note, files: what save_pretrained of transformers wrote of a plugged model
+    here, files = f'load_plugged: the folder {str(folder)!r}', sorted(Path(folder).glob('model*.safetensors'))
+    if (Path(folder)/'adapter_config.json').exists():
+        raise ValueError(f'{here} was written by peft; read it with PeftModel.from_pretrained(add_idr(model, '
+                         '...), folder), with the settings of the first add_idr')
+    try: config = json.loads((Path(folder)/'config.json').read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError): config = None
+    if not isinstance(config, dict) or _CONFIG not in config:
+        raise ValueError(f'{here} has no config.json with {_CONFIG}: it was not written by save_pretrained of a '
+                         'plugged model of transformers; give the file that save_plugged wrote')
+    if not files: raise ValueError(f'{here} has no model*.safetensors; save_pretrained writes it')
+    index = Path(folder)/'model.safetensors.index.json'
+    try: named = set(json.loads(index.read_text(encoding='utf-8'))['weight_map'].values()) if index.exists() else set()
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError): named = {'?'}
+    if strange := sorted(named - {f.name for f in files}, key=str):
+        raise ValueError(f'{here}: {index.name} names files that are not in it: {strange[:3]}')
+    return _check_note(config[_CONFIG], folder, files), files
+
+def _folder_weights(model, folder, at, files): # all weights; transformers itself translates older names
+    from safetensors import safe_open
+    if not _of_transformers(model) or not hasattr(type(model), 'from_pretrained'):
+        raise ValueError(f'it was written by transformers, this {type(model).__name__} is no model of theirs')
+    logging = importlib.import_module('transformers.utils.logging')
+    told, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        plain, info = type(model).from_pretrained(folder, config=copy.deepcopy(model.config), output_loading_info=True,
+                                                  local_files_only=True, use_safetensors=True)
+    finally:
+        logging.set_verbosity(told)
+        if bar: logging.enable_progress_bar()
+    inside = lambda name: name.startswith(at + '.')
+    strange = sorted(n for key in ('missing_keys','unexpected_keys') for n in info[key] if not inside(n))
+    if strange: raise ValueError(f'{len(strange)} weights are missing or unexpected: {", ".join(strange[:4])}')
+    weights = {n:t for n,t in plain.state_dict().items() if not inside(n)}
+    for file in files:
+        with safe_open(file, 'pt') as f: weights |= {n:f.get_tensor(n) for n in f.keys() if inside(n)}
+    return weights
+
+def _load_all(model, weights): # or nothing
+    want = model.state_dict()
+    shapes, wanted = ({n:t.shape for n,t in some.items()} for some in (weights, want))
+    wrong = sorted({n for n,_ in shapes.items() ^ wanted.items()})
+    if wrong:
+        raise ValueError(f'{len(wrong)} weights are missing, unexpected or of a wrong shape: '
+                         f'{", ".join(wrong[:4])}')
+    broken = [n for n,t in weights.items() if t.is_floating_point() and not t.isfinite().all()]
+    if broken: raise ValueError(f'{len(broken)} weights are not finite: {", ".join(broken[:4])}')
+    model.load_state_dict(weights)
 
 # %% ../nbs/23_plug.ipynb #c066
 def save_plugged(
-    model:nn.Module, # plugged; unwrap it first (DDP, compile)
+    model:nn.Module, # plugged; unwrap it first (DDP, compile, peft)
     path, # of the .safetensors file, in a folder that exists
 )->Path: # `path`
-    "Write all weights, and how to plug, wholly or not at all. Raises ValueError for a wrapper or where there is no IDR, FileNotFoundError if the folder is missing."
+    """Write all weights, and how to plug, wholly or not at all. Raises ValueError for a wrapper, or where there
+    is no IDR or more than one; FileNotFoundError if the folder is missing."""
     from safetensors.torch import save_file
-    idr = idr_of(model)
-    if hasattr(model, '_orig_mod') or isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise ValueError(f'save_plugged: {type(model).__name__} is a wrapper; give what it wraps (model._orig_mod, model.module)')
-    note = dict(format=_FORMAT, version=__version__, model=type(model).__name__, at=_plugs(model)[0][0], k=idr.out_channels, settings=idr.settings)
+    plugs = _all_plugs(model)
+    if not plugs: idr_of(model) # says so
+    if inner := _inside(model):
+        raise ValueError(f'save_plugged: {type(model).__name__} is a wrapper; give what it wraps ({inner})')
+    if len(plugs)>1:
+        raise ValueError(f'save_plugged: {type(model).__name__} has IDR {len(plugs)} times, at '
+                         f'{[n for n,_ in plugs]}; give the part to be saved (peft: model.merge_and_unload())')
+    note = _note(model, *plugs[0])
     tensors = {n:t.detach().cpu().contiguous().clone() for n,t in model.state_dict().items()}
     return write_atomic(path, lambda p: save_file(tensors, p, metadata={'idrnet_nb.plug':json.dumps(note)}))
 
 def load_plugged(
     model:nn.Module, # plain, built as the saved one was; filled in place
-    path, # written by `save_plugged`
+    path, # written by `save_plugged`; or the folder that `save_pretrained` of transformers wrote of a plugged model
 )->nn.Module: # `model`, plugged
     "Plug as saved and load all weights, or leave the model as it was. Raises FileNotFoundError; ValueError for a broken or newer file, other classes, another architecture."
-    note, kind = _read_note(path), type(model).__name__
+    note, files = _read_folder(path) if Path(path).is_dir() else (_read_note(path), None)
+    kind = type(model).__name__
     _check_plain(model)
+    if _inside(model): find_seam(model) # says so
     at, k, conv = note['at'], note['k'], dict(model.named_modules()).get(note['at'])
     here = f'load_plugged: {str(path)!r} was saved from a {note["model"]} with {k} classes'
     if not isinstance(conv, nn.Conv2d): raise ValueError(f'{here} and its seam at {at!r}, where this {kind} has no convolution; build the model as it was')
     if conv.out_channels!=k: raise ValueError(f'{here}, this {kind} has {conv.out_channels}; build it with {k}')
+    config = vars(model).get('config')
     try:
-        load_weights(_plug(model, at, **note['settings']), path)
+        weights = _folder_weights(model, path, at, files) if files else None
+        _plug(model, at, **note['settings'])
+        if files: _load_all(model, weights)
+        else: load_weights(model, path)
         return model
     except Exception as e:
-        if _plugs(model): remove_idr(model)
+        if _all_plugs(model): _unplug(model)
+        if config is not None: model.config = config
         raise ValueError(f'{here}, and does not fit this {kind}: {e}') from e
 
 # %% ../nbs/23_plug.ipynb #c072

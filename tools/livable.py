@@ -1,0 +1,119 @@
+"""How a package is written, in numbers, beside others: a Markdown table, a line a package.
+
+    python tools/livable.py idrnet_nb
+    python tools/livable.py idrnet_nb .venv/lib/python3.*/site-packages/{fastcore,segmentation_models_pytorch}
+
+Lines are those that are not blank, comments and docstrings among them, of all .py files but nbdev's
+_modidx.py. The columns:
+
+    > 100, > 120       lines with more characters, percent
+    tokens a line      tokens of Python (no comments, line ends or indents) for each line
+    function           tokens of a function's body, docstring included, of functions of modules (methods
+                       and inner functions are not among them): median, 9th decile, largest
+    ; per 1000         semicolons between statements, for 1000 lines
+    private per public functions and classes of modules whose name begins with _, for each other one
+    raise per 100      raise statements, for 100 lines
+    private imported   names beginning with _ that one module imports from another of the package"""
+import argparse, ast, io, statistics, sys, tokenize
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SILENT = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER, tokenize.COMMENT}
+FUNCTIONS = ast.FunctionDef, ast.AsyncFunctionDef
+
+@dataclass
+class Counts:
+    "What is counted in a package."
+    lines:int = 0 # not blank
+    over_100:int = 0 # of them
+    over_120:int = 0 # of them
+    tokens:int = 0
+    semicolons:int = 0
+    raises:int = 0
+    private:int = 0 # functions and classes of modules
+    public:int = 0
+    imported:int = 0 # private names, by another module of the package
+    bodies:list = field(default_factory=list) # (tokens, 'file:function') of the functions of modules
+
+    def add(self,
+        text:str, # of a file
+        name:str, # of the file, for `bodies`
+        package:str, # name of the package, for imports in full
+    ):
+        "Count one file in."
+        lines = text.splitlines()
+        self.lines += sum(bool(l.strip()) for l in lines)
+        self.over_100 += sum(len(l)>100 for l in lines)
+        self.over_120 += sum(len(l)>120 for l in lines)
+        tokens = [t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type not in SILENT]
+        self.tokens += len(tokens)
+        self.semicolons += sum(t.string==';' for t in tokens)
+        tree = ast.parse(text)
+        for node in ast.walk(tree):
+            self.raises += isinstance(node, ast.Raise)
+            if isinstance(node, ast.ImportFrom) and (node.level or (node.module or '').split('.')[0]==package):
+                self.imported += sum(is_private(a.name) for a in node.names)
+        for node in of_module(tree):
+            if is_private(node.name): self.private += 1
+            else: self.public += 1
+            if isinstance(node, FUNCTIONS):
+                self.bodies.append((len_of_body(node, lines, tokens), f'{name}:{node.name}'))
+
+def is_private(name): return name.startswith('_') and not name.endswith('__')
+
+def of_module(tree):
+    "Functions and classes that are not inside of others."
+    todo = list(tree.body)
+    while todo:
+        node = todo.pop(0)
+        if isinstance(node, (*FUNCTIONS, ast.ClassDef)): yield node
+        else: todo += [n for n in ast.iter_child_nodes(node) if isinstance(n, (ast.stmt, ast.excepthandler))]
+
+def len_of_body(function, lines, tokens):
+    "Tokens from the first statement (or docstring) to the end of the last."
+    def place(line, offset): return line, len(lines[line-1].encode()[:offset].decode()) # ast counts bytes
+    first, last = function.body[0], function.body[-1]
+    start, end = place(first.lineno, first.col_offset), place(last.end_lineno, last.end_col_offset)
+    return sum(start<=t.start<end for t in tokens)
+
+def count(folder):
+    "Counts of a package. ValueError for a folder without Python, or a file that cannot be read as Python."
+    folder, out = Path(folder), Counts()
+    for file in sorted(folder.rglob('*.py')):
+        if file.name=='_modidx.py': continue
+        name = file.relative_to(folder).as_posix()
+        try: out.add(file.read_text(encoding='utf-8'), name, folder.resolve().name)
+        except (SyntaxError, UnicodeDecodeError, tokenize.TokenError) as e:
+            raise ValueError(f'{str(file)!r} cannot be read as Python: {e}') from e
+    if not out.lines: raise ValueError(f'there is no Python in {str(folder)!r}; give the folder of a package')
+    return out
+
+HEAD = ('package', 'lines', '> 100', '> 120', 'tokens a line', 'function in tokens, median / p90 / largest', '; per 1000',
+        'private per public', 'raise per 100', 'private imported')
+
+def row(name, c):
+    "The numbers of a package, as the table has them."
+    bodies = sorted(size for size,_ in c.bodies) or [0]
+    share = lambda n, of: n*of/c.lines
+    sizes = f'{statistics.median(bodies):g} / {bodies[int(.9*(len(bodies)-1))]} / {bodies[-1]}'
+    return (name, str(c.lines), f'{share(c.over_100, 100):.1f} %', f'{share(c.over_120, 100):.1f} %',
+            f'{c.tokens/c.lines:.1f}', sizes, f'{share(c.semicolons, 1000):.0f}',
+            f'{c.private/max(1, c.public):.2f}', f'{share(c.raises, 100):.1f}', str(c.imported))
+
+def table(folders):
+    "Markdown: a line a package."
+    rows = [HEAD, ['---']*len(HEAD), *(row(Path(f).resolve().name, count(f)) for f in folders)]
+    return '\n'.join('| '+' | '.join(r)+' |' for r in rows)
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('folders', nargs='+', type=Path, metavar='FOLDER', help='of a package')
+    p.add_argument('--longest', type=int, default=0, metavar='N', help='name the N largest functions of each as well')
+    a = p.parse_args()
+    try: print(table(a.folders))
+    except ValueError as e: sys.exit(str(e))
+    for folder in a.folders if a.longest else ():
+        print(f'\n{folder.resolve().name}')
+        for size,name in sorted(count(folder).bodies, reverse=True)[:a.longest]: print(f'{size:6} {name}')
+
+if __name__=='__main__': main()
