@@ -863,7 +863,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'idrnet_nb.share._restore': ('share.html#_restore', 'idrnet_nb/share.py'),
                                  'idrnet_nb.share._rows': ('share.html#_rows', 'idrnet_nb/share.py'),
                                  'idrnet_nb.share._said': ('share.html#_said', 'idrnet_nb/share.py'),
-                                 'idrnet_nb.share.check_folder': ('share.html#check_folder', 'idrnet_nb/share.py'),
+                                 'idrnet_nb.share.check_writable': ('share.html#check_writable', 'idrnet_nb/share.py'),
                                  'idrnet_nb.share.fetch': ('share.html#fetch', 'idrnet_nb/share.py'),
                                  'idrnet_nb.share.model_card': ('share.html#model_card', 'idrnet_nb/share.py'),
                                  'idrnet_nb.share.read_model': ('share.html#read_model', 'idrnet_nb/share.py'),
