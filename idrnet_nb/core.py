@@ -8,7 +8,7 @@ __all__ = ['IGNORE', 'palette', 'colour_map', 'LabelSpace', 'show_picture', 'sho
            'field_types', 'check_flip_pairs', 'write_atomic']
 
 # %% ../nbs/00_core.ipynb #c003
-import collections.abc, functools, itertools, json, math, os, random, types, typing, uuid
+import collections.abc, functools, itertools, json, math, operator, os, random, types, typing, uuid
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -79,12 +79,13 @@ class LabelSpace:
     palette:tuple # `k` colours `(r,g,b)`, 0..255
     raw_to_train:'dict|None' = field(default=None, hash=False) # id in the file -> training id; None: they are the same
     ignore:int = IGNORE # training id of void pixels
+    mirror:'tuple|None' = field(default=None, repr=False) # pairs of training ids that swap in a mirror; None: as the names say (`data.left_right`)
+    implicit_ignore:tuple = field(default=(), compare=False, repr=False) # ids in the files that are ignored although nobody said so: the 255 of a class list
 
     def __post_init__(self):
-        tidy = dict(classes=tuple(self.classes), palette=tuple(tuple(map(int,c)) for c in self.palette))
-        if self.raw_to_train is not None: tidy['raw_to_train'] = {int(a):int(b) for a,b in self.raw_to_train.items()}
-        for key,value in tidy.items(): object.__setattr__(self, key, value)
+        for key,value in _tidied(self).items(): object.__setattr__(self, key, value)
         _check_space(self)
+        if self.mirror is not None: _check_mirror(self)
 
     @property
     def num_classes(self)->int: return len(self.classes)
@@ -99,11 +100,57 @@ class LabelSpace:
         "File ids to training ids by one lookup; ValueError names the ids that the space does not know."
         return _encode(self, raw, where)
 
-    def to_json(self)->dict: return json.loads(json.dumps(asdict(self)))
+    def to_json(self)->dict: # as JSON holds it, without the last two fields where they say nothing
+        new = dict(mirror=None, implicit_ignore=())
+        return json.loads(json.dumps({k:v for k,v in asdict(self).items() if k not in new or v!=new[k]}))
     @classmethod
-    def from_json(cls, data): return cls(**data)
+    def from_json(cls, data):
+        "What `to_json` gave; ValueError for what is no label space."
+        known = {f.name:f for f in fields(cls)}
+        if not isinstance(data, dict) or {*data}-{*known} or {'name','classes','palette'}-{*data}:
+            said = sorted(map(str, data)) if isinstance(data, dict) else type(data).__name__
+            raise ValueError(f'a label space has name, classes and palette, and may have {", ".join([*known][3:])}; this one has {said}')
+        return cls(**data)
 
 # %% ../nbs/00_core.ipynb #c046
+def _whole(x):
+    "A whole number, also as a JSON key writes it; TypeError or ValueError for any other thing."
+    if isinstance(x, bool): raise TypeError(f'{x} is no number')
+    return int(x) if isinstance(x, str) else operator.index(x)
+
+def _word(x):
+    if not isinstance(x, str): raise TypeError(f'{x!r} is no text')
+    return x
+
+def _words(x):
+    if isinstance(x, str): raise TypeError('one text, not a list of names')
+    return tuple(map(_word, x))
+
+def _tuples(rows): return tuple(tuple(map(_whole, row)) for row in rows)
+
+_TIDY = dict( # field -> (what it becomes, what it must be)
+    name=(_word, 'a text'), classes=(_words, 'a list of names'), palette=(_tuples, 'a list of colours (r,g,b)'),
+    raw_to_train=(lambda raw: None if raw is None else {_whole(a):_whole(b) for a,b in raw.items()}, 'a dict of whole numbers, or None'),
+    ignore=(_whole, 'a whole number'), implicit_ignore=(lambda ids: tuple(map(_whole, ids)), 'a list of whole numbers'),
+    mirror=(lambda pairs: None if pairs is None else _tuples(pairs), 'a list of pairs of training ids, or None'))
+
+def _tidied(s):
+    "All fields as tuples, ints and texts; ValueError naming the field that is of another type."
+    out = {}
+    for key,(tidy,wanted) in _TIDY.items():
+        try: out[key] = tidy(getattr(s, key))
+        except (TypeError, ValueError, AttributeError) as e:
+            raise ValueError(f'LabelSpace {s.name!r}: {key} is {str(getattr(s, key))[:60]!r}, but must be {wanted} ({e})') from e
+    return out
+
+def _check_mirror(s):
+    "Each pair is of two classes, and no class is in two pairs."
+    used = [i for pair in s.mirror for i in pair]
+    if any(len(pair)!=2 for pair in s.mirror) or any(not 0<=i<len(s.classes) for i in used):
+        raise ValueError(f'LabelSpace {s.name!r}: mirror={s.mirror} must be pairs of training ids 0..{len(s.classes)-1}')
+    twice = sorted({i for i in used if used.count(i)>1})
+    if twice: raise ValueError(f'LabelSpace {s.name!r}: mirror={s.mirror} has class {s.classes[twice[0]]!r} twice; a class swaps with one other')
+
 def _check_space(s):
     k, here = len(s.classes), f'LabelSpace {s.name!r}'
     twice = sorted({c for c in s.classes if s.classes.count(c)>1})
@@ -113,33 +160,64 @@ def _check_space(s):
     if any(len(c)!=3 or min(c)<0 or max(c)>255 for c in s.palette):
         raise ValueError(f'{here}: a colour must be three numbers 0..255')
     if 0<=s.ignore<k: raise ValueError(f'{here}: ignore={s.ignore} is the id of class {s.classes[s.ignore]!r}, choose one beyond')
+    if s.ignore>=2**63: raise ValueError(f'{here}: ignore={s.ignore} is too large, choose {max(k,IGNORE)}')
     if s.ignore<0: raise ValueError(f'{here}: ignore={s.ignore} is negative, choose {max(k,IGNORE)}')
     raw = s.raw_to_train
     if raw is None: return
-    if not raw or min(raw)<0: raise ValueError(f'{here}: raw_to_train must have ids from 0 up')
+    if not raw or min(raw)<0 or max(raw)>=2**63:
+        raise ValueError(f'{here}: raw_to_train must have ids from 0 up, below 2**63')
     wrong = sorted({t for t in raw.values() if t!=s.ignore and not 0<=t<k})
     if wrong: raise ValueError(f'{here}: raw_to_train leads to {wrong}, which is neither a class (0..{k-1}) nor ignore ({s.ignore})')
 
 # %% ../nbs/00_core.ipynb #c048
+_LARGEST_TABLE = 1<<20 # ids
+
+class _Lookup:
+    "File ids to training ids, −1 for an id that is not known."
+    def __init__(self, pairs):
+        self.raw, train = (np.array(x,np.int64) for x in zip(*sorted(pairs.items())))
+        kind = np.int16 if train.max()<1<<15 else np.int64
+        self.dense = self.raw[-1]<_LARGEST_TABLE
+        if self.dense: # an entry for each id of a byte at least; the last stands for every id beyond
+            self.train = np.full(max(self.raw[-1]+2,257), -1, kind)
+            self.train[self.raw] = train
+        else: self.train = np.append(train, -1).astype(kind)
+
+    def __call__(self, ids): # `H W`, integers
+        if self.dense and ids.dtype==np.uint8: return self.train[ids]
+        ids = ids.astype(np.int64)
+        if self.dense: return self.train[ids.clip(-1, len(self.train)-1)]
+        at = np.searchsorted(self.raw, ids).clip(max=len(self.raw)-1)
+        return self.train[np.where(self.raw[at]==ids, at, -1)]
+
 def _lookup_table(space):
     pairs = space.raw_to_train
     if pairs is None: pairs = {i:i for i in (*range(space.num_classes), space.ignore)}
-    table = np.full(max(pairs)+2, -1, np.int64)      # the last entry stands for every id beyond
-    table[list(pairs)] = list(pairs.values())
-    return table
+    return _Lookup(pairs)
+
+def _unknown_ids(space, raw):
+    "Which ids a space does not know, and what to do about it."
+    ids, counts = np.unique(raw, return_counts=True)
+    seen = ', '.join(f'{i} ({c} pixels)' for i,c in zip(ids[:8].tolist(), counts.tolist()))
+    if len(ids)>8: seen += f' and {len(ids)-8} more'
+    said, first = f'ids that label space {space.name!r} does not know: {seen}', ids[0]
+    if first<0:
+        return (f'{said}. An id cannot be below 0: give these pixels another, say 255, as np.where(ids<0, 255, ids), '
+                'save the mask again, and call that one void (`void, 255` in a list of classes)')
+    return (f'{said}. If {first} is a class, add the line `name, {first}` to the list of classes (every class then '
+            f'needs its id), and if it counts for nothing, `void, {first}`; in Python, add it to raw_to_train. '
+            'Or these masks belong to another label space')
 
 def _encode(space, raw, where):
     raw, at = np.asarray(raw), f'{where}: ' if where else ''
     if raw.ndim!=2 or raw.dtype.kind not in 'iub':
         raise ValueError(f'{at}a mask is `H W` of integers, this one is {raw.shape} {raw.dtype}; '
                          'a colour mask must be turned into ids first')
-    table = space._lookup
-    out = table[raw.astype(np.int64).clip(-1, len(table)-1)]
-    if (out<0).any():
-        ids, counts = np.unique(raw[out<0], return_counts=True)
-        seen = ', '.join(f'{i} ({c} pixels)' for i,c in zip(ids[:8].tolist(), counts.tolist()))
-        raise ValueError(f'{at}ids that label space {space.name!r} does not know: {seen}; add them to raw_to_train or use another space')
+    if raw.dtype.kind=='b': raw = raw.astype(np.uint8)
+    out = space._lookup(raw)
+    if (out<0).any(): raise ValueError(f'{at}{_unknown_ids(space, raw[out<0])}')
     return out.astype(np.uint8 if max(space.num_classes-1, space.ignore)<256 else np.int64)
+
 
 # %% ../nbs/00_core.ipynb #c061
 def show_picture(

@@ -51,7 +51,7 @@ SPOIL = { # name: (what to do to the picture x and the mask y, kind, file that i
     'JPEG': (lambda x,y: (save(y.with_suffix('.jpg'),np.zeros((12,16))), y.unlink()), 'JPEG mask', 'p3.jpg', 'JPEG'),
     'JPEG in disguise': (lambda x,y: save(y,np.zeros((12,16)),format='JPEG'), 'JPEG mask', 'p3.png', 'JPEG'),
     'two masks': (lambda x,y: save(y.with_suffix('.bmp'),np.zeros((12,16))), 'twice', 'p3.png', 'p3.bmp'),
-    'two pictures': (lambda x,y: save(x.with_suffix('.jpg'),np.zeros((12,16,3))), 'twice', 'p3.png', 'p3.jpg'),
+    'two pictures': (lambda x,y: save(x.with_suffix('.jpg'),np.arange(576).reshape(12,16,3)%256), 'twice', 'p3.png', 'p3.jpg'),
     'fractions': (lambda x,y: Image.fromarray(np.ones((12,16),np.float32)).save(y.with_suffix('.tiff')) or y.unlink(), 'no index mask', 'p3.tiff', 'is F')}
 
 # --- what is found
@@ -107,7 +107,7 @@ def test_counts(tree):
 
 def test_sizes_and_many_faults(tree):
     for i,(h,w) in enumerate([(3,5),(40,2),(9,9)]):
-        save(tree/'images'/f'q{i}.png', np.zeros((h,w,3))); save(tree/'labels'/f'q{i}.png', np.zeros((h,w)))
+        save(tree/'images'/f'q{i}.png', 5*np.arange(h*w*3).reshape(h,w,3)%256); save(tree/'labels'/f'q{i}.png', np.zeros((h,w)))
     assert check(tree).sizes==[(3,5),(12,16)]
     for i in range(5): save(tree/'labels'/f'p{i}.png', np.zeros((12,16,3)))
     assert 'no index mask: 5' in str(check(tree)) and 'more' not in str(check(tree))

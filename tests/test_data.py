@@ -263,8 +263,8 @@ def test_kinds_of_pictures(tmp_path):
         im.save(f)
         out = read_picture(f)
         assert out.dtype==np.uint8 and np.array_equal(out, np.dstack([grey]*3)) and out.flags.writeable
-    Image.fromarray(np.dstack([grey,grey,grey,np.full_like(grey,0)])).save(f)
-    assert (read_picture(f)==255).all()                                                 # laid on white
+    Image.fromarray(np.dstack([grey,grey,grey,np.where(grey==50,255,0).astype(np.uint8)])).save(f)
+    assert read_picture(f)[0].tolist()==[[255]*3,[50]*3,[255]*3]                         # laid on white
     p = Image.fromarray(grey//50); p.putpalette([9,8,7]*6); p.save(f, transparency=0)
     assert read_picture(f)[0,0].tolist()==[255]*3 and read_picture(str(f))[0,1].tolist()==[9,8,7]
     Image.new('CMYK',(2,2)).save(tmp_path/'c.jpg'); Image.new('1',(2,2)).save(tmp_path/'b.png')
