@@ -6,7 +6,7 @@
 __all__ = ['PUBLISHED', 'their_name', 'turn_merging', 'settings_of', 'read_checkpoint', 'fill', 'convert']
 
 # %% ../nbs/24_author.ipynb #c003
-import difflib, re
+import difflib, json, pickletools, re, warnings, zipfile
 from dataclasses import asdict
 from pathlib import Path
 import torch
@@ -14,9 +14,11 @@ from einops import rearrange
 from torch import Tensor
 
 from .backbone import Backbone
+from .share import CARD, CONFIG, WEIGHTS, check_writable
 from .idrnet import FRAMEWORKS, HeadConfig, Segmentor
 from .data import DATASETS, LABEL_SPACES
 from .infer import Protocol, save_model
+
 
 # %% ../nbs/24_author.ipynb #c008
 _STAGES = ( # ours, theirs; the first that fits the beginning of a name
@@ -65,13 +67,12 @@ PUBLISHED = tuple(f'idrnet_{kind}_resnet50os8_{data}' for data in ('ade20k','cit
 def settings_of(
     name:str, # one of `PUBLISHED`
 )->dict: # backbone (arguments of `Backbone`), head (a `HeadConfig`), space (a `LabelSpace`), protocol (a `Protocol`)
-    "How a published model was built and judged. ValueError for another name."
-    if name not in PUBLISHED:
-        raise ValueError(f'{name!r} is no published model; nearest: {difflib.get_close_matches(name, PUBLISHED, 3, .3)}. author.PUBLISHED names all {len(PUBLISHED)}')
+    "How a published model was built and judged. ValueError for another name, with those that are like it."
+    if name not in PUBLISHED: raise ValueError(f'{name!r} is no published model{_near(name)}. {_LISTED}')
     _,kind,net,data = name.split('_')
     space, swin = LABEL_SPACES[_SETS[data]], net=='swinlarge'
     backbone = dict(name='swin_large_patch4_window12_384', drop_path_rate=.3) if swin else dict(name='resnet50c', output_stride=8)
-    return dict(backbone=dict(pad_to=1, **backbone), head=HeadConfig(space.num_classes, **_head(kind, data, swin)), space=space, protocol=_protocol(data, swin))
+    return dict(backbone=dict(pad_to=1, **backbone), head=HeadConfig(space.num_classes, **_head(kind, data, swin)), space=space, protocol=_protocol(kind, data, swin))
 
 def _head(kind, data, swin):
     head = dict(FRAMEWORKS[_KINDS[kind]])
@@ -81,29 +82,102 @@ def _head(kind, data, swin):
     if (kind,data)==('ppm','cityscapes'): head['coarse_from'] = 'features'
     return {**head, 'fpn_width':1024} if swin else head
 
-def _protocol(data, swin):
+def _protocol(kind, data, swin):
     if data=='lip': return Protocol(resize=_SIZES[data], average='logits', flip_pairs=DATASETS['lip'].flip_pairs)
-    if not swin: return Protocol(resize=_SIZES[data], keep_ratio=True, average='logits')
-    return Protocol(resize=(640,2560), keep_ratio=True, window=(640,640), step=(426,426))
+    if swin: return Protocol(resize=(640,2560), keep_ratio=True, window=(640,640), step=(426,426)) # softmax at the size of the window
+    average = 'grid_probabilities' if (kind,data)==('aspp','cocostuff10k') else 'logits'
+    return Protocol(resize=_SIZES[data], keep_ratio=True, average=average)
+
+_LISTED = f'`idrnet convert --list` prints all {len(PUBLISHED)} names (in Python: author.PUBLISHED)'
+
+def _near(name):
+    plain = Path(str(name).lower()).name.removesuffix('.pth')
+    near = difflib.get_close_matches(plain, PUBLISHED, 3, .5)
+    return f'; near: {", ".join(near)}' if near else ''
 
 # %% ../nbs/24_author.ipynb #c051
+class _Beside:
+    "Stands for what lies beside the weights: takes anything, keeps nothing, runs nothing."
+    def __new__(cls, *args): return super().__new__(cls)
+    def __init__(self, *args): pass
+    def __setstate__(self, state): pass
+
+_NUMPY = [f'numpy.{core}.{name}' for core in ('core','_core') for name in ('multiarray.scalar', 'multiarray._reconstruct', 'numeric._frombuffer')]
+_IGNORED = ['argparse.Namespace', 'numpy.dtype', 'numpy.ndarray', *_NUMPY,
+    *(f'{module}.{kind}Path' for module in ('pathlib', 'pathlib._local') for kind in ('Posix', 'Windows'))] # read as `_Beside`
+
 def read_checkpoint(
     path:'str|Path', # the authors' .pth file
 )->dict: # their names -> tensors
-    "Weights of a checkpoint, under its key `model`, read without running code. FileNotFoundError, or ValueError: broken, unsafe, or no weights in it."
+    """Weights of a checkpoint, read without running code: what lies under its key `model` or `state_dict`, or the file itself.
+    OSError, or ValueError that says what is wrong: cut short, no file of torch, unsafe, or no weights in it."""
     path = Path(path)
+    if path.is_dir(): raise ValueError(f'checkpoint: {str(path)!r} is a folder; give the .pth file')
     if not path.is_file(): raise FileNotFoundError(f'checkpoint: no file {str(path)!r}; check the path, or download it again')
-    try: held = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e: # torch raises half a dozen kinds
-        raise ValueError(f'checkpoint: {str(path)!r} cannot be read as weights ({type(e).__name__}): it is cut short, of another format, or holds '
-            'code, which is not run. Download it again') from e
-    if not isinstance(held, dict) or not isinstance(held.get('model'), dict):
+    try:
+        with torch.serialization.safe_globals([(_Beside, name) for name in _IGNORED]), warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            held = torch.load(path, map_location='cpu', weights_only=True)
+    except (OSError, MemoryError): raise
+    except Exception as e: raise ValueError(f'checkpoint: {str(path)!r} {_why_unreadable(path, e)}') from e # torch raises half a dozen kinds
+    return _state_of(held, path)
+
+
+# %% ../nbs/24_author.ipynb #a051
+_AGAIN = 'download it again'
+_OLD = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.' # how files of torch before 1.6 begin: five pickles, then the numbers
+
+def _ends_early(path):
+    with open(path, 'rb') as f:
+        try:
+            for _ in range(5): list(pickletools.genops(f)) # read, not run
+        except ValueError as e: return bool(re.search('exhausted|not enough data|remain|no newline', str(e)))
+    return False
+
+def _why_unreadable(path, error): # what a file is that torch cannot read, and what to do
+    with open(path, 'rb') as f: head = f.read(512)
+    size, message = path.stat().st_size, re.sub(r'\x1b\[\d*m', '', str(error)) # torch writes in bold
+    if not head: return f'is empty; {_AGAIN}'
+    if head.lstrip().lower().startswith((b'<!doctype', b'<html', b'<?xml')): return f'is a web page and no weights; {_AGAIN}, and look what the address shows in a browser'
+    if len(head)>8 and head[8:9]==b'{' and int.from_bytes(head[:8], 'little')<size:
+        return "is a safetensors file; the authors' checkpoints are .pth files. A model of this package needs no conversion: give its folder to --model"
+    if head.startswith(b'PK'[:len(head)]): return _why_zip_unreadable(path, message)
+    if not head.startswith(b'\x80'): return f'is no checkpoint of torch (it begins with {head[:8]!r}); {_AGAIN}, or unpack it'
+    if head.startswith(_OLD[:len(head)]) and ('unexpected EOF' in message or _ends_early(path)): return f'is cut short; {_AGAIN}'
+    return _torchs_reason(message, error)
+
+def _why_zip_unreadable(path, message):
+    if not zipfile.is_zipfile(path): return f'is cut short; {_AGAIN}'
+    with zipfile.ZipFile(path) as z: names = z.namelist()
+    if any(Path(n).name=='data.pkl' for n in names): return _torchs_reason(message, None)
+    return f'is a zip archive of other files ({", ".join(names[:3])}); unpack it and give the .pth file'
+
+def _torchs_reason(message, error): # what was not allowed, or torch's own words
+    if m := re.search(r'GLOBAL (\S+)', message):
+        return (f'holds {m[1]}, which is code or something else than weights; nothing of it was run. If you trust the file: read it with '
+            "torch.load(path, weights_only=False), save the weights alone with torch.save({'model': weights}, 'weights.pth'), and convert that")
+    told = re.search(r'WeightsUnpickler error:\s*(.+?)\s*(?:Check the documentation|$)', message, re.S)
+    reason = (told[1] if told else message).strip().splitlines() or [type(error).__name__]
+    return f'cannot be read as weights; torch says: {reason[0]}'
+
+def _state_of(held, path):
+    found = False
+    while isinstance(held, dict) and (key := next((k for k in ('model', 'state_dict') if isinstance(held.get(k), dict)), None)):
+        held, found = held[key], True
+    plain = isinstance(held, dict) and bool(held) and all(isinstance(v, Tensor) for v in held.values())
+    if not found and not plain:
         has = sorted(map(str, held))[:5] if isinstance(held, dict) else type(held).__name__
-        raise ValueError(f"checkpoint: {str(path)!r} has no weights under 'model' (it has {has}); is it an authors' checkpoint?")
-    state = held['model']
-    if state and all(k.startswith('module.') for k in state): state = {k[len('module.'):]:v for k,v in state.items()} # saved from a wrapper
-    if odd := [k for k,v in state.items() if not isinstance(v, Tensor)]: raise ValueError(f"checkpoint: {str(path)!r}: {odd[:3]} are no tensors")
-    return state
+        raise ValueError(f"checkpoint: {str(path)!r} has no weights under 'model' or 'state_dict' (it has {has}); is it an authors' checkpoint?")
+    if not held: raise ValueError(f'checkpoint: {str(path)!r} has no weights, its list of them is empty; {_AGAIN}')
+    if odd := [str(k) for k,v in held.items() if not isinstance(v, Tensor)]: raise ValueError(f'checkpoint: {str(path)!r}: {odd[:3]} are no tensors')
+    if odd := [str(k) for k,v in held.items() if not _is_plain(v)]:
+        raise ValueError(f'checkpoint: {str(path)!r}: {odd[:3]} are sparse, quantised, nested or without values; save plain tensors')
+    wrapped = re.compile(r'(module\.|_orig_mod\.)+') # DistributedDataParallel, torch.compile
+    if all(wrapped.match(str(k)) for k in held): return {wrapped.sub('', k, count=1):v for k,v in held.items()}
+    return dict(held)
+
+def _is_plain(t): return t.layout is torch.strided and not (t.is_meta or t.is_quantized or t.is_nested)
+
 
 # %% ../nbs/24_author.ipynb #c055
 def _names(model): # ours -> theirs
@@ -136,12 +210,15 @@ def fill(
     want, names, known = model.state_dict(), _names(model), _recomputed(model)
     _check_classes(state, model.head.config.num_classes)
     shapes = {**known, **{theirs:tuple(want[ours].shape) for ours,theirs in names.items()}}
+    types = {theirs:want[ours].dtype for ours,theirs in names.items()}
+    floats = {n:t for n,t in state.items() if t.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
     faults = {'missing': [n for n in shapes if n not in state], 'too much': [n for n in state if n not in shapes],
         'wrong shape': [f'{n}: file {tuple(state[n].shape)}, model {s}' for n,s in shapes.items() if n in state and tuple(state[n].shape)!=s],
-        'not finite': [n for n,t in state.items() if t.is_floating_point() and not t.isfinite().all()]}
+        'wrong type': [f'{n}: {state[n].dtype}' for n,kind in types.items() if n in state and kind.is_floating_point!=(n in floats)],
+        'not finite': [n for n,t in floats.items() if not t.to(types.get(n, t.dtype)).isfinite().all()]}
     if any(faults.values()):
-        raise ValueError('checkpoint: it does not fit, nothing was loaded. ' + '; '.join(f'{k}: {len(v)} ({", ".join(v[:4])}{", …" if len(v)>4 else ""})'
-            for k,v in faults.items() if v) + '. Is it the file of another model? author.PUBLISHED names all')
+        told = '; '.join(f'{k}: {len(v)} ({", ".join(v[:4])}{", …" if len(v)>4 else ""})' for k,v in faults.items() if v)
+        raise ValueError(f'checkpoint: it does not fit, nothing was loaded. {told}. Is it the file of another model? {_LISTED}')
     merged = lambda ours: '.downsample.' in ours and 'layers_' in ours
     model.load_state_dict({ours: turn_merging(state[n]) if merged(ours) else state[n] for ours,n in names.items()})
     return len(state)
@@ -151,7 +228,7 @@ def _check_classes(state, k):
     if score is not None and len(score)!=k:
         like = [s.name for s in LABEL_SPACES.values() if s.num_classes==len(score)]
         raise ValueError(f'checkpoint: it was trained for {len(score)} classes{" (as "+" or ".join(like)+" has)" if like else ""}, the model named has {k}; '
-            'relation tables mean nothing for another label set. Name the model that the file is of')
+            f'relation tables mean nothing for another label set. Name the model that the file is of; {_LISTED}')
 
 # %% ../nbs/24_author.ipynb #c058
 def convert(
@@ -159,12 +236,24 @@ def convert(
     name:str, # one of `PUBLISHED`
     out:'str|Path', # folder for model.safetensors, config.json and the card
 )->int: # tensors taken
-    "Turn a published checkpoint into a model of this package, all or nothing. Errors as `settings_of`, `read_checkpoint` and `fill`."
+    """Turn a published checkpoint into a model of this package, all or nothing. Errors as `settings_of`, `share.check_writable`, `read_checkpoint` and `fill`;
+    ValueError where `out` holds another model, or the checkpoint itself."""
     settings = settings_of(name)
+    _check_out(Path(out), Path(checkpoint), name)
     state = read_checkpoint(checkpoint)
     _check_classes(state, settings['head'].num_classes) # before a large network is built
+    check_writable(out, sum(t.numel()*t.element_size() for t in state.values()))
     model = Segmentor(Backbone(**settings['backbone']), settings['head'])
     taken = fill(model, state)
     source = dict(model=name, toolbox='SSSegmentation', paper='IDRNet, NeurIPS 2023, arXiv 2310.10755')
     save_model(model.eval(), out, settings['space'], protocol=asdict(settings['protocol']), source=source)
     return taken
+
+def _check_out(out, checkpoint, name): # said before a minute of work
+    check_writable(out)
+    if checkpoint.resolve() in [(out/n).resolve() for n in (WEIGHTS, CONFIG, CARD)]:
+        raise ValueError(f'{str(checkpoint)!r} would be written over; give the model another folder (--out)')
+    if not (out/CONFIG).is_file(): return
+    try: held = json.loads((out/CONFIG).read_text(encoding='utf-8'))['source']['model']
+    except (ValueError, KeyError, TypeError): held = 'a model that was not converted'
+    if held!=name: raise ValueError(f'{str(out)!r} holds another model ({held}); give this one a folder of its own (--out)')

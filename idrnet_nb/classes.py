@@ -44,9 +44,10 @@ def bilinear_weights(
     fine:int, # pixels of the fine axis
     coarse:int, # pixels of the coarse axis
     device=None, # where to make them
+    dtype=torch.float32, # of the weights
 )->tuple: # (`fine 2` indices, `fine 2` weights)
     "The two coarse pixels, and their weights, that bilinear resizing (`align_corners=False`) mixes for each fine pixel of an axis."
-    at = ((torch.arange(fine, device=device)+.5)*(coarse/fine)-.5).clamp(min=0)
+    at = ((torch.arange(fine, dtype=dtype, device=device)+.5)*(coarse/fine)-.5).clamp(min=0)
     low = at.long().clamp(max=coarse-1)
     part = (at-low).clamp(max=1)
     return torch.stack([low, (low+1).clamp(max=coarse-1)], -1), torch.stack([1-part, part], -1)
@@ -56,10 +57,12 @@ def coverage(
     label:Tensor, # `b H W`, class ids; others (void) are left out
     k:int, # number of classes
     grid:tuple, # `(h, w)`, the coarse grid
+    dtype=torch.float32, # of the answer
 )->tuple: # (`b k (h w)` float, `b k` float)
     "How much of each class lies on each coarse pixel (`Uᵀ 1_c`, U the bilinear upsampling), and the number of its pixels."
     h,w = grid
-    (iy,wy),(ix,wx) = bilinear_weights(label.shape[1], h, label.device), bilinear_weights(label.shape[2], w, label.device)
+    iy, wy = bilinear_weights(label.shape[1], h, label.device, dtype)
+    ix, wx = bilinear_weights(label.shape[2], w, label.device, dtype)
     cell = rearrange(iy, 'H i -> H 1 i 1')*w + rearrange(ix, 'W j -> 1 W 1 j')
     weight = rearrange(wy, 'H i -> H 1 i 1') * rearrange(wx, 'W j -> 1 W 1 j')
     valid = (label>=0) & (label<k)
@@ -76,10 +79,10 @@ def memory_sums(
     k:int, # number of classes
 )->tuple: # (`k c` sums, `k` pixel counts)
     "Sum over the batch of the upsampled features of each class's true pixels, and how many there are; the features are not upsampled."
-    cover, count = coverage(label, k, feat.shape[-2:])
     with torch.autocast(feat.device.type, enabled=False):
-        feat = full_precision(feat.flatten(2))
-        return einsum(cover.to(feat), feat, 'b k n, b c n -> k c'), count.sum(0)
+        grid, feat = feat.shape[-2:], full_precision(feat.flatten(2))
+        cover, count = coverage(label, k, grid, feat.dtype)
+        return einsum(cover, feat, 'b k n, b c n -> k c'), count.sum(0)
 
 # %% ../nbs/12_classes.ipynb #c041
 def update_memory(

@@ -6,7 +6,8 @@
 __all__ = ['least_side', 'export_program', 'export_onnx']
 
 # %% ../nbs/26_export.ipynb #c003
-import copy, importlib, json, math, operator
+import copy, importlib, json, logging, math, operator, tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Optional
 import torch
@@ -28,13 +29,15 @@ class _Logits(nn.Module):
         self.model.head.aux = None
     def forward(self, pictures): return self.model(pictures)['out']
 
+
 # %% ../nbs/26_export.ipynb #c024
 def least_side(
     model:Segmentor, # any
 )->int: # pixels
     "Smallest height and width that a program of `export_program` is sure to take: one pixel more than the coarsest cell, or window of cells. ONNX files take all."
     windows = [max(m.window_size) for m in model.backbone.modules() if isinstance(getattr(m, 'window_size', None), tuple)]
-    return _stride(model)*max(windows, default=1) + 1
+    pools = [m.settings.get('pool', 1) for m in model.modules() if isinstance(getattr(m, 'settings', None), dict)] # of `plug.add_idr`
+    return _stride(model)*max([1, *windows, *pools]) + 1
 
 def _stride(model):
     net = model.backbone
@@ -103,17 +106,34 @@ def _said(size): return f'{size[0]} picture{"s"*(size[0]>1)} of {size[1]}×{size
 
 # %% ../nbs/26_export.ipynb #c031
 def _check_path(path, ending):
-    if Path(path).suffix != ending: raise ValueError(f'export: {str(path)!r} should end in {ending}')
-    if not Path(path).parent.is_dir(): raise FileNotFoundError(f'export: there is no folder {str(Path(path).parent)!r} for {Path(path).name}; make it first')
+    if not isinstance(path, (str, Path)): raise TypeError(f'export: path={path!r} is no path; give NAME{ending}')
+    path = Path(path)
+    if path.suffix != ending: raise ValueError(f'export: {str(path)!r} should end in {ending}')
+    if path.is_dir(): raise ValueError(f'export: {str(path)!r} is a folder; give the name of a file')
+    if not path.parent.is_dir(): raise FileNotFoundError(f'export: there is no folder {str(path.parent)!r} for {path.name}; make it first')
+    try: tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as e: raise OSError(f'export: nothing can be written to folder {str(path.parent)!r} ({e.strerror}); give another') from e
+
+def _check_comparison(sizes, tolerance, least):
+    number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool)
+    if not number or not 0<=tolerance<math.inf: raise ValueError(f'export: tolerance={tolerance!r} should be a number from 0 up, say 1e-4')
+    if sizes is None: return
+    if not isinstance(sizes, (list, tuple)) or not sizes: raise ValueError(f'export: sizes={sizes!r} should be ((b, height, width), …), at least one; None takes three')
+    for size in sizes:
+        whole = isinstance(size, (list, tuple)) and len(size)==3 and all(type(n) is int and n>0 for n in size)
+        if not whole: raise ValueError(f'export: sizes has {size!r}, which is not (b, height, width) in whole numbers above 0')
+        if min(size[1:])<least: raise ValueError(f'export: sizes has {tuple(size)}, the program takes pictures from {least} pixels a side (least_side)')
 
 def _about(net, space, dtype):
     "What is written beside the operations: words, as both formats want it."
     if dtype not in (torch.uint8, torch.float32): raise ValueError(f'export: pictures are torch.uint8 or torch.float32, not {dtype}')
+    if space is not None and not isinstance(space, LabelSpace): raise TypeError(f'export: space={space!r} is no LabelSpace')
     space = space.to_json() if space is not None else net.model.about.get('space')
     k = net.model.head.config.num_classes
     if space and len(space['classes']) != k: raise ValueError(f'export: the model has {k} classes, label space {space["name"]!r} has {len(space["classes"])}')
     about = dict(idrnet_nb=__version__, input=f'RGB in 0..255, {str(dtype)[6:]}, batch 3 height width', output='logits, float32, batch classes height width')
     return {**about, **({'label_space':json.dumps(space)} if space else {})}
+
 
 # %% ../nbs/26_export.ipynb #c033
 def export_program(
@@ -125,10 +145,11 @@ def export_program(
     tolerance:float=1e-5, # largest difference allowed, relative to the largest logit
 )->torch.export.ExportedProgram: # `.module()` turns `b 3 H W` into logits `b k H W`
     """The inference path for any batch, and any height and width from `least_side`. Nothing is written on an error:
-    NotImplementedError (torch cannot follow), RuntimeError (another answer), ValueError, TypeError, FileNotFoundError."""
+    NotImplementedError (torch cannot follow), RuntimeError (another answer), ValueError, TypeError, OSError."""
     if path is not None: _check_path(path, '.pt2')
     net = _Logits(model)
     about = _about(net, space, dtype)
+    _check_comparison(sizes, tolerance, least_side(model))
     program = _follow(net, dtype)
     _differences(program.module(), net, sizes or _sizes(net, least_side(model)), dtype, tolerance, f'export_program, {_name(net)}')
     if path is not None: write_atomic(path, lambda p: torch.export.save(program, p, extra_files={'about.json':json.dumps(about)}))
@@ -139,17 +160,41 @@ def _needed(*names):
     try: return [importlib.import_module(n) for n in names]
     except ImportError as e: raise ImportError(f"export_onnx needs {' and '.join(names)}, and {e.name} is missing: pip install 'idrnet_nb[export]'") from e
 
+_LEAST_OPSET = 18 # torch's exporter writes no older operators
+
+def _check_opset(opset, newest):
+    if opset is None: return
+    if type(opset) is not int: raise TypeError(f'export_onnx: opset={opset!r} should be a whole number, say 18, or None')
+    if not _LEAST_OPSET<=opset<=newest:
+        raise ValueError(f'export_onnx: opset={opset} cannot be written; torch writes operators from {_LEAST_OPSET} on, '
+            f'the onnx installed here knows them up to {newest}')
+
+@contextmanager
+def _quiet(): # where torch cannot do as it is told it logs a traceback and goes on; we look at what came out
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try: yield
+    finally: logging.disable(before)
+
 def _translate(program, opset):
-    "The program as an ONNX message; nothing in it names files of this machine."
+    "The program as an ONNX message, in the operators asked for; nothing in it names files of this machine."
     letters = dict(pictures={0:'batch', 2:'height', 3:'width'})
-    proto = torch.onnx.export(program, dynamo=True, verbose=False, input_names=['pictures'], output_names=['logits'],
-        dynamic_shapes=letters, opset_version=opset).model_proto
+    with _quiet():
+        proto = torch.onnx.export(program, dynamo=True, verbose=False, input_names=['pictures'], output_names=['logits'],
+            dynamic_shapes=letters, opset_version=opset).model_proto
+    written = next(o.version for o in proto.opset_import if o.domain in ('', 'ai.onnx'))
+    if opset not in (None, written): # torch warns and goes on
+        raise ValueError(f'export_onnx: opset={opset} was asked for and {written} came out, since this version of onnxscript cannot translate so far; '
+            f'opset={written} works, or a newer onnxscript')
     for part in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer, *proto.graph.input, *proto.graph.output):
         del part.metadata_props[:]
     return proto
 
 def _session(data, onnxruntime):
-    session = onnxruntime.InferenceSession(data, providers=['CPUExecutionProvider'])
+    try: session = onnxruntime.InferenceSession(data, providers=['CPUExecutionProvider'])
+    except Exception as e: # of a class of its own
+        raise RuntimeError(f'export_onnx: onnxruntime {onnxruntime.__version__} cannot read what was written ({_first_line(e)}); '
+            'nothing was kept. Give an older opset') from e
     return lambda pictures: torch.from_numpy(session.run(None, {'pictures':pictures.numpy()})[0])
 
 # %% ../nbs/26_export.ipynb #c041
@@ -160,14 +205,16 @@ def export_onnx(
     dtype=torch.uint8, # of the pictures, RGB in 0..255: torch.uint8 or torch.float32
     sizes:Optional[tuple]=None, # `(b, height, width)` to compare on; None = three, odd ones among them
     tolerance:float=1e-4, # largest difference allowed, relative to the largest logit
-    opset:Optional[int]=None, # version of the operators; None = torch's choice
+    opset:Optional[int]=None, # version of the operators, from 18 on; None = torch's choice
 )->dict: # `(b, height, width)` -> largest difference to PyTorch, relative to the largest logit
     """Write `pictures` -> `logits` for any batch, height and width, and compare with onnxruntime. Nothing is written on an error:
-    ImportError (extras missing), NotImplementedError (torch cannot follow), RuntimeError (another answer), ValueError, TypeError, FileNotFoundError."""
+    ImportError (extras missing), NotImplementedError (torch cannot follow), RuntimeError (another answer), ValueError, TypeError, OSError."""
     _check_path(path, '.onnx')
     onnx, onnxruntime, _ = _needed('onnx', 'onnxruntime', 'onnxscript')
+    _check_opset(opset, onnx.defs.onnx_opset_version())
     net = _Logits(model, 'cpu')
     about = _about(net, space, dtype)
+    _check_comparison(sizes, tolerance, 1)
     _check_weight(net)
     proto = _translate(_follow(net, dtype), opset)
     onnx.helper.set_model_props(proto, about)

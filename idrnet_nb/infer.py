@@ -7,6 +7,7 @@ __all__ = ['window_starts', 'Protocol', 'probabilities', 'evaluate', 'save_predi
            'trained_size', 'load_model']
 
 # %% ../nbs/22_infer.ipynb #c003
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Optional
@@ -20,7 +21,8 @@ from .core import LabelSpace, check_fields, check_flip_pairs, check_labels, colo
 from .processes import my_part
 from .metrics import Meter
 from .share import fetch, read_model
-from .head import upsample
+from .backbone import crop
+from .head import full_precision, upsample
 from .idrnet import Segmentor
 from .train import one_size
 
@@ -46,7 +48,7 @@ class Protocol:
     scales:tuple[float,...]=(1.,) # looks at so many times the resized picture
     flip:bool=False # looks at the mirror images as well
     flip_pairs:tuple[tuple[int,int],...]=() # ids that mean left and right, and swap in the mirror
-    average:Literal['probabilities','logits']='probabilities' # what is resized to the label and averaged over looks: 'probabilities' or 'logits'
+    average:Literal['probabilities','grid_probabilities','logits']='probabilities' # what is averaged; 'grid_': softmax on the network's own grid, not at the input's size
     def __post_init__(self): _check_protocol(self)
     def fit(self,
         size:tuple, # (h, w) of a picture
@@ -80,12 +82,14 @@ def _describe(p):
     looks = [f'windows {_by(p.window)} every {_by(p.step)}' if p.window else 'whole picture']
     if p.scales!=(1.,): looks.append('scales '+' '.join(f'{s:g}' for s in p.scales))
     if p.flip: looks.append('mirrored too'+(f', {len(p.flip_pairs)} pairs of classes swapped' if p.flip_pairs else ''))
-    return '; '.join([size, *looks, p.average])
+    return '; '.join([size, *looks, p.average.replace('grid_probabilities', 'probabilities of the grid')])
 
 # %% ../nbs/22_infer.ipynb #c024
 def _resized(images, protocol):
     size = protocol.fit(images.shape[-2:])
-    return images.float() if size==tuple(images.shape[-2:]) else upsample(images.float(), size).round() # bytes, as OpenCV gives them
+    images = full_precision(images)
+    if size==tuple(images.shape[-2:]): return images
+    return upsample(images, size).round() # bytes, as OpenCV gives them
 
 def _scaled(x, scale):
     if scale==1: return x
@@ -97,16 +101,23 @@ def _slide(model, x, p):
     for top in window_starts(h, p.window[0], p.step[0]):
         for left in window_starts(w, p.window[1], p.step[1]):
             at = (..., slice(top, top+p.window[0]), slice(left, left+p.window[1]))
-            part = model(x[at])['out'].float()
+            part = _forward(model, x[at], p.average)
             if out is None: out = part.new_zeros(len(x), part.shape[1], h, w)
-            out[at] += part.softmax(1) if p.average=='probabilities' else part
+            out[at] += part
             seen[at] += 1
     return out.div_(seen)
 
-def _look(model, x, p, size): # one look, `b k . .`
-    if p.window: return _slide(model, x, p)
-    if p.average=='logits': return model(x, size=size)['out'].float()
-    return model(x)['out'].float().softmax(1)
+def _look(model, x, p, size): # one look, `b k . .`: at `size` where one resize leads there, else at the size of `x`
+    return _slide(model, x, p) if p.window else _forward(model, x, p.average, size)
+
+def _forward(model, x, average, size=None): # one inference, `b k . .`: what is averaged, at `size` where one resize leads there, else at the size of `x`
+    if average=='logits': return full_precision(model(x, size=size)['out'])
+    if average=='probabilities': return full_precision(model(x)['out']).softmax(1)
+    own, pad_to = tuple(x.shape[-2:]), model.backbone.pad_to
+    grid = full_precision(model(x, enlarge=False)['out']).softmax(1)
+    padded = tuple(math.ceil(n/pad_to)*pad_to for n in own)
+    if padded==own: return upsample(grid, size or own)
+    return crop(upsample(grid, padded), own)
 
 def _mirrored(out, pairs):
     order = list(range(out.shape[1]))

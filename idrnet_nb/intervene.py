@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from .head import full_precision
+
 # %% ../nbs/14_intervene.ipynb #c010
 def pick_class(
     present:Tensor, # `b k`, bool, the classes predicted in each picture
@@ -67,8 +69,9 @@ def update_relations(
     seen = seen & change.isfinite()
     hit = F.one_hot(deleted, len(table))[:,:,None] * seen[:,None,:]
     later = hit.flip(0).cumsum(0).flip(0) - hit
-    step = momentum * (1-momentum)**later * torch.where(seen, change, 0)[:,None,:]
-    return (1-momentum)**hit.sum(0) * table + (hit*step).sum(0)
+    shrink = lambda times: (1-momentum)**times.to(full_precision(table).dtype) # a whole exponent would be reckoned in float32
+    step = momentum * shrink(later) * torch.where(seen, change, 0)[:,None,:]
+    return shrink(hit.sum(0)) * table + (hit*step).sum(0)
 
 # %% ../nbs/14_intervene.ipynb #c040
 def gather_processes(

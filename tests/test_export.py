@@ -209,6 +209,125 @@ def test_refusals(tmp_path):
         with pytest.raises(error, match=words_): call()
     assert not list(tmp_path.iterdir())
 
+# --- every argument: obeyed, or refused with the reason before the first minute of work
+
+def calls(tmp_path):
+    "Both functions by one name, with a path of the right ending."
+    return dict(program=lambda model, path=tmp_path/'m.pt2', **args: export_program(model, path, **args),
+                onnx=lambda model, path=tmp_path/'m.onnx', **args: export_onnx(model, path, **args))
+
+WRONG = [ # argument, value, error, words
+    ('space', 'toy', TypeError, 'is no LabelSpace'), ('space', {'classes':['a']}, TypeError, 'is no LabelSpace'),
+    ('space', LabelSpace('two', ('a','b'), palette(2)), ValueError, 'has 5 classes'),
+    ('dtype', torch.float16, ValueError, 'torch.uint8 or torch.float32'), ('dtype', torch.float64, ValueError, 'torch.uint8 or torch.float32'),
+    ('dtype', 'half', ValueError, 'not half'), ('dtype', None, ValueError, 'not None'),
+    ('sizes', (), ValueError, 'at least one'), ('sizes', [], ValueError, 'at least one'), ('sizes', 3, ValueError, r'\(\(b, height, width\)'),
+    ('sizes', (1,33,40), ValueError, 'not .b, height, width'),
+    ('sizes', ((1,33),), ValueError, 'not .b, height, width'), ('sizes', ((0,33,40),), ValueError, 'above 0'), ('sizes', ((1,33.,40),), ValueError, 'whole numbers'),
+    ('sizes', ((1,-3,40),), ValueError, 'above 0'), ('sizes', ('big',), ValueError, 'not .b, height, width'),
+    ('tolerance', math.nan, ValueError, 'number from 0 up'), ('tolerance', math.inf, ValueError, 'number from 0 up'), ('tolerance', -1e-4, ValueError, 'number from 0 up'),
+    ('tolerance', 'low', ValueError, 'number from 0 up'), ('tolerance', True, ValueError, 'number from 0 up'), ('tolerance', None, ValueError, 'number from 0 up'),
+    ('path', 3, TypeError, 'is no path'), ('path', '', ValueError, 'should end in'), ('path', 'm', ValueError, 'should end in'), ('path', 'm.pth', ValueError, 'should end in')]
+
+@pytest.mark.parametrize('how', ('program','onnx'))
+@pytest.mark.parametrize('name,value,error,words_', WRONG, ids=lambda x: str(x)[:20])
+def test_wrong_arguments(how, name, value, error, words_, tmp_path, monkeypatch):
+    if how=='onnx': pytest.importorskip('onnxruntime')
+    monkeypatch.setattr('idrnet_nb.export._follow', lambda *a: pytest.fail('the work had begun'))
+    with pytest.raises(error, match=words_): calls(tmp_path)[how](shaken('fcn', idr=False), **{name:value})
+    assert not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('how,ending', (('program','.pt2'), ('onnx','.onnx')))
+def test_wrong_places(how, ending, tmp_path, monkeypatch):
+    if how=='onnx': pytest.importorskip('onnxruntime')
+    monkeypatch.setattr('idrnet_nb.export._follow', lambda *a: pytest.fail('the work had begun'))
+    (tmp_path/f'folder{ending}').mkdir(); (tmp_path/'file').write_text('mine')
+    call, model = calls(tmp_path)[how], shaken('fcn', idr=False)
+    with pytest.raises(ValueError, match='is a folder; give the name of a file'): call(model, tmp_path/f'folder{ending}')
+    with pytest.raises(FileNotFoundError, match='make it first'): call(model, tmp_path/'no'/f'm{ending}')
+    with pytest.raises(FileNotFoundError, match='there is no folder'): call(model, tmp_path/'file'/f'm{ending}')
+    def never(*a, **k): raise PermissionError(13, 'Permission denied')
+    monkeypatch.setattr('tempfile.TemporaryFile', never)
+    with pytest.raises(OSError, match=r'nothing can be written to folder .*\(Permission denied\); give another'): call(model)
+    assert (tmp_path/'file').read_text()=='mine'
+    if how=='onnx':
+        with pytest.raises(TypeError, match='path=None is no path; give NAME.onnx'): call(model, None)
+
+@pytest.mark.parametrize('how', ('program','onnx'))
+def test_wrong_models(how, tmp_path):
+    if how=='onnx': pytest.importorskip('onnxruntime')
+    model = shaken('fcn', idr=False)
+    for wrong in model.head, model.backbone, torch.compile(model), torch.nn.DataParallel(model), None, 'models/mine', model.state_dict():
+        with pytest.raises(TypeError, match='a Segmentor is needed, this is'): calls(tmp_path)[how](wrong)
+    assert not list(tmp_path.iterdir())
+
+def test_sizes_below_the_least_are_refused(tmp_path):
+    "By a program; an ONNX file takes all."
+    with pytest.raises(ValueError, match=r'sizes has \(1, 4, 9\), the program takes pictures from 5 pixels a side'): export_program(shaken('fcn', idr=False), sizes=((1,4,9),))
+
+@pytest.mark.parametrize('opset', (0, -1, 7, 12, 17, 99, 10**9))
+def test_opset_out_of_range(opset, tmp_path):
+    pytest.importorskip('onnxruntime')
+    with pytest.raises(ValueError, match=rf'opset={opset} cannot be written; torch writes operators from 18 on, .* up to \d\d'):
+        export_onnx(shaken('fcn', idr=False), tmp_path/'m.onnx', opset=opset)
+    assert not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('opset', ('18', 18., True, [18]))
+def test_opset_of_another_type(opset, tmp_path):
+    pytest.importorskip('onnxruntime')
+    with pytest.raises(TypeError, match='should be a whole number'): export_onnx(shaken('fcn', idr=False), tmp_path/'m.onnx', opset=opset)
+
+def opset_of(path):
+    import onnx
+    return [o.version for o in onnx.load(path).opset_import if not o.domain]
+
+@pytest.mark.parametrize('opset', (18, 20))
+def test_opset_is_obeyed(opset, tmp_path):
+    pytest.importorskip('onnxruntime')
+    model = shaken('fcn')
+    export_onnx(model, tmp_path/'m.onnx', opset=opset, sizes=((1,13,9),))
+    assert opset_of(tmp_path/'m.onnx')==[opset] and off(onnx_run(tmp_path/'m.onnx'), model, 2, 31, 20) < 1e-5
+
+def test_opset_is_obeyed_or_refused(tmp_path, capfd, monkeypatch):
+    "The newest that onnx knows: what comes out has it, or nothing comes out. And so if torch falls back to another one."
+    onnx = pytest.importorskip('onnx'); pytest.importorskip('onnxruntime')
+    newest, model = onnx.defs.onnx_opset_version(), shaken('fcn', idr=False)
+    (tmp_path/'m.onnx').write_text('the old one')
+    try:
+        export_onnx(model, tmp_path/'m.onnx', opset=newest, sizes=((1,13,9),))
+        assert opset_of(tmp_path/'m.onnx')==[newest]
+    except (ValueError, RuntimeError) as e:
+        assert f'opset={newest} was asked for and' in str(e) or 'Give an older opset' in str(e)
+        assert (tmp_path/'m.onnx').read_text()=='the old one' and len(list(tmp_path.iterdir()))==1
+    real = torch.onnx.export
+    monkeypatch.setattr(torch.onnx, 'export', lambda *a, **k: real(*a, **{**k, 'opset_version':18}))
+    with pytest.raises(ValueError, match='opset=19 was asked for and 18 came out.*opset=18 works'): export_onnx(model, tmp_path/'n.onnx', opset=19)
+    assert 'Traceback' not in capfd.readouterr().err and not (tmp_path/'n.onnx').exists()
+
+@pytest.mark.parametrize('dtype', (torch.bfloat16, torch.float16, torch.float64))
+def test_models_of_other_types_are_written_in_float32(dtype, tmp_path):
+    "As documented; the comparison is with that copy, and the model stays what it is."
+    model = shaken('fcn', idr=False).to(dtype).eval()
+    run = export_program(model, tmp_path/'m.pt2', sizes=((1,9,9),)).module()
+    assert off(run, copy.deepcopy(model).float(), 2, 20, 31) <= 1e-6 and next(model.parameters()).dtype==dtype
+
+def test_a_plugged_model_is_written_with_its_plug(tmp_path):
+    from idrnet_nb.plug import add_idr, idr_of
+    model = add_idr(shaken('fcn', idr=False), at='head.final.score').eval()
+    plain = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in idr_of(model).parameters(): p.add_(torch.randn_like(p)*.3)
+    assert least_side(model)==9 and least_side(shaken('fcn', idr=False))==5 # the working grid of the plug is coarser
+    run = export_program(model, tmp_path/'m.pt2').module()
+    for size in ((1,9,9), (2,33,20)): assert off(run, model, *size) <= 1e-6 and off(run, plain, *size) > 1e-3
+
+def test_an_older_file_is_replaced_as_a_whole(tmp_path):
+    for call,path in ((export_program, tmp_path/'m.pt2'), (export_onnx, tmp_path/'m.onnx')):
+        if call is export_onnx: pytest.importorskip('onnxruntime')
+        path.write_text('the old one')
+        call(shaken('fcn', idr=False), str(path), sizes=((1,9,9),))
+        assert path.stat().st_size>10_000 and [p.name for p in tmp_path.iterdir() if p.suffix==path.suffix]==[path.name]
+
 # --- every framework, and networks of others
 
 @full

@@ -19,6 +19,8 @@ MULTI = SWIN.but(scales=(.5,.75,1.,1.25,1.5,1.75), flip=True, flip_pairs=((1,2),
 LIP = Protocol((37,37), window=(31,31), step=(20,20), scales=(.75,1.,1.25), flip=True, flip_pairs=((1,2),(4,5)))
 PROTOCOLS = dict(plain=Protocol(), r50=R50, swin=SWIN, multi=MULTI, lip=LIP, exact=Protocol((37,29), average='logits'),
     votes=Protocol(scales=(.6,1.), flip=True, flip_pairs=((0,3),), average='logits'), cut=Protocol(window=(16,24), average='logits'),
+    grid=R50.but(average='grid_probabilities'), grid_many=Protocol(scales=(.6,1.), flip=True, flip_pairs=((0,3),), average='grid_probabilities'),
+    grid_cut=Protocol((37,29), window=(16,24), flip=True, average='grid_probabilities'),
     wide=Protocol(window=(9,200), step=(9,1), flip=True))
 SIZES = (30,47), (64,33), (5,90), (9,7)
 
@@ -29,8 +31,10 @@ class Net(torch.nn.Module):
         torch.manual_seed(1)
         self.conv = torch.nn.Conv2d(3, K, 5, stride=4, padding=2)
         self.head = torch.nn.Module(); self.head.config = type('Config', (), dict(num_classes=K, ignore=255))
-    def forward(self, images, size=None):
+        self.backbone = torch.nn.Module(); self.backbone.pad_to = 1
+    def forward(self, images, size=None, enlarge=True):
         assert images.dtype==torch.float32 and not self.training
+        if not enlarge: return dict(out=self.conv(images/64-2))
         return dict(out=F.interpolate(self.conv(images/64-2), size=size or images.shape[-2:], mode='bilinear', align_corners=False))
 
 def picture(h, w, seed=0): return torch.from_numpy(np.random.default_rng((h,w,seed)).integers(0, 256, (3,h,w), dtype=np.uint8))
@@ -55,6 +59,7 @@ def by_hand(net, image, p, size):
             assert y.shape[-2:]==(max(1,math.floor(h*scale)),max(1,math.floor(w*scale)))
             if mirror: y = y.flip(-1)
             if p.window is None and p.average=='logits': out = net(y, size=size)['out']
+            elif p.window is None and p.average=='grid_probabilities': out = net(y, enlarge=False)['out'].softmax(1)
             elif p.window is None: out = net(y)['out'].softmax(1)
             else: out = windows_by_hand(net, y, p.window, p.step, p.average)
             out = bilinear(out, size=size)
@@ -73,7 +78,9 @@ def windows_by_hand(net, y, window, step, average):
         for j in range(max(w-window[1]+step[1]-1,0)//step[1]+1):
             bottom,right = min(i*step[0]+window[0],h), min(j*step[1]+window[1],w)
             top,left = max(bottom-window[0],0), max(right-window[1],0)
-            out = net(y[:,:,top:bottom,left:right])['out']
+            part = y[:,:,top:bottom,left:right]
+            if average=='grid_probabilities': out = bilinear(net(part, enlarge=False)['out'].softmax(1), size=part.shape[-2:])
+            else: out = net(part)['out']
             total[:,:,top:bottom,left:right] += out.softmax(1) if average=='probabilities' else out
             count[top:bottom,left:right] += 1
     assert (count>0).all()
@@ -91,12 +98,12 @@ def test_round_trip(p):
 
 def test_words_differ():
     "Two protocols that differ are told apart by their line."
-    all_of = [*PROTOCOLS.values(), SWIN.but(flip=True), SWIN.but(step=(13,13)), R50.but(keep_ratio=False), R50.but(average='probabilities')]
+    all_of = [*PROTOCOLS.values(), SWIN.but(flip=True), SWIN.but(step=(13,13)), R50.but(keep_ratio=False), R50.but(average='probabilities'), SWIN.but(average='grid_probabilities')]
     assert len({str(p) for p in all_of})==len(all_of)
 
 @pytest.mark.parametrize('parts,word', [(dict(scales=()),'scales is empty'), (dict(scales=(1,0)),'above 0'), (dict(window=(8,8),step=(8,9)),'leave gaps'),
     (dict(window=(8,8),step=(0,8)),r'step=\(0, 8\) must be'), (dict(step=(8,8)),'step without window'), (dict(resize=(8,)),'2 whole numbers'),
-    (dict(resize=(0,8)),'height, width'), (dict(window=(8,8,8)),'2 whole numbers'), (dict(average='mean'),"average='mean' does not fit; average is 'probabilities' or 'logits'"),
+    (dict(resize=(0,8)),'height, width'), (dict(window=(8,8,8)),'2 whole numbers'), (dict(average='mean'),"average='mean' does not fit; average is 'probabilities'"),
     (dict(flip_pairs=[(1,)]),'lists of 2 whole numbers'), (dict(flip_pairs=[(1,-2)]),'pairs of class ids')], ids=str)
 def test_nonsense(parts, word):
     with pytest.raises(ValueError, match=word): Protocol(**parts)
@@ -174,11 +181,30 @@ def test_a_real_model_takes_one_step_too(framework):
     assert inner.shape[-2:]!=(48,64)
     assert torch.allclose(probabilities(model, x, average='logits', size=(31,17)), bilinear(inner, size=(31,17)).softmax(1), atol=1e-5)
 
+@pytest.mark.parametrize('pad_to', [1,4])
+@pytest.mark.parametrize('size', [(48,64),(30,47),(5,9)], ids=str)
+@torch.no_grad()
+def test_softmax_on_the_grid_of_a_real_model(size, pad_to):
+    "The authors' order: softmax where the network answers, then one resize to the label; where the image was padded, the padding is cut off on the way."
+    torch.manual_seed(0)
+    model = segmentor('fcn', 'tiny', K, **SMALL).eval()
+    model.backbone.pad_to = pad_to
+    x, (h,w) = picture(*size)[None], size
+    model.head.final.score.weight.mul_(4/model(picture(48,64)[None])['out'].std((2,3)).mean()) # nowhere sure, an untrained model has one answer in every order
+    lack = (-w)%pad_to, (-h)%pad_to
+    padded = F.pad((x.float()-model.mean)/model.std, (0,lack[0],0,lack[1]))
+    inner = model.head(model.backbone(padded))['out'].softmax(1)
+    for label in size, (31,17):
+        want = bilinear(bilinear(inner, size=padded.shape[-2:])[...,:h,:w], size=label) if any(lack) else bilinear(inner, size=label)
+        got = probabilities(model, x, average='grid_probabilities', size=label)
+        assert torch.allclose(got, want, atol=1e-5) and torch.allclose(got.sum(1), torch.ones(()), atol=1e-5)
+        assert not torch.allclose(got, probabilities(model, x, size=label), atol=1e-3)
+
 def test_resize_is_bilinear_on_bytes():
     "Half-pixel centres, two pixels by two whatever the factor, whole numbers: OpenCV's INTER_LINEAR but for its rounding."
     seen = []
     class Spy(Net):
-        def forward(self, images, size=None): seen.append(images); return super().forward(images, size)
+        def forward(self, images, size=None, enlarge=True): seen.append(images); return super().forward(images, size, enlarge)
     image = picture(20,31)
     probabilities(Spy().eval(), image[None], Protocol((7,50)))
     (h,w), source = (7,50), image.numpy().astype(float)
@@ -212,7 +238,7 @@ def test_mode_and_state_are_left(net):
     assert model.training
 
 # --- evaluation
-@pytest.mark.parametrize('name', ['r50','multi','lip','exact'])
+@pytest.mark.parametrize('name', ['r50','multi','lip','exact','grid','grid_cut'])
 @torch.no_grad()
 def test_evaluate_is_a_loop(net, name):
     p, data, meter = PROTOCOLS[name], [(picture(*s),truth(*s)) for s in SIZES], Meter(K)

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest, torch
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]/'tools'), str(Path(__file__).parent)]
-import ablation as ablation_tool, cost, loader, plug_ab, test_battery, zoo # noqa: E402
+import ablation as ablation_tool, cost, loader, plug_ab, softmax_order, test_battery, zoo # noqa: E402
 from idrnet_nb import benchmark, compare, speed # noqa: E402
 from idrnet_nb.ablation import VARIANTS, ablation_pairs # noqa: E402
 from idrnet_nb.benchmark import SUITES, config_of, cost_runs, key, pair_rows, work_off # noqa: E402
 from idrnet_nb.compare import build, parse_arm, read_arms # noqa: E402
 from idrnet_nb.idrnet import FRAMEWORKS, HeadConfig, segmentor # noqa: E402
+from idrnet_nb.infer import Protocol # noqa: E402
 from idrnet_nb.plug import IDRClassifier # noqa: E402
 from idrnet_nb.recipe import RECIPES # noqa: E402
 from idrnet_nb.results import read_rows # noqa: E402
@@ -37,6 +38,7 @@ COLUMNS = { # of the files, as those who write them say
     'bench_costs.csv': benchmark.COST_COLUMNS, 'speed.csv': speed.COLUMNS,
     **dict.fromkeys((*COMPARED, 'plug.csv'), compare.COLUMNS),
     'recipes.csv': cost.COLUMNS, 'loader.csv': loader.COLUMNS, 'backbones.csv': zoo.COLUMNS,
+    'softmax_order.csv': softmax_order.COLUMNS,
 }
 
 def columns_of(name):
@@ -93,6 +95,11 @@ def of_comparison(row, config):
     framework, switch = parse_arm(row['arm'])
     return config_of(dict(config, seed=int(row['seed'])), 1000), head(framework, config['model'], **switch)
 
+def of_order(row, config):
+    protocol = Protocol(**config.pop('protocol'))
+    assert protocol.average==row['average'] and {n:getattr(protocol, n) for n in softmax_order.LOOKS[row['looks']]}==softmax_order.LOOKS[row['looks']]
+    return of_comparison(row, config)
+
 def of_plug(row, config):
     assert config['model']['name'] in plug_ab.MODELS
     if config['plug']: IDRClassifier(torch.nn.Conv2d(8, 3, 1), **config['plug'])
@@ -106,7 +113,7 @@ BUILD = {
     **dict.fromkeys(('bench.csv','ablation.csv'), of_run),
     **dict.fromkeys(('bench_pairs.csv','ablation_pairs.csv'), of_pair),
     **dict.fromkeys(COMPARED, of_comparison),
-    'bench_costs.csv': of_costs, 'plug.csv': of_plug, 'speed.csv': of_speed,
+    'bench_costs.csv': of_costs, 'plug.csv': of_plug, 'speed.csv': of_speed, 'softmax_order.csv': of_order,
 }
 
 @pytest.mark.parametrize('name', [n for n in KEPT if KEPT[n]['settings']])
@@ -180,6 +187,7 @@ FOUND = {
     'recipes.csv': lambda n: rows_found(n, lambda r: r['recipe'] in RECIPES and r['kind'] in ('counted','timed')),
     'loader.csv': lambda n: rows_found(n, lambda r: r['row'] in loader.ROWS),
     'backbones.csv': lambda n: rows_found(n, lambda r: (r['network'], r['form']=='side by side') in ZOO),
+    'softmax_order.csv': lambda n: rows_found(n, lambda r: r['looks'] in softmax_order.LOOKS and r['average'] in softmax_order.WORDS),
     'battery.csv': lambda n: rows_found(n, lambda r: (r['framework'], r['backbone'], r['idr']) in BATTERY),
 }
 
