@@ -295,7 +295,8 @@ def _inference(p):
     g.add_argument('--step', type=parse_size, metavar='HxW', help='between windows; two thirds of the window if only that is given')
     g.add_argument('--scales', type=number(0, 16, above=True), nargs='+', help='predict at these scales, averaged')
     g.add_argument('--flip', action=_OnOff, help='predict the mirror image as well; classes that are left and right swap')
-    g.add_argument('--average', choices=('probabilities','logits'), help='what is resized to the image and averaged')
+    g.add_argument('--average', choices=('probabilities','grid_probabilities','logits'),
+                   help='what is resized to the image and averaged; grid_probabilities: softmax on the grid of the head, as the authors do')
 
 def _suite(p):
     p.add_argument('--suite', choices=('small','real','full'), default='small',

@@ -32,7 +32,7 @@ def test_torchrun(root, tmp_path):
     "Two processes, one training: one log, one set of checkpoints, one answer; two processes judge five pictures, each once; and one process resumes."
     start = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', 2, '--no-python', BIN/'idrnet']
     told = ran(*start, *words(root, tmp_path/'run')[1:])
-    assert told.count('mIoU')==1 and '5 unseen pictures' in told and told.count('saved in')==1
+    assert told.count('mIoU')==1 and '5 unseen images' in told and told.count('saved in')==1
     assert [l['step'] for l in read_log(tmp_path/'run') if 'loss' in l]==list(range(6))
     found = load_checkpoint(tmp_path/'run'/'checkpoints')
     assert found['about']['where']['processes']==2 and len(found['state']['rng'])==2 and found['step']==6

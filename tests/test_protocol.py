@@ -274,7 +274,8 @@ def test_nothing_is_kept(net):
 
 # --- the command
 def run(capsys, *words):
-    code = cli.main(['evaluate', '--device', 'cpu', '--quiet', *map(str, words)])
+    try: code = cli.main(['evaluate', '--device', 'cpu', '--quiet', *map(str, words)])
+    except SystemExit as e: code = e.code # of argparse, which prints the usage first
     out = capsys.readouterr()
     return code, out.out, out.err
 
@@ -345,7 +346,7 @@ def test_without_a_protocol(tmp_path, capsys):
     (('--data','ade20k','--root','ROOT/../../nowhere/at/all'), ('images/validation/ (pictures)','data.csail.mit.edu')),
     (('--data','ade20k','--root','ROOT/images'), ('has no images/validation','has them: give that')),
     (('--data','ade20k','--root','ROOT','--split','test'), ("no split 'test'; there are train and val",)),
-    (('--data','ade20k','--root','ROOT','--limit',0), ('--limit 0',)),
+    (('--data','ade20k','--root','ROOT','--limit',0), ('argument --limit',)),
     (('--data','ade20k','--root','ROOT','--window',8,'--step',9), ('leave gaps',)),
     (('--data','ade20k','--root','ROOT','--step',9), ('step without window',)),
     (('--data','ade20k','--root','ROOT','--scales',0), ('above 0',)),
@@ -354,7 +355,7 @@ def test_without_a_protocol(tmp_path, capsys):
 def test_what_a_user_may_get_wrong(words, said, tmp_path, capsys):
     root, model = layout('ade20k', tmp_path), saved(tmp_path/'model', 'ade20k', R50)
     code,out,err = run(capsys, '--model', model, *[str(w).replace('ROOT', str(root)) for w in words])
-    assert code==2 and err.startswith('idrnet evaluate: error: ') and err.count('\n')==1
+    assert code==2 and err.strip().splitlines()[-1].startswith('idrnet evaluate: error: ')
     for word in said: assert word in err, err
 
 def test_a_protocol_of_the_future(tmp_path, capsys):
@@ -380,8 +381,8 @@ def test_camvid_and_world_as_ever(tmp_path, capsys):
             Image.fromarray(truth(30,40,i).clamp(max=11).byte().numpy()).save(tmp_path/'c'/f'{split}annot'/f'{i}.png')
     model = saved(tmp_path/'m', 'camvid', size=(15,20))
     out = run(capsys, '--model', model, '--data', 'camvid', '--root', tmp_path/'c')[1]
-    assert '3 unseen pictures (15x20' in out and 'protocol: pictures as they are' in out
-    assert '3 unseen pictures (24x24' in run(capsys, '--model', model, '--data', 'camvid', '--root', tmp_path/'c', '--size', 24)[1]
+    assert '3 unseen images (15x20' in out and 'protocol: pictures as they are' in out
+    assert '3 unseen images (24x24' in run(capsys, '--model', model, '--data', 'camvid', '--root', tmp_path/'c', '--size', 24)[1]
     model = saved(tmp_path/'p', 'camvid', OF['cityscapes'])
     assert f'protocol: {OF["cityscapes"]}' in run(capsys, '--model', model, '--data', 'camvid', '--root', tmp_path/'c')[1]
     assert space.num_classes==11
