@@ -162,7 +162,8 @@ def upsampled_loss(
     label:Tensor, # `b H W`, class ids or `ignore`
     ignore:int=255, # the id of void pixels
 )->tuple: # (scalar mean over valid pixels, `b H W` loss of each pixel, through which no gradient flows)
-    "`mean_loss` and `pixel_loss` of the upsampled logits, never there as a whole; the mean is differentiable once (IDRNet step 10). ValueError for labels of other pictures, or that are no class ids."
+    """`mean_loss` and `pixel_loss` of the upsampled logits, never there as a whole; the mean is differentiable once (IDRNet step 10).
+    ValueError for labels of other images, or that are no class ids."""
     check_ignore(logits.shape[1], ignore, 'upsampled_loss')
     label = class_ids(label, 'upsampled_loss')
     if len(logits)!=len(label): raise ValueError(f'upsampled_loss: logits of {len(logits)} pictures, labels of {len(label)}; give each picture its label')
