@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['IGNORE', 'check_ignore', 'palette', 'colour_map', 'LabelSpace', 'show_picture', 'show_label', 'show_legend',
-           'show_table', 'seed_everything', 'pick_device', 'check_labels', 'class_ids', 'check_images', 'check_scale',
-           'check_finite', 'write_atomic']
+           'show_table', 'seed_everything', 'pick_device', 'check_labels', 'class_ids', 'check_images', 'check_size',
+           'check_scale', 'check_finite', 'write_atomic']
 
 # %% ../nbs/00_core.ipynb #c003
 import itertools, json, os, random, uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from warnings import warn
@@ -114,9 +114,28 @@ class LabelSpace:
 
     def to_json(self)->dict: return json.loads(json.dumps(asdict(self)))
     @classmethod
-    def from_json(cls, data): return cls(**data)
+    def from_json(cls, data):
+        "Raises ValueError naming the field that is missing, too much, or of a wrong type."
+        return cls(**_space_fields(data))
 
 # %% ../nbs/00_core.ipynb #c046
+def _space_fields(data):
+    "Fields of a label space as JSON has them, from a file of anybody."
+    if not isinstance(data, dict): raise ValueError(f'label space: {str(data)[:80]!r} is wanted by its fields: name, classes, palette')
+    known = {f.name for f in fields(LabelSpace)}
+    if odd := sorted(map(str, set(data)-known)): raise ValueError(f'label space has {odd}, which this version does not know; there are {", ".join(sorted(known))}')
+    if missing := sorted({'name', 'classes', 'palette'}-set(data)): raise ValueError(f'label space lacks {missing}')
+    whole = lambda x: isinstance(x, int) and not isinstance(x, bool)
+    listed = lambda x, of: isinstance(x, (list, tuple)) and all(map(of, x))
+    number = lambda x: whole(x) or isinstance(x, str) and x.isdecimal() and len(x)<11
+    for key,fits,what in (
+        ('name', lambda x: isinstance(x, str), 'a text'), ('classes', lambda x: listed(x, lambda c: isinstance(c, str)), 'a list of texts'),
+        ('palette', lambda x: listed(x, lambda c: listed(c, whole) and len(c)==3), 'a list of [red, green, blue], each 0..255'),
+        ('raw_to_train', lambda x: x is None or isinstance(x, dict) and all(number(a) and whole(b) for a,b in x.items()), 'null, or an id for each id'),
+        ('ignore', whole, 'a whole number')):
+        if key in data and not fits(data[key]): raise ValueError(f'label space: {key}={str(data[key])[:80]!r}; {what} is wanted')
+    return data
+
 def _check_space(s):
     k, here = len(s.classes), f'LabelSpace {s.name!r}'
     twice = sorted({c for c in s.classes if s.classes.count(c)>1})
@@ -341,6 +360,15 @@ def _image_advice(shape):
     if len(shape)==4 and shape[1]==1: return 'make three channels of one: images.expand(-1,3,-1,-1)'
     if len(shape)==4 and shape[1]==4: return 'leave alpha out: images[:,:3]'
     return 'give red, green and blue'
+
+def check_size(
+    size, # should be (height, width)
+    where:str, # named in the error
+)->None:
+    "Raise ValueError for what is no pair of whole numbers from 1 up."
+    try: fits = len(size)==2 and all(int(n)==n and n>=1 for n in size)
+    except (TypeError, ValueError, OverflowError): fits = False
+    if not fits: raise ValueError(f'{where}: size={size}; (height, width) in pixels is wanted, both from 1 up')
 
 def _values_may_be_read(x):
     "Is it a tensor with values, and nobody is recording what is done to it?"

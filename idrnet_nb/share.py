@@ -107,8 +107,8 @@ def read_model(
     path = inside_folder(folder, CONFIG)
     if not path.is_file(): raise FileNotFoundError(f'no model in {str(folder)!r}: there is no config.json; give the folder that save_pretrained wrote')
     config = read_settings(_text_of(path), repr(str(path)))
-    _check_format(config, repr(str(path)))
     if missing := set(needed) - set(config): raise ValueError(f'{str(path)!r} lacks {sorted(missing)}; it was not written by save_pretrained')
+    _check_format(config, repr(str(path)))
     _check_about(config, repr(str(path)))
     inside = _inside(inside_folder(folder, WEIGHTS))
     if inside and _differ(config, inside):
