@@ -168,18 +168,18 @@ def load_weights(
 
 # %% ../nbs/03_backbone.ipynb #c075b
 class _Bounded(TorchDispatchMode):
-    "Raise ValueError before a tensor, or all new tensors together, would hold more than `most` numbers."
-    def __init__(self, most):
+    "Raise ValueError before a tensor, or all new tensors together, would hold more than `numbers`, or there are more than `tensors`."
+    def __init__(self, numbers, tensors):
         super().__init__()
-        self.most, self.made = most, 0
+        self.numbers, self.tensors, self.made, self.count = numbers, tensors, 0, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         is_new = not any(isinstance(x, Tensor) for x in tree_leaves((args, kwargs)))
         size = self._size(func, args, kwargs, is_new)
-        if is_new: self.made += size
-        if max(size, self.made)>self.most:
-            raise ValueError(f'the settings ask for more than {self.most:,} numbers, which is more than the file of the weights can fill')
+        if is_new: self.made, self.count = self.made+size, self.count+1
+        if max(size, self.made)>self.numbers or self.count>self.tensors:
+            raise ValueError('the settings ask for a much larger network than the file of the weights can fill')
         return func(*args, **kwargs)
 
     def _size(self, func, args, kwargs, is_new):
@@ -188,7 +188,7 @@ class _Bounded(TorchDispatchMode):
         args, kwargs = tree_map(shape_only, (args, {k:v for k,v in kwargs.items() if k!='generator'}))
         if is_new or 'device' in kwargs: kwargs['device'] = 'meta'
         try: out = func(*args, **kwargs)
-        except (RuntimeError, NotImplementedError, TypeError): return 0
+        except (RuntimeError, TypeError) as e: return self.numbers+1 if 'overflow' in str(e) else 0
         return max((x.numel() for x in tree_leaves(out) if isinstance(x, Tensor)), default=0)
 
 @contextmanager
@@ -198,11 +198,11 @@ def no_larger_than(
     "Build a network inside this that the file can fill. ValueError before memory is taken for a much larger one; FileNotFoundError."
     from safetensors import SafetensorError, safe_open
     try:
-        with safe_open(path, 'pt') as f: numbers = sum(math.prod(f.get_slice(k).get_shape()) for k in f.keys())
+        with safe_open(path, 'pt') as f: sizes = [math.prod(f.get_slice(k).get_shape()) for k in f.keys()]
     except (SafetensorError, OSError):
         _read_tensors(path) # says what is wrong with it
         raise
-    with _Bounded(4*numbers + 2**26): yield # some room: buffers that are not saved, timm's classifier, which is thrown away
+    with _Bounded(4*sum(sizes) + 2**26, 4*len(sizes) + 1000): yield # some room: buffers that are not saved, timm's classifier, which is thrown away
 
 
 # %% ../nbs/03_backbone.ipynb #c076b

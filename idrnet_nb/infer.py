@@ -252,11 +252,11 @@ def load_model(
     config, file = read_model(folder, Segmentor.needed), repr(str(folder/CONFIG))
     if config.get('space') is None:
         raise ValueError(f"{str(folder)!r} lacks ['space'], its classes: save it with save_model(model, folder, space), or read it with Segmentor.from_pretrained")
-    try:
-        have = LabelSpace.from_json(config['space'])
-        if config.get('protocol') is not None: Protocol(**config['protocol'])
+    try: have = LabelSpace.from_json(config['space'])
+    except ValueError as e: raise ValueError(f'{file} does not fit this version ({__version__}): {e}') from e
+    try: Protocol(**config.get('protocol') or {})
     except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as e:
-        raise ValueError(f'{file} does not fit this version ({__version__}): {e}') from e
+        raise ValueError(f'{file}: the protocol saved with the model does not fit this version ({__version__}): {e}') from e
     if space is not None and have.classes != space.classes:
         raise ValueError(f'{str(folder)!r} was trained for label set {have.name!r} ({have.num_classes} classes), not for {space.name!r} ({space.num_classes}); '
                          'its relation tables mean nothing there')
