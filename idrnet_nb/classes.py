@@ -62,8 +62,9 @@ def coverage(
     (iy,wy),(ix,wx) = bilinear_weights(label.shape[1], h, label.device), bilinear_weights(label.shape[2], w, label.device)
     cell = rearrange(iy, 'H i -> H 1 i 1')*w + rearrange(ix, 'W j -> 1 W 1 j')
     weight = rearrange(wy, 'H i -> H 1 i 1') * rearrange(wx, 'W j -> 1 W 1 j')
+    label = label.long()
     valid = (label>=0) & (label<k)
-    slot = torch.where(valid, label.long(), k)
+    slot = torch.where(valid, label, k)
     index = rearrange(slot, 'b H W -> b H W 1 1')*(h*w) + cell
     out = weight.new_zeros(len(label), (k+1)*h*w).scatter_add(1, index.flatten(1), weight.expand_as(index).flatten(1))
     count = weight.new_zeros(len(label), k+1).scatter_add(1, slot.flatten(1), torch.ones_like(slot.flatten(1), dtype=weight.dtype))

@@ -9,7 +9,7 @@ __all__ = ['IGNORE', 'check_ignore', 'palette', 'colour_map', 'LabelSpace', 'sho
 
 # %% ../nbs/00_core.ipynb #c003
 import itertools, json, os, random, uuid
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from warnings import warn
@@ -114,28 +114,9 @@ class LabelSpace:
 
     def to_json(self)->dict: return json.loads(json.dumps(asdict(self)))
     @classmethod
-    def from_json(cls, data):
-        "Raises ValueError naming the field that is missing, too much, or of a wrong type."
-        return cls(**_space_fields(data))
+    def from_json(cls, data): return cls(**data)
 
 # %% ../nbs/00_core.ipynb #c046
-def _space_fields(data):
-    "Fields of a label space as JSON has them, from a file of anybody."
-    if not isinstance(data, dict): raise ValueError(f'label space: {str(data)[:80]!r} is wanted by its fields: name, classes, palette')
-    known = {f.name for f in fields(LabelSpace)}
-    if odd := sorted(map(str, set(data)-known)): raise ValueError(f'label space has {odd}, which this version does not know; there are {", ".join(sorted(known))}')
-    if missing := sorted({'name', 'classes', 'palette'}-set(data)): raise ValueError(f'label space lacks {missing}')
-    whole = lambda x: isinstance(x, int) and not isinstance(x, bool)
-    listed = lambda x, of: isinstance(x, (list, tuple)) and all(map(of, x))
-    number = lambda x: whole(x) or isinstance(x, str) and x.isdecimal() and len(x)<11
-    for key,fits,what in (
-        ('name', lambda x: isinstance(x, str), 'a text'), ('classes', lambda x: listed(x, lambda c: isinstance(c, str)), 'a list of texts'),
-        ('palette', lambda x: listed(x, lambda c: listed(c, whole) and len(c)==3), 'a list of [red, green, blue], each 0..255'),
-        ('raw_to_train', lambda x: x is None or isinstance(x, dict) and all(number(a) and whole(b) for a,b in x.items()), 'null, or an id for each id'),
-        ('ignore', whole, 'a whole number')):
-        if key in data and not fits(data[key]): raise ValueError(f'label space: {key}={str(data[key])[:80]!r}; {what} is wanted')
-    return data
-
 def _check_space(s):
     k, here = len(s.classes), f'LabelSpace {s.name!r}'
     twice = sorted({c for c in s.classes if s.classes.count(c)>1})

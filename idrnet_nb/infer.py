@@ -251,9 +251,10 @@ def load_model(
     folder = fetch(folder) if str(folder).count('/')==1 and not Path(folder).exists() else Path(folder)
     config, file = read_model(folder, Segmentor.needed), repr(str(folder/CONFIG))
     if config.get('space') is None:
-        raise ValueError(f"{str(folder)!r} lacks ['space'], its classes: save it with save_model(model, folder, space), or read it with Segmentor.from_pretrained")
+        raise ValueError(f"{file} lacks ['space'], its classes: save it with save_model(model, folder, space), or read it with Segmentor.from_pretrained")
     try: have = LabelSpace.from_json(config['space'])
-    except ValueError as e: raise ValueError(f'{file} does not fit this version ({__version__}): {e}') from e
+    except (AttributeError, LookupError, TypeError, ValueError) as e:
+        raise ValueError(f'{file} does not fit this version ({__version__}): {e}') from e
     try: Protocol(**config.get('protocol') or {})
     except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as e:
         raise ValueError(f'{file}: the protocol saved with the model does not fit this version ({__version__}): {e}') from e

@@ -44,7 +44,7 @@ def _count(pred, label, k, ignore):
     return _tally(at.masked_fill(void|odd, b*k*k).flatten(), b*k*k+1)[:-1].reshape(b, k, k), odd.any()
 
 def _refuse_odd(pred, label, k, ignore, where):
-    label = label.long()
+    pred, label = pred.long(), label.long()
     valid = label!=ignore
     for name,ids in ('label',label[valid]), ('pred',pred[valid]): _refuse(name, ids.long(), k, where)
 
@@ -92,7 +92,7 @@ def _edge(ids, void, d): # `b h w` bool: another id, or the picture's border, wi
     return ((around(x)!=x)|(-around(-x)!=x)|border) & ~void
 
 def _bands(pred, label, k, ratio, ignore): # `2 k`: pixels in both bands, and in either
-    label = label.long()
+    pred, label = pred.long(), label.long()
     d, void = max(1, round(ratio*np.hypot(*label.shape[-2:]))), label==ignore
     true, said = _edge(label, void, d), _edge(pred, void, d)
     count = lambda where, ids: _tally(ids.long().where(where & (ids>=0) & (ids<k), k).flatten(), k+1)[:k]

@@ -92,7 +92,7 @@ def test_options_from_settings(parts, tmp_path, evil, no_network, key):
 
 @pytest.mark.parametrize('key', [k for k in KEYS if k not in ('weights', 'pretrained')])
 def test_options_from_the_header_of_weights(parts, tmp_path, evil, no_network, key):
-    (config, weights), (file, mark) = parts['resnet18'], evil
+    (_, weights), (file, mark) = parts['resnet18'], evil
     own = {n[len('backbone.net.'):]:t for n,t in weights.items() if n.startswith('backbone.net.')}
     save_file(own, tmp_path/'w.safetensors', metadata=dict(timm=f'resnet18, {key}={outside(file)[key]!r}'))
     with pytest.raises(ValueError, match=rf"w\.safetensors.*header.*{key}"): Backbone('resnet18', weights=tmp_path/'w.safetensors')
