@@ -784,6 +784,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'idrnet_nb.share._check_values': ('share.html#_check_values', 'idrnet_nb/share.py'),
                                  'idrnet_nb.share._differ': ('share.html#_differ', 'idrnet_nb/share.py'),
                                  'idrnet_nb.share._inside': ('share.html#_inside', 'idrnet_nb/share.py'),
+                                 'idrnet_nb.share._largest': ('share.html#_largest', 'idrnet_nb/share.py'),
                                  'idrnet_nb.share._restore': ('share.html#_restore', 'idrnet_nb/share.py'),
                                  'idrnet_nb.share._rows': ('share.html#_rows', 'idrnet_nb/share.py'),
                                  'idrnet_nb.share._said': ('share.html#_said', 'idrnet_nb/share.py'),

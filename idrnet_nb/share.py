@@ -233,12 +233,19 @@ class Shareable(PyTorchModelHubMixin):
 
 _MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) # what building raises where settings are wrong
 
+def _largest(value, key=''): # 'head.width=…', of all numbers
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = [_largest(v, f'{key}.{k}' if isinstance(value, dict) else key) for k,v in pairs if not isinstance(v, (str, bool, type(None)))]
+    if isinstance(value, (int, float)): return f'{key[1:]}={value}'
+    return max(filter(None, found), key=lambda s: float(s.split('=')[-1]), default='')
+
 def _restore(cls, folder, device):
     config, weights = read_model(folder, cls.needed), inside_folder(folder, WEIGHTS)
     with no_larger_than(weights):
         try: model = cls.from_config(config)
         except _MISFITS as e:
-            raise ValueError(f'{str(Path(folder)/CONFIG)!r} does not fit this version ({__version__}): {type(e).__name__}: {e}') from e
+            where = f'{str(Path(folder)/CONFIG)!r} does not fit this version ({__version__}): {type(e).__name__}: {e}'
+            raise ValueError(f'{where}; its largest number is {_largest(config)}' if 'larger network' in str(e) else where) from e
     load_weights(model, weights)
     model.about.update({k:v for k,v in config.items() if k not in {'format','version',*model.to_config()}})
     return model.to(device).eval()

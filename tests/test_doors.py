@@ -60,13 +60,15 @@ def put(folder, config, weights):
     (folder/'config.json').write_text(text)
     save_file(weights, folder/'model.safetensors', metadata=dict(config=text))
 
+WORDS = dict(palette='colour', num_classes='classes', fpn='pyramid') # said in words
+
 def kind(x): return 'number' if isinstance(x, (int, float)) and not isinstance(x, bool) else type(x).__name__
 
 def named(error, at, same_kind):
     "Does the error say which file, and which key of it? A number of the right type may be found out by the weights alone."
     if same_kind and 'model.safetensors' in error and 'does not fit Segmentor' in error: return True
     key = next(k for k in reversed(at) if isinstance(k, str))
-    return 'config.json' in error and key in error
+    return 'config.json' in error and (key in error or WORDS.get(key, key) in error)
 
 PARTS = ('format', 'version', 'backbone', 'head', 'space', 'protocol', 'size', 'results')
 
@@ -85,7 +87,8 @@ def test_every_field_of_config_json(saved, part):
             for read in (load_model, Segmentor.from_pretrained):
                 try: got = read(folder)
                 except ValueError as e:
-                    if not named(str(e), at, value is GONE or kind(value)==kind(old) or old is None or isinstance(old, bool)): wrong.append((at, value, 'says not where', str(e)[:120]))
+                    plausible = value is GONE or kind(value)==kind(old) or old is None or isinstance(old, bool)
+                    if not named(str(e), at, plausible): wrong.append((at, value, 'says not where', str(e)[:120]))
                 except Exception as e: wrong.append((at, value, type(e).__name__, str(e)[:120]))
                 else:
                     model = got if read is not load_model else got[0]
@@ -316,3 +319,16 @@ def test_statistics_of_more_classes_than_a_byte_has():
     assert n[0,255]==1 and mean[0,255]==loss[0,3] and n.sum()==6
     sums, n = memory_sums(torch.rand(1,2,2,3), label.view(1,2,3), MANY)
     assert n[255]==1 and np.isfinite(sums).all()
+
+def test_what_comes_in_at_the_rim_is_of_the_space():
+    "`Augment()` says 255, which is a class of a large space: `Pairs` gives it the space's own."
+    from idrnet_nb.data import Augment, Pairs
+    space = LabelSpace('many', [f'c{i}' for i in range(MANY)], palette(MANY), ignore=MANY)
+    pairs = Pairs([], space, augment=Augment((40,40), (.5,.5), photometric=False, seed=3))
+    assert pairs.augment.ignore==MANY and pairs.augment.seed==3
+    _, label = pairs.augment(torch.zeros(3,32,32, dtype=torch.uint8), torch.full((32,32), 255), 0)
+    assert label.unique().tolist()==[255, MANY]
+
+def test_what_if_asks_for_the_same_images():
+    from idrnet_nb.inside import what_if
+    with pytest.raises(ValueError, match=r'images\*255'): what_if(model_of().eval(), images_of(1)[0]/255, 0)

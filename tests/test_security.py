@@ -224,8 +224,8 @@ def test_a_pickle_is_never_read(parts, tmp_path, evil):
 def test_settings_that_ask_for_too_much(parts, tmp_path, part):
     config, weights = parts['resnet18']
     folder, start = write(tmp_path/'model', {k:v for k,v in changed(config, **part).items() if k!='space'}, weights), time.perf_counter()
-    key = next(k for v in part.values() for k in v)
-    with pytest.raises(ValueError, match=rf'config\.json.*({key}|larger network than the file)'): Segmentor.from_pretrained(folder)
+    key = next(k for v in part.values() for k in v).replace('context', 'larger network')
+    with pytest.raises(ValueError, match=rf'config\.json.*{key}'): Segmentor.from_pretrained(folder)
     assert time.perf_counter()-start<60
 
 @pytest.mark.parametrize('part', [dict(width=10**12), dict(width=10**7), dict(pad_to=10**9), dict(output_stride=10**9), dict(maps=10**9), dict(width=-1)], ids=str)
