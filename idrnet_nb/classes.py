@@ -65,6 +65,7 @@ def coverage(
     ix, wx = bilinear_weights(label.shape[2], w, label.device, dtype)
     cell = rearrange(iy, 'H i -> H 1 i 1')*w + rearrange(ix, 'W j -> 1 W 1 j')
     weight = rearrange(wy, 'H i -> H 1 i 1') * rearrange(wx, 'W j -> 1 W 1 j')
+    label = label.long()
     valid = (label>=0) & (label<k)
     slot = torch.where(valid, label, k)
     index = rearrange(slot, 'b H W -> b H W 1 1')*(h*w) + cell

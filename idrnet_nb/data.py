@@ -1641,6 +1641,8 @@ class Pairs(torch.utils.data.Dataset):
     ):
         self.rows,self.space,self.size,self.augment,self.broken = rows,space,size,augment,broken
         _check_broken(broken, augment)
+        if isinstance(augment, Augment) and augment.ignore!=space.ignore: # what comes in at the rim counts for nothing in this space
+            self.augment = replace(augment, ignore=space.ignore)
         self.epoch = torch.zeros((),dtype=torch.long).share_memory_()
         self.bad = torch.zeros(len(rows),dtype=torch.bool).share_memory_() # pairs skipped so far, by all workers
         self.doubted = torch.zeros((),dtype=torch.bool).share_memory_() # one of them warned of an orientation tag

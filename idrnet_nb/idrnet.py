@@ -7,14 +7,16 @@ __all__ = ['FRAMEWORKS', 'View', 'IDRContext', 'lesion', 'learn_relations', 'lea
            'segmentor']
 
 # %% ../nbs/15_idrnet.ipynb #c003
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Literal, NamedTuple, Optional, Union
+from warnings import warn
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .core import IGNORE, check_fields, check_finite, check_labels
+from .core import (IGNORE, LabelSpace, check_fields, check_finite, check_images, check_labels, check_scale,
+    check_size, class_ids)
 from .backbone import Backbone, crop, pad_to_multiple
 from .share import Shareable
 from .head import Classifier, ConvNorm, conv_part, upsample, upsampled_loss
@@ -220,6 +222,7 @@ class SegHead(nn.Module):
         enlarge:bool=True, # False: `out` stays on the grid of S; the losses need no more (`head.upsampled_loss`)
     )->dict: # out, coarse, aux `b k . .`; feat `b c h w`; with labels loss and losses; in training diagnosis
         "Raises ValueError for wrong channels, label shapes or ids, FloatingPointError for nan in the pyramid (CPU)."
+        if label is not None: label = class_ids(label, 'SegHead')
         _check_pyramid(self, pyramid, label)
         out = dict(feat=self.squeeze(pyramid[-1]))
         size = size or (label.shape[-2:] if label is not None else None)
@@ -306,7 +309,7 @@ def _check_pyramid(head, pyramid, label):
         raise ValueError(f'SegHead: the pyramid has channels {got}, the head was built for {want}; give it the channels of your backbone')
     for i,m in enumerate(pyramid): check_finite(m.detach(), f'pyramid map {i}')
     if label is None: return
-    if label.ndim!=3 or len(label)!=len(pyramid[-1]) or label.is_floating_point():
+    if len(label)!=len(pyramid[-1]):
         raise ValueError(f'SegHead: labels must be `b H W` integers for {len(pyramid[-1])} pictures, got {tuple(label.shape)} of {label.dtype}')
     check_labels(label, head.config.num_classes, head.config.ignore)
 
@@ -314,13 +317,16 @@ def _check_pyramid(head, pyramid, label):
 class Segmentor(nn.Module, Shareable):
     "Pictures in, logits out: normalise, pad, backbone, head, resize, crop. Saves, loads and shares itself (`share.Shareable`)."
     needed = ('backbone', 'head')
+    looks_at_values = True # at those of float images, whether they are in 0..255; switched off by who has looked already
+    has_seen_bright = False # in training, a batch of float images that surely was
+    has_warned = False
     def __init__(self,
         backbone:nn.Module, # gives a list of maps; has `channels`, `pad_to`, `mean`, `std` (in 0..255)
         config:HeadConfig, # of the head
     ):
         super().__init__()
         self.backbone, self.head = backbone, SegHead(backbone.channels, config)
-        for name in ('mean','std'): self.register_buffer(name, torch.tensor(getattr(backbone, name)).view(3,1,1), persistent=False)
+        for name in ('mean','std'): self.register_buffer(name, torch.tensor([float(v) for v in getattr(backbone, name)]).view(3,1,1), persistent=False)
     @property
     def relations(self)->tuple: # (`k k` mean table, `k k` variance table), first index the deleted class
         "The learnt relation tables. Raises ValueError where the model has none."
@@ -333,8 +339,12 @@ class Segmentor(nn.Module, Shareable):
         enlarge:bool=True, # False: the answer stays on the head's grid, which is all that a training step needs
         **head_args, # `deleted`, `noise`, `criterion`: see `SegHead`
     )->dict: # out `b k h w`, and what `SegHead` gives
-        "Raises ValueError where pictures and labels do not fit each other, FloatingPointError for nan in the pictures (CPU)."
-        _check_images(images, label)
+        """Raises ValueError where images and labels do not fit each other, for labels that are no class ids, for float images that are
+        not in 0..255; FloatingPointError for nan in the images (CPU)."""
+        check_images(images, 'Segmentor')
+        if label is not None: label = class_ids(label, 'Segmentor')
+        _check_fit(images, label, size, self.mean.device)
+        self._check_values(images)
         x, own = pad_to_multiple((images.to(self.mean.dtype)-self.mean)/self.std, self.backbone.pad_to)
         if label is not None: label, _ = pad_to_multiple(label, self.backbone.pad_to, value=self.head.config.ignore)
         _check_one_cell(self.backbone, x)
@@ -343,14 +353,30 @@ class Segmentor(nn.Module, Shareable):
         out = self.head(self.backbone(x), label, size=size if size and padded==own else padded, **head_args) # resized once where it can be
         out['out'] = upsample(out['out'] if size and padded==own else crop(out['out'], own), size or own)
         return out
+    def _check_values(self, images):
+        """In training an error at first and a warning later, once: a dark crop must not end a long run. On a GPU a training looks
+        until it has seen a bright batch, and never again."""
+        if images.dtype==torch.uint8 or torch.compiler.is_compiling(): return
+        check_finite(images, 'input images')
+        if not self.looks_at_values: return
+        if not (self.training and self.has_seen_bright):
+            bright = check_scale(images, 'Segmentor')
+            self.has_seen_bright = self.has_seen_bright or (bright and self.training)
+        elif images.device.type=='cpu' and not self.has_warned:
+            try: check_scale(images, 'Segmentor')
+            except ValueError as e:
+                self.has_warned = True
+                warn(str(e), stacklevel=4)
     def to_config(self)->dict: # settings of backbone and head, as JSON can say them
         return dict(backbone=self.backbone.config, head=asdict(self.head.config))
     @classmethod
     def from_config(cls, config): # of `to_config`
-        lists = {k:tuple(v) if isinstance(v, list) else v for k,v in config['head'].items()}
-        k, classes = lists['num_classes'], (config.get('space') or {}).get('classes')
-        if classes is not None and len(classes)!=k: raise ValueError(f'config.json: the label space has {len(classes)} classes, the head {k}; copy the folder again')
-        return cls(Backbone(**config['backbone']), HeadConfig(**lists))
+        "Build from saved settings, which may be a stranger's: nothing is fetched, no file is read. ValueError naming the part that does not fit."
+        head = _head_from(config['head'])
+        if config.get('space') is not None:
+            k = LabelSpace.from_json(config['space']).num_classes
+            if k!=head.num_classes: raise ValueError(f'the label space has {k} classes, the head {head.num_classes}; copy the folder again')
+        return cls(Backbone.from_config(config['backbone']), head)
 
 def segmentor(
     framework:str, # 'fcn', 'pspnet', 'deeplabv3', 'upernet', 'ocrnet' or 'segformer'
@@ -372,13 +398,22 @@ def segmentor(
     return Segmentor(backbone, config)
 
 # %% ../nbs/15_idrnet.ipynb #c064
-def _check_images(images, label):
-    if images.ndim!=4 or images.shape[1]!=3:
-        raise ValueError(f'Segmentor: pictures must be `b 3 H W` RGB in 0..255, got {tuple(images.shape)}; grey and RGBA pictures: idrnet_nb.data.read_picture')
+def _check_fit(images, label, size, device):
+    "ValueError where images, labels, model and the wanted size do not go together."
+    if images.device!=device: raise ValueError(f'Segmentor: images are on {images.device}, the model is on {device}; give images.to({str(device)!r})')
+    if label is not None and label.device!=device: raise ValueError(f'Segmentor: labels are on {label.device}, the model is on {device}; give label.to({str(device)!r})')
     if label is not None and (label.shape[-2:]!=images.shape[-2:] or len(label)!=len(images)):
-        raise ValueError(f'Segmentor: pictures {tuple(images.shape)} and labels {tuple(label.shape)} differ in size; resize labels with nearest, or crop both alike')
-    if not images.shape[0]: raise ValueError('Segmentor: no pictures, the batch is empty')
-    if images.is_floating_point(): check_finite(images, 'input pictures')
+        raise ValueError(f'Segmentor: images {tuple(images.shape)} and labels {tuple(label.shape)} differ in size; resize labels with nearest, or crop both alike')
+    if size is not None and not torch.compiler.is_compiling(): check_size(size, 'Segmentor')
+
+def _head_from(settings):
+    "A `HeadConfig` from saved settings."
+    if not isinstance(settings, dict): raise ValueError(f'head is {str(settings)[:80]!r}, its settings by name are wanted')
+    known = {f.name for f in fields(HeadConfig)}
+    if odd := sorted(set(settings)-known): raise ValueError(f'head has {odd}, which this version does not know; there are {", ".join(sorted(known))}')
+    if 'num_classes' not in settings: raise ValueError("head lacks 'num_classes'")
+    try: return HeadConfig(**{k:tuple(v) if isinstance(v, list) else v for k,v in settings.items()})
+    except (TypeError, ValueError) as e: raise ValueError(f'head: {e}') from e
 
 def _check_one_cell(backbone, x):
     stride = max(getattr(backbone, 'steps', getattr(backbone, 'strides', [1])))

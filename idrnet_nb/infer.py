@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import __version__
-from .core import LabelSpace, check_fields, check_flip_pairs, check_labels, colour_map, write_atomic
+from .core import (LabelSpace, check_fields, check_flip_pairs, check_images, check_labels, check_scale, check_size,
+    class_ids, colour_map, write_atomic)
 from .processes import my_part
 from .metrics import Meter
-from .share import fetch, read_model
+from .share import CONFIG, fetch, read_model
 from .backbone import crop
 from .head import full_precision, upsample
 from .idrnet import Segmentor
@@ -128,8 +129,9 @@ def _mirrored(out, pairs):
 # %% ../nbs/22_infer.ipynb #c025
 @torch.no_grad()
 def _answer(model, images, p, size): # mean over looks, `b k H W`: probabilities or logits
-    was, x, total = model.training, _resized(images, p), None
+    was, looked, x, total = model.training, getattr(model, 'looks_at_values', True), _resized(images, p), None
     model.eval()
+    model.looks_at_values = False # whoever calls this has looked at the whole image; a window of it may be dark
     try:
         for scale in p.scales:
             seen = _scaled(x, scale)
@@ -137,7 +139,9 @@ def _answer(model, images, p, size): # mean over looks, `b k H W`: probabilities
                 out = _look(model, seen.flip(-1) if mirror else seen, p, size)
                 out = upsample(_mirrored(out, p.flip_pairs) if mirror else out, size)
                 total = out if total is None else total.add_(out)
-    finally: model.train(was)
+    finally:
+        model.train(was)
+        model.looks_at_values = looked
     return total.div_(len(p.scales)*(2 if p.flip else 1))
 
 def probabilities(
@@ -147,8 +151,12 @@ def probabilities(
     size:Optional[tuple]=None, # `(H, W)` of the answer; None: that of `images`
     **look, # parts of the protocol to change: scales, flip, window, step …
 )->Tensor: # `b k H W`, sums to 1 over k
-    "Class probabilities, averaged over all looks; the model is in evaluation mode meanwhile and left as it was. ValueError as `Protocol`."
+    """Class probabilities, averaged over all looks; the model is in evaluation mode meanwhile and left as it was.
+    ValueError as `Protocol`, and for images that are not `b 3 H W` in 0..255."""
     p = (protocol or Protocol()).but(**look)
+    check_images(images, 'probabilities')
+    check_scale(images, 'probabilities')
+    if size is not None: check_size(size, 'probabilities')
     out = _answer(model, images, p, tuple(size or images.shape[-2:]))
     return out.softmax(1) if p.average=='logits' else out
 
@@ -166,12 +174,17 @@ def evaluate(
     together:bool=False, # with several processes, which must all call: each looks at its share, all get the whole
     **look, # parts of the protocol to change: scales, flip, window, step …
 )->Meter: # confusion counts, of each picture and in all
-    "Confusion of a model over a dataset, counted on the model's device. Raises ValueError for labels the model has no class for."
+    "Confusion of a model over a dataset, counted on the model's device. Raises ValueError for labels the model has no class for, and for images that are not in 0..255."
     from tqdm.auto import tqdm
     config, device, p = model.head.config, next(model.parameters()).device, (protocol or Protocol()).but(**look)
     meter = Meter(config.num_classes, config.ignore, keep, boundary)
     loader = torch.utils.data.DataLoader(my_part(data) if together else data, batch_size or (1 if protocol else 8), collate_fn=one_size, num_workers=workers)
+    bright = False # the first image that is not black tells how they are scaled
     for images,labels in tqdm(loader, disable=not progress, desc='evaluating', leave=False):
+        here = f'images {len(meter)}..'
+        check_images(images, here)
+        bright = bright or check_scale(images, here)
+        labels = class_ids(labels, f'labels of pictures {len(meter)}..')
         check_labels(labels, config.num_classes, config.ignore, f'labels of pictures {len(meter)}..')
         meter.update(_answer(model, images.to(device), p, images.shape[-2:]).argmax(1), labels.to(device))
     return meter.gather() if together else meter
@@ -248,14 +261,16 @@ def load_model(
 )->tuple: # (model in evaluation mode, its label space)
     "Read a model. Raises FileNotFoundError, or ValueError for broken files and for weights of another label set; nothing is half loaded."
     folder = fetch(folder) if str(folder).count('/')==1 and not Path(folder).exists() else Path(folder)
-    config = read_model(folder, Segmentor.needed)
-    if 'space' not in config:
-        raise ValueError(f"{str(folder)!r} lacks ['space'], its classes: save it with save_model(model, folder, space), or read it with Segmentor.from_pretrained")
+    config, file = read_model(folder, Segmentor.needed), repr(str(folder/CONFIG))
+    if config.get('space') is None:
+        raise ValueError(f"{file} lacks ['space'], its classes: save it with save_model(model, folder, space), or read it with Segmentor.from_pretrained")
     try: have = LabelSpace.from_json(config['space'])
-    except (TypeError, KeyError) as e: raise ValueError(f'{str(folder/"config.json")!r} does not fit this version ({__version__}): {e}') from e
+    except (AttributeError, LookupError, TypeError, ValueError) as e:
+        raise ValueError(f'{file} does not fit this version ({__version__}): {e}') from e
+    try: Protocol(**config.get('protocol') or {})
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as e:
+        raise ValueError(f'{file}: the protocol saved with the model does not fit this version ({__version__}): {e}') from e
     if space is not None and have.classes != space.classes:
         raise ValueError(f'{str(folder)!r} was trained for label set {have.name!r} ({have.num_classes} classes), not for {space.name!r} ({space.num_classes}); '
                          'its relation tables mean nothing there')
-    if have.num_classes != config['head'].get('num_classes'):
-        raise ValueError(f'{str(folder)!r}: label set {have.name!r} has {have.num_classes} classes, the head {config["head"].get("num_classes")}; copy the folder again')
     return Segmentor.from_pretrained(folder, device=device), have

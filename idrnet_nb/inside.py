@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import LabelSpace, check_finite, check_labels, palette, show_label, show_legend, show_picture
+from .core import LabelSpace, check_finite, check_labels, check_scale, palette, show_label, show_legend, show_picture
 from .backbone import crop, pad_to_multiple
 from .head import upsample
 from .intervene import class_stats, silence, without
@@ -62,6 +62,7 @@ def _picture_of(picture, label, space): # `3 h w` float, `h w` or None
     if x.ndim==3 and x.shape[channels]!=3: channels = 2-channels
     if x.ndim==3 and channels: x = x.permute(2,0,1)
     if x.ndim!=3 or x.shape[0]!=3 or not x.numel(): raise ValueError(f'what_if: one picture is `3 h w` or `h w 3`, RGB in 0..255, this is {given}')
+    check_scale(x, 'what_if')
     x = x.float().contiguous(); check_finite(x, 'what_if: the picture')
     if label is None: return x, None
     label = torch.as_tensor(np.array(label) if not isinstance(label, Tensor) else label).detach().cpu()

@@ -50,6 +50,7 @@ def class_stats(
     k:int, # number of classes
 )->tuple: # (`b k` means, `b k` population variances, `b k` pixel counts)
     "Mean and variance of the loss over the true pixels of each class, per picture; 0 where a class has none (diagnostics, step 3)."
+    label = label.long()
     slot = torch.where((label>=0) & (label<k), label, k)
     add = lambda x: x.new_zeros(len(x), k+1).scatter_add(1, slot, x)
     count = add(torch.ones_like(loss))

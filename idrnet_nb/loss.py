@@ -14,6 +14,7 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor
 
+from .core import check_ignore, class_ids
 from .head import full_precision, mean_loss, pixel_loss
 
 # %% ../nbs/16_loss.ipynb #c012
@@ -27,6 +28,8 @@ def hard_mean(
     sure:Optional[Tensor]=None, # `b H W`, probability of each pixel's class; None: exp(-loss)
 )->Tensor: # scalar
     "Weighted mean over the (hard) pixels that have a label; 0 if none has. IndexError where `weights` are fewer than the classes (CPU)."
+    label = class_ids(label, 'hard_mean', axes=None)
+    if weights is not None: check_ignore(len(weights), ignore, 'hard_mean')
     count = (label!=ignore).to(loss.dtype)
     if weights is not None: count = count*torch.as_tensor(weights, dtype=loss.dtype, device=loss.device)[label.where(label!=ignore, 0)]
     if below is not None:
@@ -46,7 +49,8 @@ def focal(
 # %% ../nbs/16_loss.ipynb #c024
 def _masks(logits, label, ignore): # probabilities, truth: `k n`, `k n`; both 0 on void, whatever its id
     k = logits.shape[1]
-    y = rearrange(label, 'b h w -> (b h w)')
+    check_ignore(k, ignore, 'loss')
+    y = rearrange(class_ids(label, 'loss'), 'b h w -> (b h w)')
     valid = y!=ignore
     prob = rearrange(full_precision(logits).softmax(1), 'b k h w -> k (b h w)')
     truth = (torch.arange(k, device=y.device)[:,None]==y) & valid
@@ -104,8 +108,10 @@ class Criterion:
         label:Tensor, # `b H W`, class ids or `ignore`
         ignore:int=255, # the id of void pixels
     )->Tensor: # scalar, at least float32
-        "ValueError for other sizes, or not as many weights as classes."
+        "ValueError for other sizes, not as many weights as classes, labels that are no class ids."
+        label = class_ids(label, 'Criterion')
         _check(self, logits, label)
+        check_ignore(logits.shape[1], ignore, 'Criterion')
         each = pixel_loss(logits, label, ignore) if any(name in ('ce','focal') for _,name in self._terms) else None
         return sum(factor*_part(self, name, logits, label, ignore, each) for factor,name in self._terms)
 

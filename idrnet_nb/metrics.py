@@ -12,15 +12,19 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from .core import IGNORE
+from .core import IGNORE, check_ignore, class_ids
 
 # %% ../nbs/02_metrics.ipynb #c014
 def _check(pred, label, where):
+    for part in (pred, label):
+        if not isinstance(part, Tensor):
+            raise ValueError(f'{where}: pred and label must be tensors, got {type(part).__name__}; torch.as_tensor(array) makes one')
     if pred.shape!=label.shape:
         raise ValueError(f'{where}: pred is {tuple(pred.shape)} and label {tuple(label.shape)}; '
                          'resize the scores to the label and take argmax over the classes first')
     if pred.is_floating_point() or label.is_floating_point():
         raise ValueError(f'{where}: pred is {pred.dtype} and label {label.dtype}; both must be class ids, whole numbers')
+    class_ids(label, where, axes=None)
 
 def _refuse(name, ids, k, where):
     bad = ids[(ids<0)|(ids>=k)].unique().tolist()
@@ -40,6 +44,7 @@ def _count(pred, label, k, ignore):
     return _tally(at.masked_fill(void|odd, b*k*k).flatten(), b*k*k+1)[:-1].reshape(b, k, k), odd.any()
 
 def _refuse_odd(pred, label, k, ignore, where):
+    pred, label = pred.long(), label.long()
     valid = label!=ignore
     for name,ids in ('label',label[valid]), ('pred',pred[valid]): _refuse(name, ids.long(), k, where)
 
@@ -52,6 +57,7 @@ def confusion(
 )->Tensor: # `k k` int64, [truth, predicted], pixels
     "Count truth against prediction. Raises ValueError for other shapes, floats, or ids outside 0..k-1 (what is said on void pixels does not matter)."
     _check(pred, label, 'confusion')
+    check_ignore(k, ignore, 'confusion')
     counts, odd = _count(pred[None], label[None], k, ignore)
     if odd: _refuse_odd(pred, label, k, ignore, 'confusion')
     return counts[0]
@@ -86,6 +92,7 @@ def _edge(ids, void, d): # `b h w` bool: another id, or the picture's border, wi
     return ((around(x)!=x)|(-around(-x)!=x)|border) & ~void
 
 def _bands(pred, label, k, ratio, ignore): # `2 k`: pixels in both bands, and in either
+    pred, label = pred.long(), label.long()
     d, void = max(1, round(ratio*np.hypot(*label.shape[-2:]))), label==ignore
     true, said = _edge(label, void, d), _edge(pred, void, d)
     count = lambda where, ids: _tally(ids.long().where(where & (ids>=0) & (ids<k), k).flatten(), k+1)[:k]
@@ -102,6 +109,7 @@ def boundary_counts(
 )->Tensor: # `2 k` int64: pixels in both bands, and in either; summed over a dataset, their ratio is the boundary IoU
     "Bands along the edges of each class (Cheng et al. 2021). Raises ValueError as `confusion`, and for a ratio that is not above 0."
     _check(pred, label, 'boundary_counts')
+    check_ignore(k, ignore, 'boundary_counts')
     if label.ndim!=3: raise ValueError(f'boundary_counts: label is {tuple(label.shape)}, it must be `b h w`; add the batch axis')
     if not ratio>0: raise ValueError(f'boundary_counts: ratio={ratio} of the diagonal, it must be above 0, say .02')
     _refuse_odd(pred, label, k, ignore, 'boundary_counts')
@@ -117,6 +125,7 @@ class Meter:
         boundary=None, # ratio of `boundary_counts`, say .02; None: edges are not counted
     ):
         if k<1: raise ValueError(f'Meter: k is {k}, give at least one class')
+        check_ignore(k, ignore, 'Meter')
         self.k, self.ignore, self.keep, self.boundary, self.pictures, self._kept = k, ignore, keep, boundary, 0, []
         self._sums = torch.zeros(k*k+2*k+1, dtype=torch.int64) # confusion, bands, batches with odd ids
 
@@ -125,8 +134,8 @@ class Meter:
         label:Tensor, # `b h w`, true class ids, same device
     )->None:
         "Count one batch."
-        if label.ndim!=3: raise ValueError(f'Meter: label is {tuple(label.shape)}, it must be `b h w`; add the batch axis')
         where = f'Meter, pictures from {len(self)}'
+        label = class_ids(label, where)
         _check(pred, label, where)
         new, odd = _count(pred, label, self.k, self.ignore)
         if odd.device.type=='cpu' and odd: _refuse_odd(pred, label, self.k, self.ignore, where)

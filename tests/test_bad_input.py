@@ -77,14 +77,14 @@ def test_another_ignore_id():
 @pytest.mark.parametrize('size', [dict(h=8), dict(w=17), dict(b=1)], ids=str)
 def test_label_of_another_size(size):
     label = labels(**size)
-    with pytest.raises(ValueError, match=r'pictures \(2, 3, 16, 16\) and labels .* differ in size; resize labels with nearest'): model_of()(pictures(), label)
+    with pytest.raises(ValueError, match=r'images \(2, 3, 16, 16\) and labels .* differ in size; resize labels with nearest'): model_of()(pictures(), label)
     if 'b' in size: return
     data = [(p.byte(),l) for p,l in zip(pictures(), label)]
     with pytest.raises(ValueError, match='differ in size'): train(model_of(), data, TrainConfig(steps=1, batch_size=2), 'cpu', progress=False)
     with pytest.raises(ValueError, match=r'pred is \(2, 16, 16\) and label \(2, '): evaluate(model_of(), data)
 
 def test_labels_of_another_kind():
-    with pytest.raises(ValueError, match=r'labels must be `b H W` integers for 2 pictures, got \(2, 16, 16\) of torch.float32'): model_of()(pictures(), labels().float())
+    with pytest.raises(ValueError, match=r'labels must be `b H W` integers, got \(2, 16, 16\) of torch.float32'): model_of()(pictures(), labels().float())
     with pytest.raises(ValueError, match=r'for 2 pictures, got \(1, 16, 16\)'): head_of()(pyramid(), labels(b=1))
 
 def two_sizes(): return [(p[...,:w].byte(),l[:,:w]) for p,l,w in zip(pictures(), labels(), (16,12))]
@@ -108,7 +108,7 @@ def test_maps_nobody_reads():
 
 @pytest.mark.parametrize('shape', [(3,16,16), (2,1,16,16), (2,4,16,16), (2,16,16,3)])
 def test_no_rgb_picture(shape):
-    with pytest.raises(ValueError, match='must be `b 3 H W` RGB.*grey and RGBA pictures: idrnet_nb.data.read_picture'): model_of()(torch.rand(shape))
+    with pytest.raises(ValueError, match='must be `b 3 H W` RGB.*grey and RGBA images: idrnet_nb.data.read_picture'): model_of()(torch.rand(shape))
 
 def test_empty_picture():
     with pytest.raises(ValueError, match=r'picture is empty, shape \(2, 3, 0, 16\)'): model_of()(pictures(h=0))
@@ -119,8 +119,8 @@ def test_nan_in_the_picture(value):
     model, x = model_of().train(), pictures()
     x[1,2,3,:4] = value
     before = state(model.head.refiner)
-    with pytest.raises(FloatingPointError, match='input pictures: 4 of 1536 values are nan or infinite'): model(x, labels())
-    with pytest.raises(FloatingPointError, match='input pictures: 4 of 1536'): model.eval()(x)
+    with pytest.raises(FloatingPointError, match='input images: 4 of 1536 values are nan or infinite'): model(x, labels())
+    with pytest.raises(FloatingPointError, match='input images: 4 of 1536'): model.eval()(x)
     assert unchanged(model.head.refiner, before)
 
 @pytest.mark.parametrize('i', range(4))
@@ -258,7 +258,7 @@ def test_one_small_picture_in_training(backbone, request):
 
 def test_no_pictures_at_all():
     try: out = model_of().train()(pictures(0), labels(0))
-    except ValueError as e: assert 'picture' in str(e)
+    except ValueError as e: assert 'images' in str(e)
     else: assert out['loss']==0
 
 # --- pictures on disk, through the command line

@@ -41,9 +41,9 @@ def focal_loop(p, gamma=2.): return (1-p)**gamma*-p.log()
 
 @pytest.mark.parametrize('part', range(4))
 def test_equal_to_loops(part):
-    "In both precisions; the void id may lie above, below or among the classes."
+    "In both precisions; the void id may lie above, right after or below the classes."
     for seed in range(60*part, 60*part+60):
-        void = (255,-1,0)[seed%3]; logits, label = case(seed, ignore=void); px, k = pixels(logits, label, void), logits.shape[1]
+        void = (255,-1,5)[seed%3]; logits, label = case(seed, ignore=void); px, k = pixels(logits, label, void), logits.shape[1]
         n = max(1, len(px))
         want = dict(ce=sum(-p[c].log() for p,c in px)/n, focal=sum(focal_loop(p[c]) for p,c in px)/n, dice=dice_loop(px, k), lovasz=lovasz_loop(px, k))
         want['0.5*ce+2*dice'] = .5*want['ce']+2*want['dice']
