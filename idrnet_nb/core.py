@@ -180,8 +180,9 @@ def _check_space(s):
     if raw is None: return
     if not raw or min(raw)<0 or max(raw)>=2**63:
         raise ValueError(f'{here}: raw_to_train must have ids from 0 up, below 2**63')
-    wrong = sorted({t for t in raw.values() if t!=s.ignore and not 0<=t<k})
-    if wrong: raise ValueError(f'{here}: raw_to_train leads to {wrong}, which is neither a class (0..{k-1}) nor ignore ({s.ignore})')
+    wrong = [f'id {i} to {t}' for i,t in raw.items() if t!=s.ignore and not 0<=t<k]
+    if wrong:
+        raise ValueError(f'{here}: raw_to_train takes {", ".join(wrong[:5])}, which is neither a class (0..{k-1}) nor ignore ({s.ignore})')
 
 # %% ../nbs/00_core.ipynb #c048
 _LARGEST_TABLE = 1<<20 # ids
