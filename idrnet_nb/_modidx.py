@@ -486,6 +486,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'idrnet_nb.infer._by': ('infer.html#_by', 'idrnet_nb/infer.py'),
                                  'idrnet_nb.infer._check_protocol': ('infer.html#_check_protocol', 'idrnet_nb/infer.py'),
                                  'idrnet_nb.infer._describe': ('infer.html#_describe', 'idrnet_nb/infer.py'),
+                                 'idrnet_nb.infer._describe_size': ('infer.html#_describe_size', 'idrnet_nb/infer.py'),
                                  'idrnet_nb.infer._look': ('infer.html#_look', 'idrnet_nb/infer.py'),
                                  'idrnet_nb.infer._mirrored': ('infer.html#_mirrored', 'idrnet_nb/infer.py'),
                                  'idrnet_nb.infer._resized': ('infer.html#_resized', 'idrnet_nb/infer.py'),

@@ -632,7 +632,7 @@ def fit_size(
     keep_ratio:bool=True, # the largest size within both bounds; or else exactly the bounds, the larger one along the longer side
     factor:float=1., # times the bounds
 )->tuple[int,int]: # (h, w)
-    "The resize rule of the training scale."
+    "The resize rule, of the training scale and of `Protocol.fit`."
     low,high = sorted(max(1,int(n*factor)) for n in bounds)
     if not keep_ratio: return (high,low) if size[0]>size[1] else (low,high)
     scale = min(high/max(size), low/min(size))

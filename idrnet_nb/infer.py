@@ -22,6 +22,7 @@ from .metrics import Meter
 from .share import fetch, read_model
 from .head import upsample
 from .idrnet import Segmentor
+from .data import fit_size
 from .train import one_size
 
 # %% ../nbs/22_infer.ipynb #c013
@@ -47,14 +48,15 @@ class Protocol:
     flip:bool=False # looks at the mirror images as well
     flip_pairs:tuple=() # ids that mean left and right, and swap in the mirror
     average:str='probabilities' # what is resized to the label and averaged over looks: 'probabilities' or 'logits'
+    turn:bool=False # the larger number of `resize` lies along the image's longer side, as in a training with `Augment.bounds`; False: exactly (h, w)
     def __post_init__(self): _check_protocol(self)
     def fit(self,
         size:tuple, # (h, w) of a picture
     )->tuple: # (h, w) it is brought to, before the scales
+        "The resize rule of training (`data.fit_size`), or `resize` itself."
         if self.resize is None: return tuple(size)
-        if not self.keep_ratio: return self.resize
-        scale = min(max(self.resize)/max(size), min(self.resize)/min(size))
-        return tuple(max(1, int(n*scale+.5)) for n in size)
+        if self.keep_ratio or self.turn: return fit_size(size, self.resize, self.keep_ratio)
+        return self.resize
     def but(self, **parts)->'Protocol': # the same with other parts; a new window brings its own step
         return replace(self, **({'step':None, **parts} if 'window' in parts else parts))
     def __str__(self): return _describe(self)
@@ -75,8 +77,15 @@ def _check_protocol(p):
 
 def _by(size): return f'{size[0]}x{size[1]}'
 
+def _describe_size(p):
+    if not p.resize: return 'pictures as they are'
+    low, high = sorted(p.resize)
+    if p.keep_ratio: return f'shorter side up to {low}, longer up to {high}'
+    if p.turn and low<high: return f'resized to {low}x{high}, upright ones to {high}x{low}'
+    return f'resized to {_by(p.resize)}'
+
 def _describe(p):
-    size = 'pictures as they are' if not p.resize else f'shorter side up to {min(p.resize)}, longer up to {max(p.resize)}' if p.keep_ratio else f'resized to {_by(p.resize)}'
+    size = _describe_size(p)
     looks = [f'windows {_by(p.window)} every {_by(p.step)}' if p.window else 'whole picture']
     if p.scales!=(1.,): looks.append('scales '+' '.join(f'{s:g}' for s in p.scales))
     if p.flip: looks.append('mirrored too'+(f', {len(p.flip_pairs)} pairs of classes swapped' if p.flip_pairs else ''))

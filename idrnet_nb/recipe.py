@@ -54,6 +54,8 @@ class Recipe:
     def to_json(self)->dict: return json.loads(json.dumps({**asdict(self), 'own':self.own and self.own.to_json()}))
     @classmethod
     def from_json(cls, d):
+        turns = bool(d['augment'].get('bounds')) and not d['augment'].get('keep_ratio', True)
+        d = {**d, 'protocol':{'turn':turns, **d['protocol']}} # a recipe written before `turn` was is judged as it is trained
         parts = {k:kind(**{n:_tuples(v) for n,v in d[k].items()}) for k,kind in _PARTS.items()}
         return cls(**{**d, **parts, 'own':d['own'] and LabelSpace.from_json(d['own'])})
     def __str__(self): return _told(self)
@@ -133,7 +135,8 @@ def laptop(
     net = dict(name=backbone, maps=4 if head.fpn else 2) if backbone=='tiny' else dict(name=backbone, output_stride=16, maps=4 if head.fpn else 2)
     how = TrainConfig(batch_size=8, lr=1e-3, backbone_lr=.5, channels_last=True)
     aug = Augment(size, (.75,1.5), flip_pairs=pairs, bounds=size, keep_ratio=False, ignore=space.ignore)
-    return Recipe(f'laptop_{framework}_{space.name}', space.name, net, head, epochs, how, aug, Protocol(size, flip_pairs=pairs), None if known else space)
+    judged = Protocol(size, flip_pairs=pairs, turn=True) # as `aug` turns its bounds
+    return Recipe(f'laptop_{framework}_{space.name}', space.name, net, head, epochs, how, aug, judged, None if known else space)
 
 RECIPES |= {r.name:r for f in ('fcn','upernet') for name in DATASETS for r in [laptop(LABEL_SPACES[name], f)]}
 
