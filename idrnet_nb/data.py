@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from .core import IGNORE, LabelSpace, palette
+from .checkpoint import compress_json, file_table, plain_settings
 
 # %% ../nbs/20_data.ipynb #c012
 def _space(name, classes, colours, raw):
@@ -795,6 +796,12 @@ class Pairs(torch.utils.data.Dataset):
     def __len__(self): return len(self.rows)
     def set_epoch(self, epoch:int): # another epoch, other crops
         self.epoch.fill_(epoch)
+    def describe(self)->dict: # as JSON can say it
+        "What a training that is resumed must find again (`checkpoint.describe_data`): classes, ids in the masks, sizes, augmentation, and the table of files."
+        ids = self.space.raw_to_train
+        if ids is None: ids = {i:i for i in (*range(self.space.num_classes), self.space.ignore)}
+        return dict(classes=list(self.space.classes), ids={str(i):t for i,t in sorted(ids.items())}, ignore=self.space.ignore, size=self.size and list(self.size),
+                    augment=plain_settings(self.augment), files=compress_json(file_table(self.rows)))
     def skipped(self)->list: # what is wrong with each pair skipped so far
         return [_wrong(self,i) for i in self.bad.nonzero().flatten().tolist()]
 
