@@ -42,6 +42,9 @@ def check_folder(
     """Ask before any work whether a model can be written there, without writing over anything else. ValueError for a file in its place,
     or a config.json or README.md that no saved model has written; PermissionError where nothing can be written."""
     folder = Path(folder)
+    try: os.lstat(folder)
+    except (FileNotFoundError, NotADirectoryError, PermissionError): pass # not yet there, or judged below
+    except (OSError, ValueError) as e: raise ValueError(f'{str(folder)[:99]!r} cannot be a folder ({getattr(e, "strerror", None) or e}); give another') from e
     there = next((p for p in (folder, *folder.parents) if os.path.lexists(p)), Path('.')) # or the nearest folder above
     if not there.is_dir():
         what = 'a link that leads nowhere' if there.is_symlink() and not there.exists() else 'a file'
