@@ -861,6 +861,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'idrnet_nb.train._Trail': ('train.html#_trail', 'idrnet_nb/train.py'),
                                  'idrnet_nb.train._Trail.__init__': ('train.html#_trail.__init__', 'idrnet_nb/train.py'),
                                  'idrnet_nb.train._Trail.begin': ('train.html#_trail.begin', 'idrnet_nb/train.py'),
+                                 'idrnet_nb.train._Trail.check_leftovers': ('train.html#_trail.check_leftovers', 'idrnet_nb/train.py'),
                                  'idrnet_nb.train._Trail.check_log': ('train.html#_trail.check_log', 'idrnet_nb/train.py'),
                                  'idrnet_nb.train._Trail.check_same': ('train.html#_trail.check_same', 'idrnet_nb/train.py'),
                                  'idrnet_nb.train._Trail.compare_elsewhere': ('train.html#_trail.compare_elsewhere', 'idrnet_nb/train.py'),

@@ -184,7 +184,8 @@ def _sources(rows, column): # (file name or None, bytes that the row itself hold
         return [(x.get('path'), len(x.get('bytes') or b'')) for x in sources]
     names = [name for chunk in chunks for name in chunk.field('path').to_pylist()]
     found = [*zip(names, _held_sizes([chunk.field('bytes') for chunk in chunks]))]
-    return found if rows._indices is None else [found[i] for i in rows._indices.column(0).to_pylist()] # of `select`, `shuffle`
+    if rows._indices is None: return found
+    return [found[i] for i in rows._indices.column(0).to_pylist()] # of `select`, `shuffle`
 
 def _file_sizes(names): # None where there is no file
     def size(name):
@@ -217,7 +218,7 @@ def file_table(
     rows, # of `data.folder_pairs` and its like: `datasets.Dataset`, or a list of dicts, with image and label
     checked:int=200, # pairs whose content is looked at, evenly spread
 )->list: # [image, its bytes, mask, its bytes, check sum or None] a pair
-    "Which files these are. Names begin below the folder that all lie in, so that a folder which was moved is the same; nothing is decoded."
+    "Which files these are. Names begin below the folder that all lie in: a folder that was moved is the same. Nothing is decoded."
     columns = []
     for column in ('image', 'label'):
         sources = _sources(rows, column)
@@ -229,7 +230,7 @@ def file_table(
 
 # %% ../nbs/18_checkpoint.ipynb #c042e
 class ItemSummaries(torch.utils.data.Dataset):
-    "Coarse summaries of some items: size, mean of each channel, share of each class id; None for an item that cannot be summed up."
+    "Coarse summaries of some items: size, mean of each channel, share of each class id; None where there is none."
     def __init__(self,
         data, # map-style dataset of (image `c h w`, label `h w`)
         most:int=16, # so many items, evenly spread
@@ -272,24 +273,29 @@ def item_differences(
 )->list: # of 'item 3: …'
     "Items that are not the same; what another machine computes a little differently is."
     out = []
-    for at in was.keys() & now.keys():
+    for at in sorted(was.keys() & now.keys(), key=int):
         a, b = was[at], now[at]
-        if a['size']!=b['size']: out.append((int(at), f'was {a["size"]}, is {b["size"]}'))
-        elif max(abs(x-y) for x,y in zip(a['means'], b['means'])) > 1: out.append((int(at), f'had the mean colour {a["means"]}, has {b["means"]}'))
-        else: out += [(int(at), f'class {i} was on {100*a["shares"].get(i,0):.1f} % of it, is on {100*b["shares"].get(i,0):.1f} %')
-            for i in sorted(a['shares'].keys()|b['shares'].keys(), key=int) if abs(a['shares'].get(i,0)-b['shares'].get(i,0)) > .01][:1]
-    return [f'item {at} {said}' for at,said in sorted(out)]
+        share = lambda summary, i: 100*summary['shares'].get(i, 0)
+        other = [i for i in sorted(a['shares'].keys()|b['shares'].keys(), key=int) if abs(share(a, i)-share(b, i))>1]
+        if a['size']!=b['size']: out.append(f'item {at} was {a["size"]}, is {b["size"]}')
+        elif max(abs(x-y) for x,y in zip(a['means'], b['means']))>1:
+            out.append(f'item {at} had the mean colour {a["means"]}, has {b["means"]}')
+        elif other:
+            i = other[0]
+            out.append(f'item {at} had class {i} on {share(a, i):.1f} % of its pixels, has it on {share(b, i):.1f} %')
+    return out
 
 def describe_data(
     data, # a map-style dataset
     workers:int=0, # loading processes of the training
 )->dict: # as JSON can say it
-    """What a resumed training must find again: what `data.describe()` says, where the dataset has that method (`data.Pairs`); the parts of a Subset or
-    ConcatDataset; of all others a summary of some items, read without a trace in the sources of chance."""
+    """What a resumed training must find again: what `data.describe()` says, where the dataset has that method (`data.Pairs`);
+    the parts of a Subset or ConcatDataset; of all others a summary of some items, read without a trace in the sources of chance."""
     if hasattr(data, 'describe'): return dict(data.describe())
     if isinstance(data, torch.utils.data.Subset):
         return dict(indices=compress_json([int(i) for i in data.indices]), of=describe_data(data.dataset, workers))
-    if isinstance(data, torch.utils.data.ConcatDataset): return dict(parts=[describe_data(part, workers) for part in data.datasets])
+    if isinstance(data, torch.utils.data.ConcatDataset):
+        return dict(parts=[describe_data(part, workers) for part in data.datasets])
     return dict(items=ItemSummaries(data).read(workers))
 
 # %% ../nbs/18_checkpoint.ipynb #c042i
@@ -300,12 +306,14 @@ def file_differences(
     "The first three pairs of files that are not the same, and how many more."
     out = []
     for i,(a,b) in enumerate(zip(was, now)):
-        (image,size,mask,mask_size,check), (image_,size_,mask_,mask_size_,check_) = a, b
-        if image!=image_: out.append(f'image {i} was {image}, is {image_}')
-        elif mask!=mask_: out.append(f'the mask of image {i} ({image}) was {mask}, is {mask_}')
-        elif size!=size_: out.append(f'image {i} ({image}) had {size} bytes, has {size_}')
-        elif mask_size!=mask_size_: out.append(f'the mask of image {i} ({mask or image}) had {mask_size} bytes, has {mask_size_}')
-        elif None not in (check,check_) and check!=check_: out.append(f'image {i} ({image}) or its mask holds something else, in as many bytes')
+        (image, size, mask, mask_size, check), (image_now, size_now, mask_now, mask_size_now, check_now) = a, b
+        here = f'the mask of image {i} ({mask or image})'
+        if image!=image_now: out.append(f'image {i} was {image}, is {image_now}')
+        elif mask!=mask_now: out.append(f'the mask of image {i} ({image}) was {mask}, is {mask_now}')
+        elif size!=size_now: out.append(f'image {i} ({image}) had {size} bytes, has {size_now}')
+        elif mask_size!=mask_size_now: out.append(f'{here} had {mask_size} bytes, has {mask_size_now}')
+        elif check!=check_now and check and check_now:
+            out.append(f'image {i} ({image}) or its mask holds something else, in as many bytes')
     return out[:3] + ([f'{len(out)-3} more pairs of files differ'] if len(out)>3 else [])
 
 def class_differences(
@@ -313,7 +321,8 @@ def class_differences(
     now:list, # the same, of now
 )->list: # one sentence, or none
     "Classes that are not the same, or not in the same order."
-    if len(was)!=len(now): return [f'there were {len(was)} classes ({", ".join(was[:8])} …), there are {len(now)} ({", ".join(now[:8])} …)']
+    if len(was)!=len(now):
+        return [f'there were {len(was)} classes ({", ".join(was[:8])} …), there are {len(now)} ({", ".join(now[:8])} …)']
     at = [i for i,(a,b) in enumerate(zip(was, now)) if a!=b]
     if not at: return []
     ids, before, after = (', '.join(map(str, names[:8])) for names in (at, [was[i] for i in at], [now[i] for i in at]))
@@ -346,6 +355,7 @@ def data_differences(
         elif name=='indices': out += ['the Subset has other indices']
         elif name=='of': out += data_differences(a, b)
         elif name=='parts' and len(a)!=len(b): out += [f'there were {len(a)} parts, there are {len(b)}']
-        elif name=='parts': out += [f'part {i}: {said}' for i,(x,y) in enumerate(zip(a, b)) for said in data_differences(x, y)]
+        elif name=='parts':
+            for i,(x,y) in enumerate(zip(a, b)): out += [f'part {i}: {said}' for said in data_differences(x, y)]
         else: out += differences({name:a}, {name:b})
     return out

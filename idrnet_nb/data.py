@@ -797,11 +797,12 @@ class Pairs(torch.utils.data.Dataset):
     def set_epoch(self, epoch:int): # another epoch, other crops
         self.epoch.fill_(epoch)
     def describe(self)->dict: # as JSON can say it
-        "What a training that is resumed must find again (`checkpoint.describe_data`): classes, ids in the masks, sizes, augmentation, and the table of files."
-        ids = self.space.raw_to_train
-        if ids is None: ids = {i:i for i in (*range(self.space.num_classes), self.space.ignore)}
-        return dict(classes=list(self.space.classes), ids={str(i):t for i,t in sorted(ids.items())}, ignore=self.space.ignore, size=self.size and list(self.size),
-                    augment=plain_settings(self.augment), files=compress_json(file_table(self.rows)))
+        "What a resumed training must find again (`checkpoint.describe_data`): classes, ids in the masks, augmentation, files."
+        space = self.space
+        ids = space.raw_to_train
+        if ids is None: ids = {i:i for i in (*range(space.num_classes), space.ignore)}
+        return dict(classes=list(space.classes), ids={str(i):t for i,t in sorted(ids.items())}, ignore=space.ignore,
+                    size=self.size and list(self.size), augment=plain_settings(self.augment), files=compress_json(file_table(self.rows)))
     def skipped(self)->list: # what is wrong with each pair skipped so far
         return [_wrong(self,i) for i in self.bad.nonzero().flatten().tolist()]
 

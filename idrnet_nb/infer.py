@@ -49,7 +49,7 @@ class Protocol:
     flip:bool=False # looks at the mirror images as well
     flip_pairs:tuple=() # ids that mean left and right, and swap in the mirror
     average:str='probabilities' # what is resized to the label and averaged over looks: 'probabilities' or 'logits'
-    turn:bool=False # the larger number of `resize` lies along the image's longer side, as in a training with `Augment.bounds`; False: exactly (h, w)
+    turn:bool=False # the larger number of `resize` lies along the image's longer side, as in training by `Augment.bounds`
     def __post_init__(self): _check_protocol(self)
     def fit(self,
         size:tuple, # (h, w) of a picture

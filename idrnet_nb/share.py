@@ -39,18 +39,20 @@ def write_model(
 def check_folder(
     folder, # for a model or a training; it need not be there yet
 )->Path: # the folder
-    """Ask before any work whether a model can be written there, without writing over anything else. ValueError for a file in its place,
-    or a config.json or README.md that no saved model has written; PermissionError where nothing can be written."""
+    """Ask before any work whether a model can be written there, without writing over anything else. ValueError for a file
+    in its place, or a config.json or README.md that no saved model has written; PermissionError where nothing can be written."""
     folder = Path(folder)
     try: os.lstat(folder)
     except (FileNotFoundError, NotADirectoryError, PermissionError): pass # not yet there, or judged below
-    except (OSError, ValueError) as e: raise ValueError(f'{str(folder)[:99]!r} cannot be a folder ({getattr(e, "strerror", None) or e}); give another') from e
+    except (OSError, ValueError) as e:
+        why = getattr(e, 'strerror', None) or e
+        raise ValueError(f'{str(folder)[:99]!r} cannot be a folder ({why}); give another') from e
     there = next((p for p in (folder, *folder.parents) if os.path.lexists(p)), Path('.')) # or the nearest folder above
     if not there.is_dir():
         what = 'a link that leads nowhere' if there.is_symlink() and not there.exists() else 'a file'
         raise ValueError(f'{str(there)!r} is {what}; give a folder for the model')
     if not os.access(there, os.W_OK|os.X_OK):
-        raise PermissionError(f'nothing can be written to the folder {str(there)!r}: it is read-only, or belongs to somebody else; give another')
+        raise PermissionError(f'nothing can be written to the folder {str(there)!r}: it is read-only, or somebody else\'s; give another')
     for name,mark in ((CONFIG, r'\A\s*\{\s*"format"'), (CARD, 'library_name: idrnet_nb')):
         path = folder/name
         if path.is_dir() or path.is_file() and not re.search(mark, path.read_text(encoding='utf-8', errors='replace')):

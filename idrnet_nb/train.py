@@ -20,7 +20,8 @@ from .share import WEIGHTS, check_folder
 from .log import Log, keep_batch, picture_names, read_log
 from .processes import join, mean_of_all, of_all, share
 from .loss import Criterion
-from .checkpoint import checkpoints, data_differences, describe_data, differences, load_checkpoint, rng_state, save_checkpoint, set_rng_state
+from .checkpoint import checkpoints, data_differences, describe_data, differences, load_checkpoint
+from .checkpoint import rng_state, save_checkpoint, set_rng_state
 from .plan import TrainConfig, batches, one_size, param_groups, picked, poly
 
 # %% ../nbs/21_train.ipynb #c009
@@ -120,7 +121,10 @@ class LabelCensus:
     def add(self,
         labels, # `b h w`, checked ids, on the CPU
     ):
-        self.counts += torch.where(labels==self.ignore, self.classes, labels).flatten().bincount(minlength=self.classes+1)
+        ids = labels.flatten()
+        if not 0<=self.ignore<2**16: ids = ids[ids!=self.ignore] # `bincount` makes a table up to the largest id
+        counts = ids.bincount(minlength=self.classes)[:self.classes]
+        self.counts += torch.cat([counts, labels.numel()-counts.sum(0, keepdim=True)])
         self.images += len(labels)
         self.left -= 1
 
@@ -133,20 +137,24 @@ class LabelCensus:
         self.merge()
         missing = [i for i in range(self.classes) if not self.counts[i]]
         if self.images and len(missing)==self.classes: raise ValueError(f'train: {self.said(missing)}')
-        if missing and self.images>=self.classes: warnings.warn(f'train: {self.said(missing)}', stacklevel=3) # fewer images prove nothing
+        if missing and self.images>=self.classes: # fewer images prove nothing
+            warnings.warn(f'train: {self.said(missing)}', stacklevel=3)
 
     def said(self, missing):
         space, ignored = self.space, (self.counts[-1]/self.counts.sum()).item()
         names = [f'{i} ({space.classes[i]})' if space else str(i) for i in missing]
         listed = ', '.join(names[:8]) + (f' … ({len(names)} in all)' if len(names)>8 else '')
-        if len(missing)==self.classes: said = f'every pixel in the labels of {self.images} images is ignored, so nothing can be learnt'
-        else: said = f'no pixel in the labels of {self.images} images has class {listed}, so it cannot be learnt'
+        here = f'in the labels of {self.images} images'
+        if len(missing)==self.classes: said = f'every pixel {here} is ignored, so nothing can be learnt'
+        else: said = f'no pixel {here} has class {listed}, so it cannot be learnt'
         if not ignored: return said
         ids = [i for i,t in (space.raw_to_train or {}).items() if t==self.ignore] if space else []
-        ids = ids or [self.ignore]
-        said += f'; {100*ignored:.0f} % of all pixels are ignored (in the masks: {", ".join(map(str, sorted(ids)[:4]))}{" …" if len(ids)>4 else ""})'
+        ids = sorted(ids) or [self.ignore]
+        shown = ', '.join(map(str, ids[:4])) + (' …' if len(ids)>4 else '')
+        said += f'; {100*ignored:.0f} % of all pixels are ignored (in the masks: {shown})'
         if len(ids)>1: return said
-        return said + f'. If {ids[0]} is a class there, say so in the class list, say by the line "{space.classes[missing[0]] if space else "object"}, {ids[0]}"'
+        name = space.classes[missing[0]] if space else 'object'
+        return said + f'. If {ids[0]} is a class there, say so in the class list, say by the line "{name}, {ids[0]}"'
 
 
 # %% ../nbs/21_train.ipynb #c014
@@ -205,15 +213,18 @@ class _Trail:
     def describe(self): # what must be the same when it is resumed; `judged` and `where` need not
         run, model = self.run, self.run.model
         settings = {k:v for k,v in asdict(run.config).items() if k not in ('workers','log_every','compile')}
-        return dict(config=settings, model=model.to_config() if hasattr(model, 'to_config') else type(model).__name__, pictures=len(self.data),
-                    data=describe_data(self.data, run.config.workers), judged=self.judge.describe() if hasattr(self.judge, 'describe') else None,
-                    where=dict(torch=torch.__version__, device=run.device.type, processes=run.world))
+        built = model.to_config() if hasattr(model, 'to_config') else type(model).__name__
+        judged = self.judge.describe() if hasattr(self.judge, 'describe') else None
+        where = dict(torch=torch.__version__, device=run.device.type, processes=run.world)
+        data = describe_data(self.data, run.config.workers)
+        return dict(config=settings, model=built, pictures=len(self.data), data=data, judged=judged, where=where)
 
     def begin(self, resume): # where the newest checkpoint in the folder ended
-        found = checkpoints(self.out/'checkpoints')
-        if found and not resume: raise FileExistsError(f'{str(self.out)!r} holds a training: give resume=True to go on with it, or another folder')
-        self.check_log(found, resume)
-        if not found: return
+        found, here = checkpoints(self.out/'checkpoints'), str(self.out)
+        if found and not resume:
+            raise FileExistsError(f'{here!r} holds a training: give resume=True to go on with it, or another folder')
+        lines = self.check_log()
+        if not found: return self.check_leftovers(lines, resume)
         newest = load_checkpoint(self.out/'checkpoints')
         self.check_same(newest['path'], newest['about'])
         for c in found:
@@ -221,34 +232,44 @@ class _Trail:
         self.compare_elsewhere(newest)
         self.run.load(newest['step'], newest['state'])
 
-    def check_log(self, found, resume): # nothing is written over
+    def check_log(self): # its lines, if a training has written it
         path, lines = self.out/'log.jsonl', read_log(self.out)
-        if path.is_file() and path.stat().st_size and not (lines and all(isinstance(l, dict) and isinstance(l.get('step'), int) for l in lines)):
+        ours = lines and all(isinstance(l, dict) and isinstance(l.get('step'), int) for l in lines)
+        if not ours and path.is_file() and path.stat().st_size:
             raise ValueError(f'{str(self.out)!r} holds a log.jsonl that no training has written; give another folder')
-        if found: return
+        return lines
+
+    def check_leftovers(self, lines, resume): # without a checkpoint: nothing is written over
+        here = str(self.out)
         if (self.out/WEIGHTS).is_file():
-            raise FileExistsError(f'{str(self.out)!r} holds a saved model, and no checkpoint to go on from: a training would write over it; give another folder')
+            raise ValueError(f'{here!r} holds a saved model, and no checkpoint to go on from: a training would write over it; '
+                             'give another folder')
         if lines and not resume:
-            raise FileExistsError(f'{str(self.out)!r} holds the log of a training, and no checkpoint: give resume=True to begin it anew, or another folder')
-        if lines: warnings.warn(f'no checkpoint in {str(self.out)!r}: the training begins anew, {len(lines)} lines of its log are dropped', stacklevel=4)
+            raise FileExistsError(f'{here!r} holds the log of a training, and no checkpoint: give resume=True to begin it anew, '
+                                  'or another folder')
+        if lines:
+            warnings.warn(f'no checkpoint in {here!r}: the training begins anew, {len(lines)} lines of its log are dropped', stacklevel=5)
 
     def check_same(self, path, was): # `about` of a checkpoint
         now, same = self.about, ('config','model','pictures')
         wrong = differences(*({k:about.get(k) for k in same} for about in (was, now)))
         if was.get('data'): wrong += data_differences(was['data'], now['data'])
-        if wrong:
-            raise ValueError(f'{str(path)!r} is of another training: {"; ".join(wrong)}. Resume it as it was, or begin anew in another folder')
+        if not wrong: return
+        raise ValueError(f'{str(path)!r} is of another training: {"; ".join(wrong)}. Resume it as it was, '
+                         'or begin anew in another folder')
 
     def compare_elsewhere(self, newest): # what may differ, and is said
-        was, now = newest['about'], self.about
+        was, now, name = newest['about'], self.about, newest['path'].name
         if not was.get('data') or {'items':None} in (was['data'], now['data']):
-            warnings.warn(f'{newest["path"].name} does not say which data it was trained on, or these cannot be compared: see that they are the same', stacklevel=5)
+            warnings.warn(f'{name} does not say which data it was trained on, or these cannot be compared: see that they are the same',
+                          stacklevel=5)
         if moved := differences(was['where'], now['where']):
             warnings.warn(f'resumed elsewhere, the last bits may differ: {"; ".join(moved)}', stacklevel=5)
         if not (was.get('judged') and now['judged']): return
-        data, other = ([about['judged'].get('data') or {} for about in (was, now)], [{**about['judged'], 'data':None} for about in (was, now)])
+        data = [about['judged'].get('data') or {} for about in (was, now)]
+        other = [{**about['judged'], 'data':None} for about in (was, now)]
         if changed := data_differences(*data)+differences(*other):
-            warnings.warn(f'judged otherwise than before, so scores before and after cannot be compared: {"; ".join(changed)}', stacklevel=5)
+            warnings.warn('judged otherwise than before, so scores before and after cannot be compared: '+'; '.join(changed), stacklevel=5)
 
     def save(self):
         if not self.out: return
@@ -346,24 +367,30 @@ def _label_space(data): # of a dataset or of what it is a part of; None where no
     return _label_space(data.dataset) if isinstance(data, torch.utils.data.Subset) else getattr(data, 'space', None)
 
 def _check_call(model, data, out, resume, save_every, keep, judge, tensorboard): # before anything is built, moved or written
-    if not out and (resume or judge or tensorboard): raise ValueError('train: resume, judge and tensorboard need a folder: give out=')
-    if judge is not None and not callable(judge): raise ValueError(f'train: judge={judge!r} cannot be called; give a function model -> score, say infer.Judge(data)')
+    if not out and (resume or judge or tensorboard):
+        raise ValueError('train: resume, judge and tensorboard need a folder: give out=')
+    if judge is not None and not callable(judge):
+        raise ValueError(f'train: judge={judge!r} cannot be called; give a function model -> score, say infer.Judge(data)')
     for name,n in (('save_every',save_every), ('keep',keep)):
-        if n is not None and not (isinstance(n, int) and n>=1): raise ValueError(f'train: {name}={n!r}; give a whole number, 1 or more')
+        if n is not None and not (isinstance(n, int) and n>=1):
+            raise ValueError(f'train: {name}={n!r}; give a whole number, 1 or more')
     if not (hasattr(data, '__getitem__') and hasattr(data, '__len__')):
-        raise ValueError(f'train: data is a {type(data).__name__}, which has no items by number; give a map-style dataset (len(data), data[i]), no loader and no iterator')
+        raise ValueError(f'train: data is a {type(data).__name__}, which has no items by number; '
+                         'give a map-style dataset (len(data), data[i]), no loader and no iterator')
     if model.head.config.num_classes<2:
-        raise ValueError('train: the model has one class, so every pixel is right whatever it learns; give what is not of that class a class of its own, say background')
+        raise ValueError('train: the model has one class, so every pixel is right whatever it learns; '
+                         'give what is not of that class a class of its own, say background')
     if not out: return
     folder = check_folder(out)
     for name in ('checkpoints', 'tensorboard'):
-        if (folder/name).is_file(): raise ValueError(f'train: {str(folder/name)!r} is a file, where the training keeps a folder; give another out=')
+        if (folder/name).is_file():
+            raise ValueError(f'train: {str(folder/name)!r} is a file, where the training keeps a folder; give another out=')
 
 
 # %% ../nbs/21_train.ipynb #c022
 def train(
     model:nn.Module, # a `Segmentor`
-    data, # (image `3 h w` in 0..255, label `h w`) items of one size
+    data, # items (image `3 h w` in 0..255, label `h w`) of one size; what its `describe()` says is compared when resumed
     config:TrainConfig, # how
     device='auto', # 'auto', 'cpu', 'cuda', 'mps'
     progress:bool=True, # show a bar, with the time left
@@ -372,13 +399,16 @@ def train(
     resume:bool=False, # go on with the training in `out`, if there is one
     save_every:Optional[int]=None, # steps between checkpoints; None: twenty in all
     keep:int=3, # checkpoints that stay, besides the best
-    judge=None, # model -> score, the higher the better; asked in every process before each checkpoint
+    judge=None, # model -> score, the higher the better, say `infer.Judge(data)`; asked in every process before each checkpoint
     tensorboard:bool=False, # the log for TensorBoard as well, in `out`
     live:Optional[bool]=None, # a picture of loss and score that grows; None: where there is a bar, in a Jupyter kernel
 )->list: # records: step, lr, loss and its parts
-    """Train `model` in place; it ends with the running mean of its weights if there is one. ValueError for wrong labels or another training in `out`,
-    FileExistsError for one that nobody wants to resume, FloatingPointError for a loss that is not finite, naming the files; OSError where the disk is full;
-    MemoryError where a batch does not fit, saying what would."""
+    """Train `model` in place; it ends with the running mean of its weights if there is one. Refused before the first step:
+    with FileExistsError a training in `out` that nobody wants to resume; with ValueError another training or other data
+    (what differs is named), a folder that could not be written to at the end, options that cannot work. On the way:
+    ValueError for wrong items and labels, FloatingPointError for a loss that is not finite, both naming step and files;
+    OSError where the disk is full; MemoryError where a batch does not fit, saying what would. A warning names classes
+    that no label holds."""
     _check_call(model, data, out, resume, save_every, keep, judge, tensorboard)
     run = _Run(model, config, join(device))
     try:

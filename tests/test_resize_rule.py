@@ -3,7 +3,7 @@ import io, json
 from dataclasses import asdict
 
 import numpy as np
-import pytest, torch
+import pytest
 from PIL import Image
 
 from idrnet_nb.core import LabelSpace, palette, seed_everything
