@@ -162,11 +162,11 @@ def expand_json(
 
 # %% ../nbs/18_checkpoint.ipynb #c042m
 def plain_settings(
-    thing, # a dataclass, say `Augment`; None; or any function
+    thing, # a dataclass, say `Augment`; None; a dict; any function
 ): # as JSON can say it
-    "Settings of a dataclass as a dict; of anything else its name."
-    if is_dataclass(thing): return asdict(thing)
-    return thing and getattr(thing, '__qualname__', type(thing).__name__)
+    "Settings of a dataclass as a dict, what a dict holds, of anything else its name."
+    named = lambda x: x.tolist() if hasattr(x, 'tolist') else getattr(x, '__qualname__', type(x).__name__) # numpy's numbers; a function
+    return json.loads(json.dumps(asdict(thing) if is_dataclass(thing) else thing, default=named))
 
 def _held_sizes(chunks): # bytes of each value in Arrow's binary column; the values stay where they are
     sizes = []
@@ -291,7 +291,8 @@ def describe_data(
 )->dict: # as JSON can say it
     """What a resumed training must find again: what `data.describe()` says, where the dataset has that method (`data.Pairs`);
     the parts of a Subset or ConcatDataset; of all others a summary of some items, read without a trace in the sources of chance."""
-    if hasattr(data, 'describe'): return dict(data.describe())
+    said = data.describe() if hasattr(data, 'describe') else None
+    if isinstance(said, dict): return plain_settings(said)
     if isinstance(data, torch.utils.data.Subset):
         return dict(indices=compress_json([int(i) for i in data.indices]), of=describe_data(data.dataset, workers))
     if isinstance(data, torch.utils.data.ConcatDataset):

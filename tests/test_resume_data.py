@@ -241,6 +241,20 @@ def test_a_dataset_of_ones_own_describes_itself(tmp_path):
     refuses(tmp_path, Told(100.5), 'base was 100.0, is 100.5')
     go_on(tmp_path, Told())
 
+class Chatty(Drawn):
+    "`describe` is another method's name here, or says what JSON cannot."
+    def __init__(self, said): super().__init__(); self.said = said
+    def describe(self): return self.said
+
+@pytest.mark.parametrize('said', ['9 items', None, dict(size=np.int64(3), f=max, crop=(np.int32(4),5))], ids=str)
+def test_what_describe_may_say(tmp_path, said):
+    begin(tmp_path, Chatty(said))
+    go_on(tmp_path, Chatty(said))
+
+def test_numpys_numbers_in_an_augmentation(started):
+    "The same settings, as numpy writes them."
+    go_on(started/'out', pairs(started/'data', augment=replace(AUGMENT, crop=(np.int64(16),np.int64(16)), scale=np.array([.5,2.]))))
+
 class Private(Drawn):
     "A generator of its own: no two readings are the same."
     def __init__(self): super().__init__(); self.own = np.random.default_rng(0)
