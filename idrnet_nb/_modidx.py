@@ -792,6 +792,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'idrnet_nb/share.py'),
                                  'idrnet_nb.share.Shareable.save_pretrained': ( 'share.html#shareable.save_pretrained',
                                                                                 'idrnet_nb/share.py'),
+                                 'idrnet_nb.share._check_ours': ('share.html#_check_ours', 'idrnet_nb/share.py'),
                                  'idrnet_nb.share._differ': ('share.html#_differ', 'idrnet_nb/share.py'),
                                  'idrnet_nb.share._inside': ('share.html#_inside', 'idrnet_nb/share.py'),
                                  'idrnet_nb.share._restore': ('share.html#_restore', 'idrnet_nb/share.py'),

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 import numpy as np
 import torch
+from .checkpoint import compress_json, file_table, plain_settings
 from torch import Tensor
 from torch.nn import functional as F
 from .core import IGNORE, LabelSpace, palette
-from .checkpoint import compress_json, file_table, plain_settings
 
 # %% ../nbs/20_data.ipynb #c012
 def _space(name, classes, colours, raw):
