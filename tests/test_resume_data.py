@@ -251,10 +251,6 @@ def test_what_describe_may_say(tmp_path, said):
     begin(tmp_path, Chatty(said))
     go_on(tmp_path, Chatty(said))
 
-def test_numpys_numbers_in_an_augmentation(started):
-    "The same settings, as numpy writes them."
-    go_on(started/'out', pairs(started/'data', augment=replace(AUGMENT, crop=(np.int64(16),np.int64(16)), scale=np.array([.5,2.]))))
-
 class Private(Drawn):
     "A generator of its own: no two readings are the same."
     def __init__(self): super().__init__(); self.own = np.random.default_rng(0)
