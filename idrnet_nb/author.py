@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from .backbone import Backbone
-from .share import CARD, CONFIG, WEIGHTS, check_writable
+from .share import CARD, CONFIG, WEIGHTS, check_folder
 from .idrnet import FRAMEWORKS, HeadConfig, Segmentor
 from .data import DATASETS, LABEL_SPACES
 from .infer import Protocol, save_model
@@ -236,13 +236,13 @@ def convert(
     name:str, # one of `PUBLISHED`
     out:'str|Path', # folder for model.safetensors, config.json and the card
 )->int: # tensors taken
-    """Turn a published checkpoint into a model of this package, all or nothing. Errors as `settings_of`, `share.check_writable`, `read_checkpoint` and `fill`;
+    """Turn a published checkpoint into a model of this package, all or nothing. Errors as `settings_of`, `share.check_folder`, `read_checkpoint` and `fill`;
     ValueError where `out` holds another model, or the checkpoint itself."""
     settings = settings_of(name)
     _check_out(Path(out), Path(checkpoint), name)
     state = read_checkpoint(checkpoint)
     _check_classes(state, settings['head'].num_classes) # before a large network is built
-    check_writable(out, sum(t.numel()*t.element_size() for t in state.values()))
+    check_folder(out, sum(t.numel()*t.element_size() for t in state.values()))
     model = Segmentor(Backbone(**settings['backbone']), settings['head'])
     taken = fill(model, state)
     source = dict(model=name, toolbox='SSSegmentation', paper='IDRNet, NeurIPS 2023, arXiv 2310.10755')
@@ -250,7 +250,7 @@ def convert(
     return taken
 
 def _check_out(out, checkpoint, name): # said before a minute of work
-    check_writable(out)
+    check_folder(out)
     if checkpoint.resolve() in [(out/n).resolve() for n in (WEIGHTS, CONFIG, CARD)]:
         raise ValueError(f'{str(checkpoint)!r} would be written over; give the model another folder (--out)')
     if not (out/CONFIG).is_file(): return

@@ -4,11 +4,16 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'pack', 'unpack', 'rng_state', 'set_rng_state', 'save_checkpoint', 'checkpoints', 'load_checkpoint',
-           'differences']
+           'differences', 'compress_json', 'expand_json', 'plain_settings', 'file_table', 'ItemSummaries',
+           'item_differences', 'describe_data', 'file_differences', 'class_differences', 'id_differences',
+           'data_differences']
 
 # %% ../nbs/18_checkpoint.ipynb #c003
-import json, random, warnings
+import base64, hashlib, json, os, random, unicodedata, warnings, zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
+from typing import Optional
 import numpy as np
 import torch
 from torch import Tensor
@@ -141,3 +146,217 @@ def differences(
 def _differ(was, now, at):
     if not (isinstance(was, dict) and isinstance(now, dict)): return [f'{at[1:]} was {was!r}, is {now!r}'] if was != now else []
     return [line for k in sorted(was.keys()|now.keys()) for line in _differ(was.get(k), now.get(k), f'{at}.{k}')]
+
+# %% ../nbs/18_checkpoint.ipynb #c042c
+def compress_json(
+    value, # as JSON can say it, say a table of 100,000 files
+)->str: # letters
+    "A long table as one short word, which fits into `about`."
+    return base64.b85encode(zlib.compress(json.dumps(value).encode())).decode()
+
+def expand_json(
+    text:str, # of `compress_json`
+): # the value
+    "What `compress_json` made short."
+    return json.loads(zlib.decompress(base64.b85decode(text)))
+
+# %% ../nbs/18_checkpoint.ipynb #c042m
+def plain_settings(
+    thing, # a dataclass, say `Augment`; None; a dict; any function
+): # as JSON can say it
+    "Settings of a dataclass as a dict, what a dict holds, of anything else its name."
+    named = lambda x: x.tolist() if hasattr(x, 'tolist') else getattr(x, '__qualname__', type(x).__name__) # numpy's numbers; a function
+    return json.loads(json.dumps(asdict(thing) if is_dataclass(thing) else thing, default=named))
+
+def _held_sizes(chunks): # bytes of each value in Arrow's binary column; the values stay where they are
+    sizes = []
+    for chunk in chunks:
+        kind = np.int64 if 'large' in str(chunk.type) else np.int32
+        ends = np.frombuffer(chunk.buffers()[1], kind)[chunk.offset:chunk.offset+len(chunk)+1]
+        sizes += np.diff(ends).tolist()
+    return sizes
+
+def _sources(rows, column): # (file name or None, bytes that the row itself holds) of all rows
+    chunks = rows.data.column(column).chunks if hasattr(rows, 'column_names') else []
+    if not chunks or not hasattr(chunks[0], 'field'): # a list of rows, or a column of paths
+        sources = [row[column] for row in rows]
+        sources = [x if isinstance(x, dict) else dict(path=x) for x in sources]
+        return [(x.get('path'), len(x.get('bytes') or b'')) for x in sources]
+    names = [name for chunk in chunks for name in chunk.field('path').to_pylist()]
+    found = [*zip(names, _held_sizes([chunk.field('bytes') for chunk in chunks]))]
+    if rows._indices is None: return found
+    return [found[i] for i in rows._indices.column(0).to_pylist()] # of `select`, `shuffle`
+
+def _file_sizes(names): # None where there is no file
+    def size(name):
+        try: return os.stat(name).st_size
+        except (OSError, TypeError, ValueError): return None
+    sizes = [None]*len(names)
+    with ThreadPoolExecutor(16) as pool:
+        for i,part in enumerate(pool.map(lambda i: [size(name) for name in names[i::16]], range(16))): sizes[i::16] = part
+    return sizes
+
+def _without_folder(names): # names without the folder that all of them lie in
+    folders = {os.path.dirname(str(name)) for name in names if name is not None}
+    try: shared = os.path.commonpath(folders)
+    except ValueError: shared = '' # there are no names, or they lie on several drives
+    tidy = lambda name: unicodedata.normalize('NFC', str(name)[len(shared):].replace(os.sep, '/').lstrip('/'))
+    return [None if name is None else tidy(name) for name in names]
+
+def _check_sum(row): # of the first megabyte of image and mask; None where one cannot be read
+    text = hashlib.blake2b(digest_size=4)
+    for source in (row['image'], row['label']):
+        held, path = (source.get('bytes'), source.get('path')) if isinstance(source, dict) else (None, source)
+        try: text.update(held[:2**20] if held else _beginning(path))
+        except (OSError, TypeError, ValueError): return None
+    return text.hexdigest()
+
+def _beginning(path):
+    with open(path, 'rb') as file: return file.read(2**20)
+
+def file_table(
+    rows, # of `data.folder_pairs` and its like: `datasets.Dataset`, or a list of dicts, with image and label
+    checked:int=200, # pairs whose content is looked at, evenly spread
+)->list: # [image, its bytes, mask, its bytes, check sum or None] a pair
+    "Which files these are. Names begin below the folder that all lie in: a folder that was moved is the same. Nothing is decoded."
+    columns = []
+    for column in ('image', 'label'):
+        sources = _sources(rows, column)
+        on_disk = iter(_file_sizes([name for name,held in sources if not held]))
+        columns += [_without_folder([name for name,_ in sources]), [held or next(on_disk) for _,held in sources]]
+    last = len(rows)-1
+    at = {i*last//max(1, checked-1) for i in range(checked)}
+    return [[*row, _check_sum(rows[i]) if i in at else None] for i,row in enumerate(zip(*columns))]
+
+# %% ../nbs/18_checkpoint.ipynb #c042e
+class ItemSummaries(torch.utils.data.Dataset):
+    "Coarse summaries of some items: size, mean of each channel, share of each class id; None where there is none."
+    def __init__(self,
+        data, # map-style dataset of (image `c h w`, label `h w`)
+        most:int=16, # so many items, evenly spread
+    ):
+        self.data = data
+        self.at = sorted({i*(len(data)-1)//max(1, most-1) for i in range(most)}) if len(data) else []
+
+    def __len__(self): return len(self.at)
+
+    def __getitem__(self, i):
+        at = self.at[i]
+        if hasattr(self.data, 'set_epoch'): self.data.set_epoch(0)
+        random.seed(at)
+        np.random.seed(at)
+        torch.default_generator.manual_seed(at)
+        try: return self.summary(*self.data[at])
+        except Exception: return None # whoever trains on it will hear why
+
+    @staticmethod
+    def summary(image, label):
+        image, label = torch.as_tensor(image), torch.as_tensor(label)
+        ids, counts = label.long().unique(return_counts=True)
+        return dict(size=list(image.shape), means=[round(m, 2) for m in image.double().flatten(1).mean(1).tolist()],
+                    shares={str(i):round(n/label.numel(), 4) for i,n in zip(ids.tolist(), counts.tolist())})
+
+    def read(self,
+        workers:int=0, # more than 0: in another process, so that files which the dataset keeps open are not opened here
+    )->Optional[dict]: # index -> summary; None where two readings differ
+        "All summaries; every source of chance stands afterwards where it stood."
+        chance = rng_state()
+        loader = torch.utils.data.DataLoader(self, batch_size=None, num_workers=min(1, workers), generator=torch.Generator())
+        first, second = (dict(zip(map(str, self.at), loader)) for _ in range(2))
+        set_rng_state(chance)
+        return None if None in first.values() or item_differences(first, second) else first
+
+# %% ../nbs/18_checkpoint.ipynb #c042f
+def item_differences(
+    was:dict, # index -> summary, of `ItemSummaries`
+    now:dict, # of the same indices
+)->list: # of 'item 3: …'
+    "Items that are not the same; what another machine computes a little differently is."
+    out = []
+    for at in sorted(was.keys() & now.keys(), key=int):
+        a, b = was[at], now[at]
+        share = lambda summary, i: 100*summary['shares'].get(i, 0)
+        other = [i for i in sorted(a['shares'].keys()|b['shares'].keys(), key=int) if abs(share(a, i)-share(b, i))>1]
+        if a['size']!=b['size']: out.append(f'item {at} was {a["size"]}, is {b["size"]}')
+        elif max(abs(x-y) for x,y in zip(a['means'], b['means']))>1:
+            out.append(f'item {at} had the mean colour {a["means"]}, has {b["means"]}')
+        elif other:
+            i = other[0]
+            out.append(f'item {at} had class {i} on {share(a, i):.1f} % of its pixels, has it on {share(b, i):.1f} %')
+    return out
+
+def describe_data(
+    data, # a map-style dataset
+    workers:int=0, # loading processes of the training
+)->dict: # as JSON can say it
+    """What a resumed training must find again: what `data.describe()` says, where the dataset has that method (`data.Pairs`);
+    the parts of a Subset or ConcatDataset; of all others a summary of some items, read without a trace in the sources of chance."""
+    said = data.describe() if hasattr(data, 'describe') else None
+    if isinstance(said, dict): return plain_settings(said)
+    if isinstance(data, torch.utils.data.Subset):
+        return dict(indices=compress_json([int(i) for i in data.indices]), of=describe_data(data.dataset, workers))
+    if isinstance(data, torch.utils.data.ConcatDataset):
+        return dict(parts=[describe_data(part, workers) for part in data.datasets])
+    return dict(items=ItemSummaries(data).read(workers))
+
+# %% ../nbs/18_checkpoint.ipynb #c042i
+def file_differences(
+    was:list, # a row a pair: [image, its bytes, mask, its bytes, check sum or None]
+    now:list, # the same, of now
+)->list: # of 'image 3 was a.png, is b.png'
+    "The first three pairs of files that are not the same, and how many more."
+    out = []
+    for i,(a,b) in enumerate(zip(was, now)):
+        (image, size, mask, mask_size, check), (image_now, size_now, mask_now, mask_size_now, check_now) = a, b
+        here = f'the mask of image {i} ({mask or image})'
+        if image!=image_now: out.append(f'image {i} was {image}, is {image_now}')
+        elif mask!=mask_now: out.append(f'the mask of image {i} ({image}) was {mask}, is {mask_now}')
+        elif size!=size_now: out.append(f'image {i} ({image}) had {size} bytes, has {size_now}')
+        elif mask_size!=mask_size_now: out.append(f'{here} had {mask_size} bytes, has {mask_size_now}')
+        elif check!=check_now and check and check_now:
+            out.append(f'image {i} ({image}) or its mask holds something else, in as many bytes')
+    return out[:3] + ([f'{len(out)-3} more pairs of files differ'] if len(out)>3 else [])
+
+def class_differences(
+    was:list, # names, in the order of their ids
+    now:list, # the same, of now
+)->list: # one sentence, or none
+    "Classes that are not the same, or not in the same order."
+    if len(was)!=len(now):
+        return [f'there were {len(was)} classes ({", ".join(was[:8])} …), there are {len(now)} ({", ".join(now[:8])} …)']
+    at = [i for i,(a,b) in enumerate(zip(was, now)) if a!=b]
+    if not at: return []
+    ids, before, after = (', '.join(map(str, names[:8])) for names in (at, [was[i] for i in at], [now[i] for i in at]))
+    return [f'classes {ids} were {before}, are {after}' + (f' … ({len(at)} in all)' if len(at)>8 else '')]
+
+def id_differences(
+    was:dict, # id in the masks -> class id, or that of ignored pixels; keys as JSON has them
+    now:dict, # the same, of now
+)->list: # of 'id 7 in the masks was 0, is 1'
+    "The first four ids in the masks that mean something else."
+    other = [i for i in sorted(was.keys()|now.keys(), key=int) if was.get(i)!=now.get(i)]
+    return [f'id {i} in the masks was {was.get(i, "unknown")}, is {now.get(i, "unknown")}' for i in other[:4]]
+
+def data_differences(
+    was:dict, # of `describe_data`, or what a checkpoint holds of it
+    now:dict, # of these data
+)->list: # sentences; none where the data are the same
+    "Where two descriptions of data differ. Of what could not be described, nothing is said."
+    was, now = (json.loads(json.dumps(x)) for x in (was, now))
+    if was.keys()!=now.keys():
+        return [f'the data were of another kind: known by {", ".join(was)}, now by {", ".join(now)}']
+    out = []
+    for name in now:
+        a, b = was[name], now[name]
+        if a==b: continue
+        if name=='files': out += file_differences(expand_json(a), expand_json(b))
+        elif name=='classes': out += class_differences(a, b)
+        elif name=='ids': out += id_differences(a, b)
+        elif name=='items': out += item_differences(a or {}, b or {})[:3]
+        elif name=='indices': out += ['the Subset has other indices']
+        elif name=='of': out += data_differences(a, b)
+        elif name=='parts' and len(a)!=len(b): out += [f'there were {len(a)} parts, there are {len(b)}']
+        elif name=='parts':
+            for i,(x,y) in enumerate(zip(a, b)): out += [f'part {i}: {said}' for said in data_differences(x, y)]
+        else: out += differences({name:a}, {name:b})
+    return out

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 import numpy as np
 import torch
+from .checkpoint import compress_json, file_table, plain_settings
 from torch import Tensor
 from torch.nn import functional as F
 from .core import IGNORE, LabelSpace, check_fields, check_flip_pairs, palette
@@ -1469,7 +1470,7 @@ def fit_size(
     keep_ratio:bool=True, # the largest size within both bounds; or else exactly the bounds, the larger one along the longer side
     factor:float=1., # times the bounds
 )->tuple[int,int]: # (h, w)
-    "The resize rule of the training scale."
+    "The resize rule, of the training scale and of `Protocol.fit`."
     low,high = sorted(max(1,int(n*factor)) for n in bounds)
     if not keep_ratio: return (high,low) if size[0]>size[1] else (low,high)
     scale = min(high/max(size), low/min(size))
@@ -1655,6 +1656,13 @@ class Pairs(torch.utils.data.Dataset):
     def __len__(self): return len(self.rows)
     def set_epoch(self, epoch:int): # another epoch, other crops
         self.epoch.fill_(epoch)
+    def describe(self)->dict: # as JSON can say it
+        "What a resumed training must find again (`checkpoint.describe_data`): classes, ids in the masks, augmentation, files."
+        space = self.space
+        ids = space.raw_to_train
+        if ids is None: ids = {i:i for i in (*range(space.num_classes), space.ignore)}
+        return dict(classes=list(space.classes), ids={str(i):t for i,t in sorted(ids.items())}, ignore=space.ignore,
+                    size=self.size and list(self.size), augment=plain_settings(self.augment), files=compress_json(file_table(self.rows)))
     def skipped(self)->list: # what is wrong with each pair skipped so far
         return [_wrong(self,i) for i in self.bad.nonzero().flatten().tolist()]
 

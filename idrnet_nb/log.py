@@ -74,6 +74,7 @@ class Log:
         live:Optional[bool]=False, # a picture that grows; None: in a Jupyter kernel
         main:bool=True, # False: one of several processes, which only remembers
     ):
+        if live and 'IPython' not in sys.modules: raise ValueError('live=True draws into a Jupyter notebook, and there is none here; leave it out, and see read_log')
         self.folder, self.board = Path(folder) if folder and main else None, _board(folder) if tensorboard and main else None
         self.live = _Live() if main and (_in_jupyter() if live is None else live) else None
         self.lines = [l for l in read_log(folder) if l['step']<done] if folder else []

@@ -99,12 +99,34 @@ _POSITIONS = ('relative_position_bias_table', 'pos_embed', 'cpb_mlp', 'logit_sca
 
 # %% ../nbs/19_plan.ipynb #c023
 def one_size(
-    items:list, # of (image `3 h w`, label `h w`)
-)->tuple: # (`b 3 h w`, `b h w`)
-    "Stack a batch. Raises ValueError listing the sizes if they differ."
-    sizes = sorted({tuple(label.shape) for _,label in items})
+    items:list, # of (image `3 h w`, label `h w`), tensors or arrays; ids of any integer type
+)->list: # [images `b 3 h w`, labels `b h w` int64]
+    "Stack a batch. ValueError listing the sizes if they differ, or saying what is no pair of image and label."
+    pairs = [_tensors(item) for item in items]
+    sizes = sorted({tuple(label.shape) for _,label in pairs})
     if len(sizes)>1: raise ValueError(f'pictures of several sizes in one batch: {sizes}; crop them (Augment(crop=…)), resize them (Pairs(size=…)), or take batch_size=1')
-    return torch.utils.data.default_collate(items)
+    for image,label in pairs: _check_pair(image, label)
+    return torch.utils.data.default_collate([(image, label.long()) for image,label in pairs])
+
+def _tensors(item):
+    if isinstance(item, dict):
+        raise ValueError(f'an item of the data is a dict of {", ".join(map(str, item))}; a pair (image `3 h w`, label `h w`) is needed')
+    if not isinstance(item, (tuple,list)) or len(item)!=2:
+        what = f'{len(item)} things' if isinstance(item, (tuple,list)) else type(item).__name__
+        raise ValueError(f'an item of the data is {what}; a pair (image `3 h w`, label `h w`) is needed')
+    for name,x in zip(('image','label'), item):
+        if not isinstance(x, (torch.Tensor,np.ndarray)):
+            raise ValueError(f'the {name} of an item is a {type(x).__name__}; make it a tensor: torch.from_numpy(np.array(x)), '
+                             'an image `3 h w` by .permute(2, 0, 1)')
+    return tuple(torch.as_tensor(x) for x in item)
+
+def _check_pair(image, label):
+    if tuple(image.shape[-label.ndim:])!=tuple(label.shape):
+        here = f'image {tuple(image.shape)} and its label {tuple(label.shape)} differ in size'
+        if label.ndim>2: raise ValueError(f'{here}; a label is `h w`, one class id per pixel: take label[0] of `1 h w`, label.argmax(0) of `k h w`')
+        raise ValueError(f'{here}; an image is `3 h w`, its label `h w`; resize labels with nearest, so that no id is invented')
+    if label.is_floating_point() or label.is_complex():
+        raise ValueError(f'a label is {str(label.dtype).removeprefix("torch.")}; class ids are whole numbers, say label.long()')
 
 def picked(
     n:int, # pictures of the dataset

@@ -74,6 +74,8 @@ class Recipe:
             if odd := sorted(d[name].keys()-{f.name for f in fields(kind)}): raise ValueError(f'{name} has no settings {", ".join(odd)}')
             try: parts[name] = kind(**{n:_tuples(v) for n,v in d[name].items()})
             except TypeError as e: raise ValueError(f'{name}: {e}') from None
+        if 'turn' not in d['protocol']: # a recipe written before `turn` was is judged as it is trained
+            parts['protocol'] = parts['protocol'].but(turn=bool(parts['augment'].bounds) and not parts['augment'].keep_ratio)
         written_before = TrainConfig().steps # files of older versions hold the default, which never counted
         if (steps := d['train'].get('steps', written_before))!=written_before:
             if d.get('epochs') is not None: raise ValueError(f'train.steps={steps} and epochs={d["epochs"]} both say how long to train; keep one of them')
@@ -82,7 +84,7 @@ class Recipe:
         lacking = [f.name for f in fields(cls) if f.name not in ('own', 'steps', 'epochs') and f.name not in d]
         if lacking: raise ValueError(f'the recipe lacks {", ".join(lacking)}')
         try: own = d.get('own') and LabelSpace.from_json(d['own'])
-        except (TypeError, KeyError, AttributeError) as e: raise ValueError(f'own is no label space ({e})') from None
+        except (TypeError, KeyError, AttributeError, ValueError) as e: raise ValueError(f'own: {e}') from None
         return cls(**{'epochs':None, **d, **parts, 'own':own})
     def __str__(self): return _told(self)
 
@@ -162,7 +164,8 @@ def laptop(
     net = dict(name=backbone, maps=4 if head.fpn else 2) if backbone=='tiny' else dict(name=backbone, output_stride=16, maps=4 if head.fpn else 2)
     how = TrainConfig(batch_size=8, lr=1e-3, backbone_lr=.5, channels_last=True)
     aug = Augment(size, (.75,1.5), flip_pairs=pairs, bounds=size, keep_ratio=False, ignore=space.ignore)
-    return Recipe(f'laptop_{framework}_{space.name}', space.name, net, head, epochs, how, aug, Protocol(size, flip_pairs=pairs), None if known else space)
+    judged = Protocol(size, flip_pairs=pairs, turn=True) # as `aug` turns its bounds
+    return Recipe(f'laptop_{framework}_{space.name}', space.name, net, head, epochs, how, aug, judged, None if known else space)
 
 RECIPES |= {r.name:r for f in ('fcn','upernet') for name in DATASETS for r in [laptop(LABEL_SPACES[name], f)]}
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'WEIGHTS', 'CONFIG', 'CARD', 'write_model', 'as_json', 'read_settings', 'inside_folder', 'read_model',
-           'check_writable', 'fetch', 'model_card', 'Shareable']
+           'check_folder', 'fetch', 'model_card', 'Shareable']
 
 # %% ../nbs/05_share.ipynb #c003
-import json, shutil, tempfile
+import json, os, shutil
 from pathlib import Path
 from math import isfinite
 from numbers import Integral, Real
@@ -49,8 +49,10 @@ def _cannot_write(folder, error):
 
 def _check_ours(folder): # never write over what somebody else wrote
     if folder.exists() and not folder.is_dir(): raise ValueError(f'{str(folder)!r} is a file; give a folder for the model')
-    for name,mark in ((CONFIG,'"format"'), (CARD,'library_name: idrnet_nb')):
-        if (folder/name).is_file() and mark not in (folder/name).read_text(encoding='utf-8', errors='replace'):
+    for name,begin,mark in ((CONFIG,'{','"format"'), (CARD,'','library_name: idrnet_nb')):
+        if not (folder/name).is_file(): continue
+        text = (folder/name).read_text(encoding='utf-8', errors='replace')
+        if mark not in text or begin and not text.lstrip().removeprefix(begin).lstrip().startswith(mark):
             raise ValueError(f'{str(folder)!r} holds a {name} that no saved model has written; give the model a folder of its own')
 
 # %% ../nbs/05_share.ipynb #c010a
@@ -161,26 +163,32 @@ def _differ(a, b, at=''):
     return found
 
 
-# %% ../nbs/05_share.ipynb #a020
-def check_writable(
-    folder, # for `write_model`; it may be missing
+# %% ../nbs/05_share.ipynb #c018b
+def check_folder(
+    folder, # for a model or a training; it need not be there yet
     size:int=0, # bytes that will be written
-)->None:
-    "Ask before long work: can a model be written there? What was made to try is gone again. ValueError as `write_model`; OSError: no permission, no room."
+)->Path: # the folder
+    """Ask before any work whether a model can be written there, without writing over anything else. ValueError for a file
+    in its place, or a config.json or README.md that no saved model has written; PermissionError where nothing can be written;
+    OSError where the disk has no room. Nothing is made on the way."""
     folder = Path(folder)
-    try:
-        _check_ours(folder)
-        missing = [p for p in (folder, *folder.parents) if not p.exists()]
-        for name in (WEIGHTS, CONFIG, CARD):
-            if (folder/name).is_dir(): raise IsADirectoryError(0, f'{name} is a folder there')
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder): room = shutil.disk_usage(folder).free
-        finally:
-            for p in missing:
-                if p.is_dir(): p.rmdir()
-    except OSError as e: raise OSError(_cannot_write(folder, e)) from e
-    if room<size: raise OSError(_cannot_write(folder, f'it needs {size/1e6:,.0f} MB, the disk has {room/1e6:,.0f} MB left'))
+    try: os.lstat(folder)
+    except (FileNotFoundError, NotADirectoryError, PermissionError): pass # not yet there, or judged below
+    except (OSError, ValueError) as e:
+        why = getattr(e, 'strerror', None) or e
+        raise ValueError(f'{str(folder)[:99]!r} cannot be a folder ({why}); give another (--out)') from e
+    there = next((p for p in (folder, *folder.parents) if os.path.lexists(p)), Path('.')) # or the nearest folder above
+    if not there.is_dir():
+        what = 'a link that leads nowhere' if there.is_symlink() and not there.exists() else 'a file'
+        raise ValueError(f'{str(there)!r} is {what}; give a folder for the model (--out)')
+    if not os.access(there, os.W_OK|os.X_OK):
+        raise PermissionError(f'nothing can be written to the folder {str(there)!r}: it is read-only, or somebody else\'s; give another (--out)')
+    if (room := shutil.disk_usage(there).free)<size:
+        raise OSError(_cannot_write(folder, f'it needs {size/1e6:,.0f} MB, the disk has {room/1e6:,.0f} MB left'))
+    _check_ours(folder)
+    for name in (WEIGHTS, CONFIG, CARD):
+        if (folder/name).is_dir(): raise ValueError(f'{str(folder/name)!r} is a folder, where a model has a file; give another (--out)')
+    return folder
 
 
 # %% ../nbs/05_share.ipynb #c022

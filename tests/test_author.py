@@ -276,8 +276,8 @@ def test_out_is_looked_at_first(tmp_path, plain):
     (tmp_path/'mine').mkdir(); (tmp_path/'mine'/'config.json').write_text('{"a": 1}')
     (tmp_path/'readme').mkdir(); (tmp_path/'readme'/'README.md').write_text('# My project')
     (tmp_path/'odd'/'config.json').mkdir(parents=True)
-    for out,message in (('file', 'is a file'), ('file/model', 'no model can be written to folder .*Not a directory.*--out'), ('mine', 'holds a config.json that no saved model'),
-        ('readme', 'holds a README.md'), ('odd', 'config.json is a folder'), ('x'*300, 'File name too long'), ('a\0b', 'null')):
+    for out,message in (('file', 'is a file'), ('file/model', 'file. is a file; give a folder.*--out'), ('mine', 'holds a config.json that no saved model'),
+        ('readme', 'holds a README.md'), ('odd', r'config\.json. is a folder, where.*--out'), ('x'*300, 'cannot be a folder .File name too long.*--out'), ('a\0b', 'cannot be a folder')):
         before = sorted(tmp_path.rglob('*'))
         refused(tmp_path, plain, tmp_path/out, message)
         assert sorted(set(tmp_path.rglob('*'))-{tmp_path/'c.pth'})==sorted(set(before)-{tmp_path/'c.pth'})
@@ -301,13 +301,11 @@ def test_the_checkpoint_is_not_written_over(tmp_path, plain):
 @pytest.mark.skipif(os.name!='posix' or os.geteuid()==0, reason='the administrator may write everywhere')
 def test_no_permission(tmp_path, plain):
     (tmp_path/'closed').mkdir(mode=0o500)
-    refused(tmp_path, plain, tmp_path/'closed'/'model', 'no model can be written to folder .*Permission denied.*--out', OSError)
+    refused(tmp_path, plain, tmp_path/'closed'/'model', 'nothing can be written to the folder.*--out', OSError)
 
-@pytest.mark.parametrize('reason', ['Permission denied','Read-only file system'])
-def test_no_permission_told_by_the_system(tmp_path, plain, monkeypatch, reason):
-    def never(*a, **k): raise OSError(13, reason)
-    monkeypatch.setattr('tempfile.TemporaryFile', never)
-    refused(tmp_path, plain, tmp_path/'closed'/'model', f'no model can be written to folder .*closed.*{reason}.*--out', OSError)
+def test_no_permission_told_by_the_system(tmp_path, plain, monkeypatch):
+    monkeypatch.setattr('os.access', lambda *a, **k: False)
+    refused(tmp_path, plain, tmp_path/'closed'/'model', 'nothing can be written to the folder.*read-only.*--out', OSError)
     assert not (tmp_path/'closed').exists()
 
 def test_no_room(tmp_path, plain, monkeypatch):

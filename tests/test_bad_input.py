@@ -81,7 +81,7 @@ def test_label_of_another_size(size):
     if 'b' in size: return
     data = [(p.byte(),l) for p,l in zip(pictures(), label)]
     with pytest.raises(ValueError, match='differ in size'): train(model_of(), data, TrainConfig(steps=1, batch_size=2), 'cpu', progress=False)
-    with pytest.raises(ValueError, match=r'pred is \(2, 16, 16\) and label \(2, '): evaluate(model_of(), data)
+    with pytest.raises(ValueError, match='differ in size'): evaluate(model_of(), data)
 
 def test_labels_of_another_kind():
     with pytest.raises(ValueError, match=r'labels must be `b H W` integers, got \(2, 16, 16\) of torch.float32'): model_of()(pictures(), labels().float())

@@ -507,7 +507,8 @@ def test_log_and_board(tmp_path, monkeypatch):
     assert [l for l in untimed(tmp_path) if 'loss' in l]==records and [l['step'] for l in lines if 'score' in l]==[2,5,6] and all(l['time']>1e9 for l in lines)
     assert [x for x in told if x[0]=='loss']==[('loss', r['loss'], r['step']) for r in records] and ('score',.5,5) in told and told[-1]=='flushed'
     monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
-    with pytest.raises(ImportError, match='pip install tensorboard'): finish(tmp_path/'b', pairs(), CONFIG, tensorboard=True)
+    with pytest.raises(ValueError, match='pip install tensorboard'): finish(tmp_path/'b', pairs(), CONFIG, tensorboard=True)
+    assert not (tmp_path/'b').exists()
 
 def test_bar_tells_the_time_left(tmp_path, capsys):
     finish(tmp_path, pairs(), CONFIG, stop=4)
