@@ -628,12 +628,12 @@ def _whole_image():
 
 def _judge_of(a, start, task): # judges the part that --judge names
     from idrnet_nb.data import DATASETS, Pairs
-    from idrnet_nb.infer import evaluate
+    from idrnet_nb.infer import Judge
     if not a.judge: return None
     parts = ('unseen',) if start in ('own', 'world') else ('val', 'test')
     if a.judge not in parts: raise ValueError(f'--judge {a.judge}: here it can be {" or ".join(parts)}')
     data = task.test if a.judge=='unseen' else Pairs(DATASETS[task.space.name].load(a.root, a.judge), task.space, getattr(task.test, 'size', None))
-    return lambda model: evaluate(model, data, protocol=task.protocol, together=True).scores()['miou']
+    return Judge(data, task.protocol)
 
 def _do_train(a):
     from idrnet_nb.compare import judged_by, measured, name_of
@@ -648,7 +648,7 @@ def _do_train(a):
     try:
         train(model, task.train, config, a.device, not a.quiet, out=a.out, resume=a.resume, save_every=a.save_every,
               keep=a.keep, judge=judge, tensorboard=a.tensorboard)
-    except FileExistsError as e: raise ValueError(f'--out {a.out} holds a training: --resume goes on with it; or name another folder') from e
+    except FileExistsError as e: raise ValueError(f'--out: {e}'.replace('give resume=True', 'give --resume')) from e
     for said in getattr(task.train, 'skipped', list)(): print(f'skipped: {said}', file=sys.stderr)
     scores = evaluate(model, task.test, progress=not a.quiet, protocol=task.protocol, together=True).scores()
     if _is_helper_process(): return
@@ -690,7 +690,7 @@ def _protocol(a, model): # the model's own, with what the options say
     except (TypeError, ValueError) as e: raise ValueError(f'the protocol saved with the model is not one that this version knows: {e}') from e
     said = dict(resize=a.size, keep_ratio=a.keep_ratio, window=a.window, step=a.step, scales=a.scales, flip=a.flip, average=a.average)
     said = {k:None if v==() else v for k,v in said.items() if v is not None}
-    if 'resize' in said: said.setdefault('keep_ratio', False)
+    if 'resize' in said: said = {'keep_ratio':False, 'turn':False, **said} # a size that is given is meant exactly
     p = p.but(**said)
     if a.keep_ratio and p.resize is None: raise ValueError('--keep-ratio has no effect here: images are not resized; give --size, too')
     pairs = left_right(LabelSpace.from_json(model.about['space']))

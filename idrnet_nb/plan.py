@@ -68,7 +68,7 @@ def _check_config(c):
         if not any(c.class_weights) or min(c.class_weights)<0:
             raise ValueError(f'TrainConfig: class_weights={c.class_weights}; none may be negative, and one at least must be above 0')
     Criterion(c.loss, c.class_weights, c.ohem, c.ohem_least, c.gamma) # raises for a loss that does not exist
-    if c.compile is not None and c.compile not in (known := torch._dynamo.list_backends()):
+    if c.compile is not None and c.compile not in (known := torch._dynamo.list_backends(exclude_tags=None)):
         raise ValueError(f'TrainConfig: compile={c.compile!r} is no backend of torch.compile here; there are {", ".join(known)}')
 
 # %% ../nbs/19_plan.ipynb #c015
