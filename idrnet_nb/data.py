@@ -1134,6 +1134,7 @@ def class_line(
 
 _HEADERS = {'name','names','class','classes','class_name','classname','label','labels','category','categories',
     'id','ids','index','value','color','colour','rgb','hex'}
+_COLUMNS = {'r','g','b','red','green','blue','pixel','code','idx','train','val','stuff','ratio','supercategory','number','no'}
 _MAX_ID = 2**31-1 # no kind of mask has more
 
 class _Class(NamedTuple):
@@ -1159,6 +1160,9 @@ def _parsed_name(text, line):
     "The name of a class; ValueError for none, and for a comment in it."
     if len(text)>1 and text[0]==text[-1]=="'": text = text[1:-1]
     if not text: raise ValueError(f'{line!r} has no name; write NAME, ID')
+    if text[-1]==':': raise ValueError(f'{text!r} ends with a colon; take it away if it is a heading, else write the name alone')
+    if text[:2]=='//': raise ValueError(f'{text!r} seems to be a comment; begin it with #')
+    if re.search(r'\smirror\s*=', text): raise ValueError(f'{text!r} has mirror= in its name; write a comma before it')
     if re.search(r'\s#', text): raise ValueError(f'{text!r} has # in its name; write a comment as a line of its own, a colour as NAME, #rrggbb')
     return _nfc(text)
 
@@ -1183,32 +1187,63 @@ def _parsed_line(line, where):
         colours=[f for f in more if re.fullmatch('#[0-9a-fA-F]{6}',f)],
         mirrors=[m[1] for f in more if (m := re.fullmatch(r'mirror\s*=\s*(\S.*)',f,re.I))])
     odd = [f for f in more if f and f not in found['ids']+found['colours'] and not re.fullmatch(r'mirror\s*=\s*\S.*',f,re.I)]
+    if odd and (rgb := _hex(name)): raise ValueError(f'the colour stands before the name; write {_quoted(odd[0])}, {rgb}')
     if odd and re.fullmatch('-?[0-9]+',name): raise ValueError(f'the id stands before the name; write {class_line(odd[0],name)}')
     if odd: raise ValueError(f'{odd[0]!r} is neither an id{_as_decimal(odd[0])} nor a colour (#rrggbb) nor mirror=NAME; '
         'put a name with commas or semicolons into "quotes"')
-    if len(found['ids'])==3:
-        hexed = ''.join(f'{int(i[:4])&255:02x}' for i in found['ids'])
-        raise ValueError(f'three numbers after {name!r}; if they are a colour, write #{hexed}')
+    if len(found['ids']) in (3,4) and (rgb := _hex(' '.join(found['ids'][-3:]))):
+        how_many, here = ('three','') if len(found['ids'])==3 else ('four', f'{found["ids"][0]}, ')
+        raise ValueError(f'{how_many} numbers after {name!r}; if they are a colour, write {here}{rgb}')
     for what,those in found.items():
         if len(those)>1: raise ValueError(f'{name!r} has {len(those)} {what}, {" and ".join(those)}; write one line for each class')
     ids, colours, mirrors = [those[0] if those else None for those in found.values()]
     return _Class(where, name, ids and _parsed_id(ids,name), colours and tuple(bytes.fromhex(colours[1:])), mirrors)
 
+def _hex(text):
+    "A colour that is written as three numbers, as #rrggbb; nothing for other texts."
+    numbers = re.fullmatch(r'\(?([0-9]{1,3})[,\s]\s*([0-9]{1,3})[,\s]\s*([0-9]{1,3})\)?', text.strip())
+    if not numbers or max(map(int,numbers.groups()))>255: return ''
+    return '#'+bytes(map(int,numbers.groups())).hex()
+
+def _quoted(name): return f'"{name}"' if re.search('[,;\t]',name) else name
+
+_BETWEEN = r'\s*(?:[-=]>|[\s:=.)|\]，；：-])\s*' # what people write between a name and a number
+
+def _as_meant(line):
+    "(name, what should follow) of a line that has a number or a colour beside the name, in a form that is not read."
+    text = line.strip().strip('|').strip()
+    colour = re.fullmatch(r'(.*?[^\s:=|,;])\s*[:=|\s]\s*(\(?(?:[0-9]{1,3}[,\s]\s*){2}[0-9]{1,3}\)?)(?::.*)?', text)
+    if colour and _hex(colour[2]) and not re.fullmatch('[0-9 ]+',colour[1]): return colour[1], _hex(colour[2])
+    if '"' in text or any(mark in text for mark in ',;\t'): return None
+    before = re.fullmatch(r'((?:[0-9]{1,3}\s+){2}[0-9]{1,3})\s+(\D.*)', text)
+    if before and _hex(before[1]): return before[2], _hex(before[1])
+    before = re.fullmatch(rf'\[?([0-9]+){_BETWEEN}(.+)', text)
+    if before: return before[2], before[1]
+    after = re.fullmatch(rf'(.*?[^\s:=|\]，；：>-]){_BETWEEN}([0-9]+)', text)
+    return (after[1],after[2]) if after else None
+
+def _is_header(fields):
+    "Are these the names of columns? Of one field only, if it is one word that names nothing else."
+    words = [re.split(r'[\s_-]+', field.lower()) for field in fields]
+    if len(fields)<2 and len(words[0])<2: return words[0][0] in _HEADERS
+    return all(word in _HEADERS|_COLUMNS for some in words for word in some)
+
 def _check_form(lines):
     "ValueError for a list in a form that would be read as other names, or other ids, than it means."
     first, fields = lines[0].strip(), [_fields(line) for line in lines]
-    words = {word.lower() for word in fields[0]}
-    if words<=_HEADERS|({*'rgb'} if len(words)>1 else set()) and first[0]!='"':
+    if _is_header(fields[0]) and first[0]!='"':
         raise ValueError(f'{first!r} seems to be a header, and would be a class; take it away, or put the name into "quotes"')
     if all(line.lstrip()[:2] in ('- ','* ') for line in lines):
         raise ValueError(f'{first!r} is an entry of a list in YAML or Markdown; write the names alone')
-    if any(len(f)>1 for f in fields): return
-    before = [re.fullmatch(r'([0-9]+)\s*[\s:=.)-]\s*(.+)',f[0]) for f in fields]
-    after = [re.fullmatch(r'(.*[^\s:=-])\s*[\s:=-]\s*([0-9]+)',f[0]) for f in fields]
-    if all(before): line = class_line(before[0][2],before[0][1])
-    elif all(after) and len({m[1] for m in after})==len(after)>1: line = class_line(after[0][1],after[0][2])
-    else: return
-    raise ValueError(f'{first!r} holds an id and a name, but would be one name; write {line}, and so on all lines')
+    if len(lines)==1 and len(fields[0])>1 and not any(re.match('-?[0-9]|#|mirror',f) for f in fields[0][1:]):
+        raise ValueError(f'{first!r} holds several names on one line; write one name a line')
+    meant = [_as_meant(line) for line in lines]
+    if not all(meant): return
+    numbers = all(re.fullmatch('[0-9]+',beside) for _,beside in meant)
+    counted = len({name for name,_ in meant})<len(meant) or len(meant)==1 and first[-1].isdigit() # lane 1, lane 2
+    if numbers and counted: return
+    raise ValueError(f'{first!r} holds {"an id" if numbers else "a colour"} and a name, but would be one name; '
+        f'write {_quoted(meant[0][0])}, {meant[0][1]}, and so on all lines')
 
 def _once(pairs):
     "A dict of (key, value); ValueError for a key that stands twice."
@@ -1223,6 +1258,7 @@ def _json_classes(text):
     if isinstance(data,dict) and isinstance(data.get('id2label'),dict): data = data['id2label']
     if isinstance(data,list): data = dict(enumerate(data))
     if not isinstance(data,dict): raise ValueError(f'it holds a {type(data).__name__}')
+    if isinstance(data,dict) and isinstance(data.get('label2id'),dict): data = data['label2id']
     if data and all(type(v) is int for v in data.values()): data = _once([(id,name) for name,id in data.items()])
     out = []
     for key,name in data.items():
@@ -1240,8 +1276,10 @@ def _class_lines(file):
     try:
         text = _text_of(file)
         if kind=='.json': return _json_classes(text)
+    except UnicodeError as e: raise ValueError(f'{here} cannot be read: it is no text in UTF-8, save it so ({e})') from e
     except ValueError as e:
-        raise ValueError(f'{here} cannot be read: {{"0": "name", …}} was expected in a .json, UTF-8 in any ({e})') from e
+        wanted = '{"0": "name", …} was expected' if kind=='.json' else 'a text with one name a line was expected'
+        raise ValueError(f'{here} cannot be read: {wanted} ({e})') from e
     numbered = [(f'line {i}',line) for i,line in enumerate(text.split('\n'),1)]
     lines = [(where,line) for where,line in numbered if line.strip(' \t,;') and not line.lstrip().startswith('#')]
     out = []
@@ -1259,7 +1297,7 @@ class _ClassList:
         lines = _class_lines(file)
         self.here = f'classes: {str(file)!r}'
         self.classes, self.nothing = [c for c in lines if not c.ignored], [c for c in lines if c.ignored]
-        if not self.classes: raise ValueError(f'{self.here} names no class; write one a line')
+        if not self.classes: raise ValueError(f'{self.here} names no class; write one a line (lines that begin with # are comments)')
         self.names = [c.name for c in self.classes]
 
     def error(self, line, text): return ValueError(f'{self.here}, {line.where}: {text}')
@@ -1270,6 +1308,8 @@ class _ClassList:
         for c in self.classes:
             if not c.name: raise self.error(c, 'a class has no name')
             before = seen.setdefault(c.name.casefold() if len(c.name)>1 else c.name, c)
+            if before is not c and before.name==c.name:
+                raise self.error(c, f'{c.name!r} is named twice ({before.where} as well); give each class a name of its own')
             if before.name!=c.name: raise self.error(c, f'{c.name!r} differs from {before.name!r} ({before.where}) only in '
                 'small and capital letters; give each class a name of its own')
 
