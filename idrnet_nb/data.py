@@ -1236,7 +1236,7 @@ def _check_form(lines):
     if all(line.lstrip()[:2] in ('- ','* ') for line in lines):
         raise ValueError(f'{first!r} is an entry of a list in YAML or Markdown; write the names alone')
     if len(lines)==1 and len(fields[0])>1 and not any(re.match('-?[0-9]|#|mirror',f) for f in fields[0][1:]):
-        raise ValueError(f'{first!r} holds several names on one line; write one name a line')
+        raise ValueError(f'{fields[0][1]!r} is neither an id nor a colour (#rrggbb); if {first!r} are several names, write one name a line')
     meant = [_as_meant(line) for line in lines]
     if not all(meant): return
     numbers = all(re.fullmatch('[0-9]+',beside) for _,beside in meant)

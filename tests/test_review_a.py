@@ -1,5 +1,4 @@
 "What a reviewer tried with data of other people's customs: class lists, palettes, images that hold little."
-from pathlib import Path
 import pytest
 from idrnet_nb.data import space_from_file
 
