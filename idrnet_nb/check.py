@@ -27,6 +27,9 @@ class Pair(NamedTuple):
     counts:'np.ndarray|None'=None # `k` pixels of each class; None where the mask is not in order
     ignored:'np.ndarray|None'=None # pixels of each of `ignored_ids(space)`
     size:'tuple|None'=None # (h, w) of the mask
+    colours:'dict|None'=None # id in the file -> (r,g,b) of a mask with a palette
+
+_DARK = 64 # of 255: an image without any value above may be one of fewer bits than its file has
 
 _TURNED = {'':'', 'alike':'; its mask has the same tag', 'as seen':'; its mask was drawn on the image as it is seen',
     'as stored':'; its mask was drawn on the stored pixels, and is turned with it', 'unclear':'; how its mask was drawn is unclear'}
@@ -35,7 +38,13 @@ def _image_remarks(image, pair):
     """What is to be said of an image that could be read: (kind, whether it is a fault, a sentence) each; `pair` is image
     and mask, None where these do not fit."""
     if why := image.empty():
-        yield 'nearly empty', True, f'it holds next to nothing: {why}; look at it, take it out of the list, or save it with its full range'
+        blank = image.opaque and image.rgb.max()>=_DARK//4        # a white page, a clear sky
+        todo = '' if blank else '; look at it, take it out of the list, or save it with its full range'
+        yield 'nearly empty', not blank, f'it holds next to nothing: {why}{todo}'
+    elif image.rgb.max()<_DARK:
+        yield 'dark', False, (f'no value in it is above {image.rgb.max()} of 255; if it is not so dark as that '
+            '(16-bit files often hold fewer bits), scale it to 0..255 and save it with 8 bits')
+    if image.left_out: yield 'not all read', False, image.left_out
     if image.tag>1: yield 'turned by a tag', False, f'it is turned by its orientation tag {image.tag}{_TURNED[pair.turned if pair else ""]}'
     if pair and pair.doubt: yield 'orientation unclear', True, pair.doubt
 
@@ -100,7 +109,7 @@ def check_pair(
     if not len(valid): found.faults.append(('nothing but void', at['label'], f'label: {at["label"]!r} has no pixel of any class; '
         'take it out of the list, or see whether its ids are mapped rightly'))
     counts = np.bincount(valid, minlength=space.num_classes)
-    return found._replace(counts=counts, ignored=_count_ignored(label,row,space), size=label.shape)
+    return found._replace(counts=counts, ignored=_count_ignored(label,row,space), size=label.shape, colours=mask.colours)
 
 # %% ../nbs/27_check.ipynb #c020
 @dataclass
@@ -172,7 +181,37 @@ def _double(names, seen):
             return [('twice',mine,f'{what} {key!r} occurs twice: {mine!r} beside {other!r}; keep one of them')]
     return []
 
-def _look(rows, space, workers, progress, images, title):
+class _Palettes:
+    "Colours of masks with a palette: each must stand for one id, in all masks and in the class list."
+    def __init__(self, space):
+        self.space, self.first, self.published = space, {}, _is_published(space)           # colour -> (id, mask)
+        self.of_list = {tuple(c):i for i,c in enumerate(space.palette)}
+
+    def faults(self, pair):
+        place, colours = pair.names[2], pair.colours or {}
+        for id,colour in colours.items():
+            other,where = self.first.setdefault(colour, (id,place))
+            if other!=id: return self.fault(place, colour, id, f'but as id {other} in {where!r}')
+        return self.against_list(place, colours)
+
+    def against_list(self, place, colours):
+        "A fault where all colours of a mask are those of classes, but in another order."
+        raw = self.space.raw_to_train
+        trains = {id if raw is None else raw[id]:(id,colour) for id,colour in colours.items()}
+        trains.pop(self.space.ignore, None)
+        if self.published or len(trains)<2 or any(colour not in self.of_list for _,colour in trains.values()): return []
+        for train,(id,colour) in trains.items():
+            named = self.of_list[colour]
+            if named!=train:
+                return self.fault(place, colour, id, f'which is {self.space.classes[train]!r}, but the class list gives this '
+                    f'colour to {self.space.classes[named]!r}')
+        return []
+
+    def fault(self, place, colour, id, what):
+        return [('palettes differ', place, f'label: {place!r} has colour #{bytes(colour).hex()} as id {id}, {what}. '
+            'Ids count, not colours: if the colours are right, turn each mask into ids by its colours (ids_from_colours)')]
+
+def _look(rows, space, workers, progress, images, title, palettes):
     "The report of one part, pair by pair."
     from tqdm.auto import tqdm
     if not len(rows): raise ValueError(f'{title}: no rows to check for label space {space.name!r}')
@@ -181,7 +220,7 @@ def _look(rows, space, workers, progress, images, title):
     ignored, area, seen = np.zeros(len(ignored_ids(space)), np.int64), 0, {}
     loader = torch.utils.data.DataLoader(_Rows(rows,space,images), batch_size=None, collate_fn=_itself, num_workers=workers)
     for pair in tqdm(loader, desc=title, unit='pair', disable=not progress, leave=False):
-        report.faults += [*_double(pair.names,seen), *pair.faults]
+        report.faults += [*_double(pair.names,seen), *pair.faults, *palettes.faults(pair)]
         report.remarks += pair.remarks
         if pair.counts is None: continue
         counts += pair.counts
@@ -298,11 +337,18 @@ def _alike(groups, key):
         for file in group: agree.setdefault(key(file), []).append(file)
         yield from (g for g in agree.values() if len(g)>1 and any(f.what=='image' for f in g))
 
+def _is_blank(file):
+    "Is an image of one single colour? Such ones are alike without being the same."
+    try: rgb = decode_image(file.rows[file.i][file.what]).rgb
+    except (ValueError,OSError): return False
+    return bool((rgb==rgb[0,0]).all())
+
 def _same_faults(parts):
     "(part, fault) for images that are masks as well, are in two parts, or are twice in one: told by size, beginning, all bytes."
     groups = _alike([_files(parts)], lambda f: f.size)
     for group in _alike(_alike(groups, lambda f: f.digest(4096)), _File.digest):
         images, first = [f for f in group if f.what=='image'], {}
+        if _is_blank(images[0]): continue
         for f in group:
             if f.what=='label': yield f.part, ('image as mask', f.name, f'label: {f.name!r} is the image {images[0].name!r}, '
                 'byte by byte; a mask holds one class id per pixel')
@@ -327,10 +373,10 @@ def check_parts(
     pair shows: a class without any pixel, an ignored id that fills much, the same image in two parts.
     ValueError where a part has no rows."""
     if published is None: published = _is_published(space)
-    rows, reports = {}, {}
+    rows, reports, palettes = {}, {}, _Palettes(space)
     for name,part in parts.items():
         rows[name], faults = _loaded(part)
-        reports[name] = _look(rows[name], space, workers, progress, images, f'check {name}')
+        reports[name] = _look(rows[name], space, workers, progress, images, f'check {name}', palettes)
         reports[name].faults[:0] = faults
     if not published:
         learnt = 'train' if 'train' in reports else next(iter(reports))
@@ -383,7 +429,7 @@ class DataFault(ValueError):
     def __reduce__(self): return type(self), (str(self),self.faults)
 
 HARMLESS = 'twice','nothing but void' # of pairs of one part: to be known, but a training is right all the same
-OF_ALL = 'class without a pixel','ignored id','one class','all ignored','in two parts','image as mask' # what no single pair shows
+OF_ALL = 'class without a pixel','ignored id','one class','all ignored','in two parts','image as mask','palettes differ' # what no single pair shows
 
 def raise_faults(
     reports:dict, # part -> `Report`, as `check_parts` gives them

@@ -247,7 +247,8 @@ def _decoding(what, name):
             f'hold enough to fill the memory); if you trust it, allow it by idrnet_nb.data.set_max_pixels({n}), '
             f'or by --max-pixels {n} on the command line', 'too large') from e
     except UnidentifiedImageError as e:
-        raise BadFile(f'{here}: it is no picture of a kind that Pillow reads; {refetch}') from e
+        raise BadFile(f'{here}: it is no picture of a kind that Pillow reads (of TIFF these are 8 or 16 bits, 1, 3 or 4 '
+            f'channels; save others as PNG of 8 bits); {refetch}') from e
     except MemoryError as e:
         raise BadFile(f'{here}: it does not fit into the memory; make it smaller or take it out of the list', 'too large') from e
     except Exception as e:
@@ -293,6 +294,7 @@ class DecodedImage(NamedTuple):
     rgb:np.ndarray # `h w 3`, uint8, upright
     tag:int=1 # EXIF orientation of the file, 1..8; other than 1: it was turned
     opaque:bool=True # False: alpha is 0 everywhere, and the image is the white that it was laid on
+    left_out:str='' # a sentence, where the file holds more than is read: further channels, alpha
 
     def empty(self)->str: # why the image holds next to nothing; nothing where it does not
         if not self.opaque: return 'its alpha is 0 everywhere, so nothing of it would be seen'
@@ -315,7 +317,7 @@ def _check_range(low, high, bits, name):
             f'(image/{2**used-1}*255).round().astype(np.uint8)', 'wrong range')
 
 def _on_white(im, name):
-    "`h w 3` bytes of an image with alpha, and whether anything of it can be seen."
+    "`h w 3` bytes of an image with alpha, whether anything of it can be seen, and how much is transparent, in words."
     from PIL import Image
     im = im.convert('RGBA')
     seen = im.getchannel('A').getextrema()[1]>0
@@ -323,10 +325,17 @@ def _on_white(im, name):
         raise BadFile(f'picture: {name!r} holds an image, but its alpha is 0 everywhere, so nothing of it would be '
             "seen; save it without alpha: Image.open(FILE).convert('RGB').save(NEW)", 'transparent')
     white = Image.new('RGBA', im.size, 'white')
-    return np.array(Image.alpha_composite(white,im).convert('RGB')), seen
+    clear = 1-im.getchannel('A').histogram()[255]/(im.width*im.height)
+    said = f'{100*clear:.0f} % of it is transparent, and laid on white' if clear else ''
+    return np.array(Image.alpha_composite(white,im).convert('RGB')), seen, said
+
+def _more_channels(im):
+    "In words, how many channels of a TIFF file are not read; nothing for others."
+    n, read = getattr(im,'tag_v2',{}).get(277,1), len(im.getbands())
+    return f'{read} of its {n} channels are read' if n>read else ''
 
 def _as_rgb(opened):
-    "`h w 3` bytes of an opened image, and whether anything of it can be seen."
+    "`h w 3` bytes of an opened image, whether anything of it can be seen, and what of the file is left out."
     im,name = opened.image,opened.name
     if im.mode=='F':
         raise BadFile(f'picture: {name!r} holds fractions (mode F); scale them to 0..255 and save with 8 bits',
@@ -334,12 +343,12 @@ def _as_rgb(opened):
     if im.mode.startswith('I'):
         numbers = np.asarray(im)
         _check_range(int(numbers.min()), int(numbers.max()), 16 if opened.deep else 32, name)
-        return np.repeat((numbers.astype(np.uint16)>>8).astype(np.uint8)[...,None], 3, -1), True
+        return np.repeat((numbers.astype(np.uint16)>>8).astype(np.uint8)[...,None], 3, -1), True, ''
     if opened.deep and np.asarray(im.convert('RGB')).max()<16: # of these, Pillow gives the high byte only
         raise BadFile(f'picture: {name!r} has 16 bits a channel, but no number in it is above 4095: 12-bit or 8-bit '
             'numbers, which would be read as nearly black; scale them to 0..255 and save with 8 bits', 'wrong range')
     if im.mode in ('RGBA','LA','PA','RGBa','La') or 'transparency' in im.info: return _on_white(im, name)
-    return np.array(im.convert('RGB')), True
+    return np.array(im.convert('RGB')), True, _more_channels(im)
 
 def decode_image(
     source:'str|Path|dict', # a file, or `{'path':…, 'bytes':…}` as `datasets.Image(decode=False)` gives it
@@ -348,8 +357,8 @@ def decode_image(
     is broken, too large, of several frames, of no 8- or 16-bit kind, or would be read as black or white."""
     opened = _open(source, 'picture')
     with _decoding('picture', opened.name):
-        rgb,opaque = _as_rgb(opened)
-    return DecodedImage(upright(rgb,opened.left), opened.tag, opaque)
+        rgb,opaque,left_out = _as_rgb(opened)
+    return DecodedImage(upright(rgb,opened.left), opened.tag, opaque, left_out)
 
 def read_picture(
     source:'str|Path|dict', # a file, or `{'path':…, 'bytes':…}` as `datasets.Image(decode=False)` gives it
@@ -466,13 +475,23 @@ def _not_ids(im):
     if im.mode in ('LA','PA') or colours and len({band.tobytes() for band in im.split()[:3]})==1:
         return ('has its numbers in several equal channels, or beside alpha; '
             f'{save}: Image.open(FILE).getchannel(0).save(NEW)')
-    return 'turn its colours into ids first (ids_from_colours)'
+    return ('turn its colours into ids first, in Python by `from idrnet_nb.data import *`, with a list of NAME, #rrggbb (no ids): '
+        'Image.fromarray(ids_from_colours(read_picture(FILE), space_from_file(LIST))).save(NEW)')
+
+def _colours_drawn(im, ids):
+    "id -> colour of the ids that a mask with a palette holds, where the palette has that colour only once."
+    if im.mode!='P': return {}
+    colours = [tuple(c) for c in np.reshape(im.getpalette('RGB'),(-1,3)).tolist()]
+    often = Counter(colours)
+    used = np.flatnonzero(np.bincount(ids.ravel())).tolist()
+    return {id:colours[id] for id in used if id<len(colours) and often[colours[id]]==1}
 
 class _Ids(NamedTuple):
     ids:np.ndarray # `h w`, integers, upright
     name:str # of the file
     tag:int=1 # orientation, as the file has it
     void:int|None=None # this id is void, whatever the label space says
+    colours:dict|None=None # id in the file -> (r,g,b), where it has a palette
 
 def _read_ids(source):
     "The ids that a mask file holds."
@@ -486,7 +505,8 @@ def _read_ids(source):
     with _decoding('label', name):
         if im.mode not in ('P','L','1') and not im.mode.startswith('I'):
             raise BadFile(f'label: {name!r} is {im.mode}, but one index a pixel was expected; {_not_ids(im)}', 'no index mask')
-        return _Ids(upright(np.asarray(im),opened.left), name, opened.tag)
+        ids = np.asarray(im)
+        return _Ids(upright(ids,opened.left), name, opened.tag, colours=_colours_drawn(im,ids))
 
 _TRAIN_IDS = replace(LABEL_SPACES['cityscapes'], raw_to_train=None) # what *_labelTrainIds.png hold: mapped already
 
@@ -511,6 +531,7 @@ class DecodedMask(NamedTuple):
     "A mask file as it was read."
     ids:np.ndarray # `h w`, train ids, upright
     tag:int=1 # EXIF orientation of the file, 1..8; other than 1: it was turned
+    colours:dict|None=None # id in the file -> (r,g,b) of those that it holds, where it has a palette
 
 def decode_mask(
     source:'str|Path|dict', # a file, or `{'path':…, 'bytes':…}`; PNG, MATLAB with the variable S, or *.regions.txt
@@ -518,10 +539,10 @@ def decode_mask(
 )->DecodedMask:
     """An index mask through `space.encode`, once, turned by its own tag. BadFile (a ValueError) naming the file: not an
     index mask, broken, with unseen ids, or mapped already."""
-    ids,name,tag,void = _read_ids(source)
+    ids,name,tag,void,colours = _read_ids(source)
     space = _drawn_as(ids, name, space)
     try:
-        if void is None: return DecodedMask(space.encode(ids, name), tag)
+        if void is None: return DecodedMask(space.encode(ids, name), tag, colours)
         known = next(iter(space.raw_to_train or [0]))
         label = space.encode(np.where(ids==void, known, ids), name)
         label[ids==void] = space.ignore
@@ -1065,7 +1086,7 @@ class _PairTable:
         if any(Path(str(key)).suffix.lower() in _KINDS for key in row.fields):
             more = 'the first line must be the names of the columns, image,label, not a pair'
         elif len(row.fields)==1 and re.search(r'[|:\s]', there): more = 'columns are separated by commas, semicolons or tabs'
-        else: more = 'name the columns when calling, or in the file'
+        else: more = 'write image,label as names of these columns into the first line (in Python, name the columns when calling)'
         raise ValueError(f'{self.here}, {row.where} has no column {name!r}, but {there}; {more}')
 
     def path(self, row, name):

@@ -1,6 +1,10 @@
 "What a reviewer tried with data of other people's customs: class lists, palettes, images that hold little."
+import struct
+import numpy as np
 import pytest
-from idrnet_nb.data import space_from_file
+from PIL import Image
+from idrnet_nb.check import DataFault, check_data, check_parts, raise_faults
+from idrnet_nb.data import decode_image, folder_pairs, space_from_file
 
 def listed(tmp_path, text, name='classes.txt'):
     (tmp_path/name).write_text(text, encoding='utf-8')
@@ -33,3 +37,80 @@ def test_label2id_within_a_config_is_read(tmp_path):
 def test_a_class_list_in_another_encoding_is_named(tmp_path):
     (tmp_path/'c.txt').write_bytes('Straße\n'.encode('latin1'))
     with pytest.raises(ValueError, match="c.txt.*no text in UTF-8, save it so"): space_from_file(tmp_path/'c.txt')
+
+RNG = np.random.default_rng(0)
+MASK = np.zeros((20,30), np.uint8)
+MASK[5:15,4:12], MASK[8:18,15:28] = 1, 2
+RGB = RNG.integers(0, 255, (20,30,3)).astype(np.uint8)
+
+def made(folder, images, masks, lines='a\nb\nc\n'):
+    "A set of images and masks (arrays, or images of PIL), and its label space."
+    for part,those in dict(i=images,m=masks).items():
+        (folder/part).mkdir(parents=True)
+        for j,x in enumerate(those): (x if isinstance(x,Image.Image) else Image.fromarray(x)).save(folder/part/f'p{j}.png')
+    return folder_pairs(folder/'i',folder/'m'), listed(folder, lines)
+
+def kinds(found): return {kind for kind,*_ in found}
+
+def painted(ids, colours):
+    "A mask with a palette."
+    im = Image.fromarray(ids).convert('P')
+    im.putpalette([x for c in colours for x in c])
+    return im
+
+RED, GREEN, BLACK, BLUE = (255,0,0), (0,255,0), (0,0,0), (0,0,255)
+
+def test_palettes_of_another_order_are_named(tmp_path):
+    "The same painted masks, saved with palettes of different order: ids differ from file to file."
+    turned = (2-MASK).astype(np.uint8)
+    masks = painted(MASK,(BLACK,RED,GREEN)), painted(turned,(GREEN,RED,BLACK))
+    report = check_data(*made(tmp_path/'two', [RGB,255-RGB], masks), progress=False)
+    assert kinds(report.faults)=={'palettes differ'} and 'p0.png' in report.faults[0][2], report.faults
+    with pytest.raises(DataFault, match='palettes differ'): raise_faults(dict(train=report))
+    list_of_colours = 'a, #000000\nb, #ff0000\nc, #00ff00\n'
+    report = check_data(*made(tmp_path/'list', [RGB], masks[1:], list_of_colours), progress=False)
+    assert kinds(report.faults)=={'palettes differ'} and "gives this colour to 'c'" in report.faults[0][2], report.faults
+
+@pytest.mark.parametrize('palettes,lines', [
+    ([(BLACK,RED,GREEN)]*2, 'a, #000000\nb, #ff0000\nc, #00ff00\n'),
+    ([(BLACK,RED,GREEN)]*2, 'a\nb\nc\n'),
+    ([(BLACK,RED,GREEN),[(i,i,i) for i in range(256)]], 'a\nb\nc\n'),        # grey, as some tools write ids
+    ([(BLACK,RED,GREEN),[BLACK]*256], 'a\nb\nc\n'),                         # a palette that says nothing
+    ([(BLACK,RED,GREEN),(BLUE,RED,(9,9,9))], 'a\nb\nc\n')])
+def test_palettes_that_agree_are_no_fault(tmp_path, palettes, lines):
+    report = check_data(*made(tmp_path/'x', [RGB,255-RGB], [painted(MASK,p) for p in palettes], lines), progress=False)
+    assert report.ok, report.faults
+
+def test_blank_and_dark_images_are_no_faults(tmp_path):
+    "White pages, a clear sky and a night are data; black ones, and such as hold hardly any bits, are not."
+    white, sky, paper = np.full_like(RGB,255), np.full_like(RGB,(120,180,250)), (252+RGB%3).astype(np.uint8)
+    parts = dict(train=[white,white,sky,paper,RGB//5], unseen=[white,sky])
+    rows = {name:made(tmp_path/name, images, [np.roll(MASK,j) for j in range(len(images))]) for name,images in parts.items()}
+    reports = check_parts({name:r for name,(r,_) in rows.items()}, rows['train'][1], progress=False)
+    assert reports['train'].ok and reports['unseen'].ok, [r.faults for r in reports.values()]
+    assert kinds(reports['train'].remarks)=={'nearly empty','dark'}
+    report = check_data(*made(tmp_path/'black', [RGB*0,RGB//50], [MASK,MASK]), progress=False)
+    assert [kind for kind,*_ in report.faults]==['nearly empty']*2
+
+def test_what_of_an_image_is_not_read_is_said(tmp_path):
+    half = np.dstack([RGB, np.where(MASK,255,90).astype(np.uint8)])
+    report = check_data(*made(tmp_path/'alpha', [half], [MASK]), progress=False)
+    assert report.ok and [r[0] for r in report.remarks]==['not all read'] and '% of it is transparent' in report.remarks[0][2]
+    report = check_data(*made(tmp_path/'opaque', [np.dstack([RGB,RGB[...,0]*0+255])], [MASK]), progress=False)
+    assert not report.remarks
+
+def test_further_channels_of_a_satellite_tile_are_said(tmp_path):
+    "Red, green, blue and near infrared in one TIFF file, as the rest of the world writes them."
+    tile = np.dstack([RGB,RGB[...,:1]])
+    entries = [(256,3,[30]),(257,3,[20]),(258,3,[8]*4),(259,3,[1]),(262,3,[2]),(273,4,[0]),(277,3,[4]),(278,3,[20]),(279,4,[tile.size]),(338,3,[0])]
+    bits = 8+2+12*len(entries)+4
+    head = b'II*\0'+struct.pack('<IH',8,len(entries))
+    for tag,kind,values in entries:
+        if tag==258: values, kind, n = [bits], 4, 4
+        else: n = 1
+        if tag==273: values = [bits+8]
+        head += struct.pack('<HHII', tag, 3 if tag==258 else kind, n, values[0])
+    file = tmp_path/'tile.tif'
+    file.write_bytes(head+struct.pack('<I4H',0,8,8,8,8)+tile.tobytes())
+    got = decode_image(file)
+    assert np.array_equal(got.rgb,RGB) and got.left_out=='3 of its 4 channels are read'
