@@ -125,6 +125,7 @@ class Report:
     faults:list = field(default_factory=list) # (kind, path, what) each
     remarks:list = field(default_factory=list) # of the same form: what is no fault, but to be known
     ignored:list = field(default_factory=list) # (id in the files, pixels) of each ignored id; none of a published set
+    beside:list = field(default_factory=list) # [masks, [classes]] of each ignored id: how many hold it, and what these hold besides
     flip:list = field(default_factory=list) # sentences: which classes a mirrored image swaps
 
     @property
@@ -218,6 +219,7 @@ def _look(rows, space, workers, progress, images, title, palettes):
     report = Report(space.name, space.classes, len(rows), [], [], 0, [], flip=flip_lines(space))
     counts, occurs = np.zeros((2,space.num_classes), np.int64)
     ignored, area, seen = np.zeros(len(ignored_ids(space)), np.int64), 0, {}
+    hold, beside = np.zeros(len(ignored), np.int64), np.zeros((len(ignored),space.num_classes), bool)
     loader = torch.utils.data.DataLoader(_Rows(rows,space,images), batch_size=None, collate_fn=_itself, num_workers=workers)
     for pair in tqdm(loader, desc=title, unit='pair', disable=not progress, leave=False):
         report.faults += [*_double(pair.names,seen), *pair.faults, *palettes.faults(pair)]
@@ -226,21 +228,26 @@ def _look(rows, space, workers, progress, images, title, palettes):
         counts += pair.counts
         occurs += pair.counts>0
         ignored += pair.ignored
+        hold += pair.ignored>0
+        beside |= (pair.ignored>0)[:,None] & (pair.counts>0)
         area += pair.size[0]*pair.size[1]
         by_area = sorted({*report.sizes,pair.size}, key=lambda s: (s[0]*s[1],s))
         report.sizes = [by_area[0],by_area[-1]]
     report.pixels, report.occurs, report.void = counts.tolist(), occurs.tolist(), int(area-counts.sum())
     report.ignored = [*zip(ignored_ids(space),ignored.tolist())]
+    report.beside = [[int(n),np.flatnonzero(classes).tolist()] for n,classes in zip(hold,beside)]
     report.faults = list(dict.fromkeys(report.faults))
     return report
 
 # %% ../nbs/27_check.ipynb #c023a
 MUCH = .2 # of all pixels: an ignored id that fills more is hardly the rim between objects
 
+def _learnt_from(parts): return 'train' if 'train' in parts else next(iter(parts))
+
 class _ClassCheck:
     "What the masks of the part that is learnt from say about the class list as a whole."
     def __init__(self, reports, part, space):
-        self.report, self.space = reports[part], space
+        self.report, self.space, self.learnt = reports[part], space, reports[_learnt_from(reports)]
         self.others = {name:r for name,r in reports.items() if name!=part}
         self.pixels = sum(self.report.pixels)
         self.total = max(1, self.pixels+self.report.void)
@@ -253,7 +260,11 @@ class _ClassCheck:
     def faults(self): # (kind, place, what) each
         if not self.pixels+self.report.void: return []                  # no mask could be read, and each says so
         found = self.one_class() if self.space.num_classes==1 else self.all_ignored() or self.without_pixel()
-        return [(kind, f'classes of {self.space.name!r}', f'classes: {what}') for kind,what in [*found,*self.ignored_much()]]
+        return [(kind, f'classes of {self.space.name!r}', f'classes: {what}') for kind,what in [*found,*self.ignored_much(),*self.no_rim()]]
+
+    def faults_of_other(self):
+        "Of a part that nothing is learnt from, where classes may be absent."
+        return [(kind, f'classes of {self.space.name!r}', f'classes: {what}') for kind,what in self.no_rim()]
 
     def remarks(self):
         much = [(id,n) for id,n in self.held.items() if n>MUCH*self.total and id not in self.implicit]
@@ -301,6 +312,18 @@ class _ClassCheck:
             yield 'ignored id', (f'id {id} is in no line of the class list and so ignored, but fills {self.percent(n)} of the pixels. '
                 f'If it is a class, write the line {class_line(name,id)} (then every line needs its id); '
                 f'if it is to be ignored, write the line void, {id}')
+
+    def no_rim(self):
+        "An ignored id that stands between no classes: a class that these masks have another id for."
+        for (id,n),(masks,classes) in zip(self.report.ignored, self.report.beside):
+            if id not in self.stray or len(classes)!=1 or self.space.num_classes<2: continue
+            if n>MUCH*self.total and self.report is self.learnt: continue            # said already
+            name = self.space.classes[1-classes[0]] if self.space.num_classes==2 else 'NAME'
+            yield 'ignored id', (f'id {id} is in no line of the class list and so ignored ({self.percent(n)} of the pixels), but the '
+                f'{masks} masks that have it hold no class besides {self.space.classes[classes[0]]!r}, so it is hardly a rim between '
+                f'objects. If it is a class, write the line {class_line(name,id)} (then every line needs its id), or save these masks '
+                f'with the id that it has elsewhere; if it is to be ignored, write the line void, {id}')
+
 
 # %% ../nbs/27_check.ipynb #c023b
 class _File(NamedTuple):
@@ -379,10 +402,12 @@ def check_parts(
         reports[name] = _look(rows[name], space, workers, progress, images, f'check {name}', palettes)
         reports[name].faults[:0] = faults
     if not published:
-        learnt = 'train' if 'train' in reports else next(iter(reports))
-        classes = _ClassCheck(reports, learnt, space)
-        reports[learnt].faults += classes.faults()
-        reports[learnt].remarks += classes.remarks()
+        for name,report in reports.items():
+            classes = _ClassCheck(reports, name, space)
+            if name!=_learnt_from(reports): report.faults += classes.faults_of_other()
+            else:
+                report.faults += classes.faults()
+                report.remarks += classes.remarks()
     for name,fault in _same_faults(rows):
         harmless = published and fault[0]!='image as mask'
         (reports[name].remarks if harmless else reports[name].faults).append(fault)

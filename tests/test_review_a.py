@@ -3,7 +3,7 @@ import struct
 import numpy as np
 import pytest
 from PIL import Image
-from idrnet_nb.check import DataFault, check_data, check_parts, raise_faults
+from idrnet_nb.check import DataFault, Report, check_data, check_parts, raise_faults
 from idrnet_nb.data import decode_image, folder_pairs, space_from_file
 
 def listed(tmp_path, text, name='classes.txt'):
@@ -114,3 +114,29 @@ def test_further_channels_of_a_satellite_tile_are_said(tmp_path):
     file.write_bytes(head+struct.pack('<I4H',0,8,8,8,8)+tile.tobytes())
     got = decode_image(file)
     assert np.array_equal(got.rgb,RGB) and got.left_out=='3 of its 4 channels are read'
+
+def two(tmp_path, name, masks): return made(tmp_path/name, [np.roll(RGB,j) for j in range(len(masks))], masks, 'background\nobject\n')
+
+def test_masks_of_0_and_255_are_named_in_every_part(tmp_path):
+    "The object is 1 where it is learnt, and 255 where it is judged, or in half of the masks: it would be void there."
+    ones = [(np.roll(MASK,j,1)==1).astype(np.uint8) for j in range(4)]
+    rows, space = two(tmp_path, 'train', ones)
+    other, _ = two(tmp_path, 'unseen', [m*255 for m in ones])
+    assert check_parts(dict(train=rows), space, progress=False)['train'].ok
+    for parts in dict(train=rows,unseen=other), dict(unseen=other):
+        with pytest.raises(DataFault, match='unseen, ignored id.*background.*write the line object, 255'):
+            raise_faults(check_parts(parts, space, progress=False), allow=('class without a pixel',))
+    report = check_data(*two(tmp_path, 'mixed', [*ones[:2],ones[2]*255,ones[3]*255]), progress=False)
+    assert kinds(report.faults)=={'ignored id'} and 'the 2 masks that have it' in report.faults[0][2], report.faults
+    assert Report(**report.to_json()).to_json()==report.to_json()
+
+def test_rims_and_absent_classes_are_no_such_fault(tmp_path):
+    "Borders of 255 as in PASCAL VOC; a part without a class; and ids that the list says are ignored."
+    rims = [np.where(np.roll(MASK,j,0)==2, 255, np.roll(MASK,j,0)).astype(np.uint8) for j in range(3)]
+    rims = [np.where(m==255, np.where(RGB[...,0]<60,255,0), m).astype(np.uint8) for m in rims]
+    rows, space = made(tmp_path/'train', [np.roll(RGB,j) for j in range(3)], [*rims[:2],MASK])
+    other, _ = made(tmp_path/'unseen', [255-RGB], rims[2:])
+    assert all(r.ok for r in check_parts(dict(train=rows,unseen=other), space, progress=False).values())
+    said = listed(tmp_path, 'background\nobject\nvoid, 255\n')
+    rows, _ = two(tmp_path, 'said', [np.where(MASK==1,255,0).astype(np.uint8),(MASK==2).astype(np.uint8)])
+    assert check_data(rows, said, progress=False).ok
