@@ -1048,6 +1048,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'idrnet_nb.recipe._counted_line': ('recipe.html#_counted_line', 'idrnet_nb/recipe.py'),
                                   'idrnet_nb.recipe._fake_step': ('recipe.html#_fake_step', 'idrnet_nb/recipe.py'),
                                   'idrnet_nb.recipe._fitting': ('recipe.html#_fitting', 'idrnet_nb/recipe.py'),
+                                  'idrnet_nb.recipe._of_one_image': ('recipe.html#_of_one_image', 'idrnet_nb/recipe.py'),
                                   'idrnet_nb.recipe._our_recipe': ('recipe.html#_our_recipe', 'idrnet_nb/recipe.py'),
                                   'idrnet_nb.recipe._recipe': ('recipe.html#_recipe', 'idrnet_nb/recipe.py'),
                                   'idrnet_nb.recipe._ticks': ('recipe.html#_ticks', 'idrnet_nb/recipe.py'),

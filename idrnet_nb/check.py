@@ -299,7 +299,7 @@ class _ClassCheck:
         for i in self.absent:
             name, seen = self.space.classes[i], [f'{r.occurs[i]} images of {p!r}' for p,r in self.others.items() if r.occurs[i]]
             elsewhere = f', though {" and ".join(seen)} have it' if seen else ''
-            todo = 'Divide the data in another way' if seen else 'Take it out of the class list, or see whether its id is right'
+            todo = 'Divide the data in another way (give unseen images, or hold out another share)' if seen else 'Take it out of the class list, or see whether its id is right'
             if len(self.absent)==len(self.stray)==1:
                 todo = f'If that is {name!r}, write into the class list: {self.list_with({i:next(iter(self.stray))})}'
             yield 'class without a pixel', (f'{name!r} (id {self.files.get(i,i)}) has no pixel in {self.report.pictures} masks'

@@ -475,7 +475,8 @@ def _not_ids(im):
     if im.mode in ('LA','PA') or colours and len({band.tobytes() for band in im.split()[:3]})==1:
         return ('has its numbers in several equal channels, or beside alpha; '
             f'{save}: Image.open(FILE).getchannel(0).save(NEW)')
-    return ('turn its colours into ids first, in Python by `from idrnet_nb.data import *`, with a list of NAME, #rrggbb (no ids): '
+    return ('turn its colours into ids first, by ids_from_colours. In Python, with a class list LIST of lines NAME, #rrggbb (no ids): '
+        'from PIL import Image; from idrnet_nb.data import ids_from_colours, read_picture, space_from_file; '
         'Image.fromarray(ids_from_colours(read_picture(FILE), space_from_file(LIST))).save(NEW)')
 
 def _colours_drawn(im, ids):

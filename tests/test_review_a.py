@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 from idrnet_nb.check import DataFault, Report, check_data, check_parts, raise_faults
 from idrnet_nb.data import decode_image, folder_pairs, space_from_file
+from idrnet_nb.recipe import hold_out
 
 def listed(tmp_path, text, name='classes.txt'):
     (tmp_path/name).write_text(text, encoding='utf-8')
@@ -140,3 +141,23 @@ def test_rims_and_absent_classes_are_no_such_fault(tmp_path):
     said = listed(tmp_path, 'background\nobject\nvoid, 255\n')
     rows, _ = two(tmp_path, 'said', [np.where(MASK==1,255,0).astype(np.uint8),(MASK==2).astype(np.uint8)])
     assert check_data(rows, said, progress=False).ok
+
+def test_an_oversampled_list_is_held_out_image_by_image(tmp_path):
+    "The same pair several times must not part into training and unseen images; without such, the lot is as it was."
+    rows, _ = made(tmp_path, [np.roll(RGB,j) for j in range(10)], [MASK]*10)
+    plain = hold_out(rows, .2)
+    assert plain[1]['id']==[rows['id'][i] for i in sorted(np.random.default_rng(0).permutation(10)[:2].tolist())]
+    thrice = rows.select([*range(10),*range(10),*range(10)])
+    for seed in range(5):
+        train, unseen = hold_out(thrice, .3, seed)
+        assert not {*train['id']}&{*unseen['id']} and len(unseen)==9 and len(train)==21
+    with pytest.raises(ValueError, match='1 images'): hold_out(rows.select([0,0,0,0]), .5)
+
+def test_what_an_error_says_of_colour_masks_can_be_run(tmp_path):
+    "The sentence about a mask of colours is Python that makes a mask of ids of it."
+    colours = np.array([BLACK,RED,GREEN],np.uint8)[MASK]
+    rows, space = made(tmp_path, [RGB], [colours], 'a, #000000\nb, #ff0000\nc, #00ff00\n')
+    said = check_data(rows, space, progress=False).faults[0][2]
+    code = said[said.index('from PIL'):]
+    exec(code, dict(FILE=tmp_path/'m'/'p0.png', LIST=tmp_path/'classes.txt', NEW=tmp_path/'m'/'p0.png'))
+    assert check_data(rows, space, progress=False).ok and np.array_equal(np.asarray(Image.open(tmp_path/'m'/'p0.png')),MASK)
