@@ -27,6 +27,9 @@ class Pair(NamedTuple):
     counts:'np.ndarray|None'=None # `k` pixels of each class; None where the mask is not in order
     ignored:'np.ndarray|None'=None # pixels of each of `ignored_ids(space)`
     size:'tuple|None'=None # (h, w) of the mask
+    colours:'dict|None'=None # id in the file -> (r,g,b) of a mask with a palette
+
+_DARK = 64 # of 255: an image without any value above may be one of fewer bits than its file has
 
 _TURNED = {'':'', 'alike':'; its mask has the same tag', 'as seen':'; its mask was drawn on the image as it is seen',
     'as stored':'; its mask was drawn on the stored pixels, and is turned with it', 'unclear':'; how its mask was drawn is unclear'}
@@ -35,7 +38,13 @@ def _image_remarks(image, pair):
     """What is to be said of an image that could be read: (kind, whether it is a fault, a sentence) each; `pair` is image
     and mask, None where these do not fit."""
     if why := image.empty():
-        yield 'nearly empty', True, f'it holds next to nothing: {why}; look at it, take it out of the list, or save it with its full range'
+        blank = image.opaque and image.rgb.max()>=_DARK//4        # a white page, a clear sky
+        todo = '' if blank else '; look at it, take it out of the list, or save it with its full range'
+        yield 'nearly empty', not blank, f'it holds next to nothing: {why}{todo}'
+    elif image.rgb.max()<_DARK:
+        yield 'dark', False, (f'no value in it is above {image.rgb.max()} of 255; if it is not so dark as that '
+            '(16-bit files often hold fewer bits), scale it to 0..255 and save it with 8 bits')
+    if image.left_out: yield 'not all read', False, image.left_out
     if image.tag>1: yield 'turned by a tag', False, f'it is turned by its orientation tag {image.tag}{_TURNED[pair.turned if pair else ""]}'
     if pair and pair.doubt: yield 'orientation unclear', True, pair.doubt
 
@@ -100,7 +109,7 @@ def check_pair(
     if not len(valid): found.faults.append(('nothing but void', at['label'], f'label: {at["label"]!r} has no pixel of any class; '
         'take it out of the list, or see whether its ids are mapped rightly'))
     counts = np.bincount(valid, minlength=space.num_classes)
-    return found._replace(counts=counts, ignored=_count_ignored(label,row,space), size=label.shape)
+    return found._replace(counts=counts, ignored=_count_ignored(label,row,space), size=label.shape, colours=mask.colours)
 
 # %% ../nbs/27_check.ipynb #c020
 @dataclass
@@ -116,6 +125,7 @@ class Report:
     faults:list = field(default_factory=list) # (kind, path, what) each
     remarks:list = field(default_factory=list) # of the same form: what is no fault, but to be known
     ignored:list = field(default_factory=list) # (id in the files, pixels) of each ignored id; none of a published set
+    beside:list = field(default_factory=list) # [masks, [classes]] of each ignored id: how many hold it, and what these hold besides
     flip:list = field(default_factory=list) # sentences: which classes a mirrored image swaps
 
     @property
@@ -172,36 +182,72 @@ def _double(names, seen):
             return [('twice',mine,f'{what} {key!r} occurs twice: {mine!r} beside {other!r}; keep one of them')]
     return []
 
-def _look(rows, space, workers, progress, images, title):
+class _Palettes:
+    "Colours of masks with a palette: each must stand for one id, in all masks and in the class list."
+    def __init__(self, space):
+        self.space, self.first, self.published = space, {}, _is_published(space)           # colour -> (id, mask)
+        self.of_list = {tuple(c):i for i,c in enumerate(space.palette)}
+
+    def faults(self, pair):
+        place, colours = pair.names[2], pair.colours or {}
+        for id,colour in colours.items():
+            other,where = self.first.setdefault(colour, (id,place))
+            if other!=id: return self.fault(place, colour, id, f'but as id {other} in {where!r}')
+        return self.against_list(place, colours)
+
+    def against_list(self, place, colours):
+        "A fault where all colours of a mask are those of classes, but in another order."
+        raw = self.space.raw_to_train
+        trains = {id if raw is None else raw[id]:(id,colour) for id,colour in colours.items()}
+        trains.pop(self.space.ignore, None)
+        if self.published or len(trains)<2 or any(colour not in self.of_list for _,colour in trains.values()): return []
+        for train,(id,colour) in trains.items():
+            named = self.of_list[colour]
+            if named!=train:
+                return self.fault(place, colour, id, f'which is {self.space.classes[train]!r}, but the class list gives this '
+                    f'colour to {self.space.classes[named]!r}')
+        return []
+
+    def fault(self, place, colour, id, what):
+        return [('palettes differ', place, f'label: {place!r} has colour #{bytes(colour).hex()} as id {id}, {what}. '
+            'Ids count, not colours: if the colours are right, turn each mask into ids by its colours (ids_from_colours)')]
+
+def _look(rows, space, workers, progress, images, title, palettes):
     "The report of one part, pair by pair."
     from tqdm.auto import tqdm
     if not len(rows): raise ValueError(f'{title}: no rows to check for label space {space.name!r}')
     report = Report(space.name, space.classes, len(rows), [], [], 0, [], flip=flip_lines(space))
     counts, occurs = np.zeros((2,space.num_classes), np.int64)
     ignored, area, seen = np.zeros(len(ignored_ids(space)), np.int64), 0, {}
+    hold, beside = np.zeros(len(ignored), np.int64), np.zeros((len(ignored),space.num_classes), bool)
     loader = torch.utils.data.DataLoader(_Rows(rows,space,images), batch_size=None, collate_fn=_itself, num_workers=workers)
     for pair in tqdm(loader, desc=title, unit='pair', disable=not progress, leave=False):
-        report.faults += [*_double(pair.names,seen), *pair.faults]
+        report.faults += [*_double(pair.names,seen), *pair.faults, *palettes.faults(pair)]
         report.remarks += pair.remarks
         if pair.counts is None: continue
         counts += pair.counts
         occurs += pair.counts>0
         ignored += pair.ignored
+        hold += pair.ignored>0
+        beside |= (pair.ignored>0)[:,None] & (pair.counts>0)
         area += pair.size[0]*pair.size[1]
         by_area = sorted({*report.sizes,pair.size}, key=lambda s: (s[0]*s[1],s))
         report.sizes = [by_area[0],by_area[-1]]
     report.pixels, report.occurs, report.void = counts.tolist(), occurs.tolist(), int(area-counts.sum())
     report.ignored = [*zip(ignored_ids(space),ignored.tolist())]
+    report.beside = [[int(n),np.flatnonzero(classes).tolist()] for n,classes in zip(hold,beside)]
     report.faults = list(dict.fromkeys(report.faults))
     return report
 
 # %% ../nbs/27_check.ipynb #c023a
 MUCH = .2 # of all pixels: an ignored id that fills more is hardly the rim between objects
 
+def _learnt_from(parts): return 'train' if 'train' in parts else next(iter(parts))
+
 class _ClassCheck:
     "What the masks of the part that is learnt from say about the class list as a whole."
     def __init__(self, reports, part, space):
-        self.report, self.space = reports[part], space
+        self.report, self.space, self.learnt = reports[part], space, reports[_learnt_from(reports)]
         self.others = {name:r for name,r in reports.items() if name!=part}
         self.pixels = sum(self.report.pixels)
         self.total = max(1, self.pixels+self.report.void)
@@ -214,7 +260,11 @@ class _ClassCheck:
     def faults(self): # (kind, place, what) each
         if not self.pixels+self.report.void: return []                  # no mask could be read, and each says so
         found = self.one_class() if self.space.num_classes==1 else self.all_ignored() or self.without_pixel()
-        return [(kind, f'classes of {self.space.name!r}', f'classes: {what}') for kind,what in [*found,*self.ignored_much()]]
+        return [(kind, f'classes of {self.space.name!r}', f'classes: {what}') for kind,what in [*found,*self.ignored_much(),*self.no_rim()]]
+
+    def faults_of_other(self):
+        "Of a part that nothing is learnt from, where classes may be absent."
+        return [(kind, f'classes of {self.space.name!r}', f'classes: {what}') for kind,what in self.no_rim()]
 
     def remarks(self):
         much = [(id,n) for id,n in self.held.items() if n>MUCH*self.total and id not in self.implicit]
@@ -249,7 +299,7 @@ class _ClassCheck:
         for i in self.absent:
             name, seen = self.space.classes[i], [f'{r.occurs[i]} images of {p!r}' for p,r in self.others.items() if r.occurs[i]]
             elsewhere = f', though {" and ".join(seen)} have it' if seen else ''
-            todo = 'Divide the data in another way' if seen else 'Take it out of the class list, or see whether its id is right'
+            todo = 'Divide the data in another way (give unseen images, or hold out another share)' if seen else 'Take it out of the class list, or see whether its id is right'
             if len(self.absent)==len(self.stray)==1:
                 todo = f'If that is {name!r}, write into the class list: {self.list_with({i:next(iter(self.stray))})}'
             yield 'class without a pixel', (f'{name!r} (id {self.files.get(i,i)}) has no pixel in {self.report.pictures} masks'
@@ -262,6 +312,18 @@ class _ClassCheck:
             yield 'ignored id', (f'id {id} is in no line of the class list and so ignored, but fills {self.percent(n)} of the pixels. '
                 f'If it is a class, write the line {class_line(name,id)} (then every line needs its id); '
                 f'if it is to be ignored, write the line void, {id}')
+
+    def no_rim(self):
+        "An ignored id that stands between no classes: a class that these masks have another id for."
+        for (id,n),(masks,classes) in zip(self.report.ignored, self.report.beside):
+            if id not in self.stray or len(classes)!=1 or self.space.num_classes<2: continue
+            if n>MUCH*self.total and self.report is self.learnt: continue            # said already
+            name = self.space.classes[1-classes[0]] if self.space.num_classes==2 else 'NAME'
+            yield 'ignored id', (f'id {id} is in no line of the class list and so ignored ({self.percent(n)} of the pixels), but the '
+                f'{masks} masks that have it hold no class besides {self.space.classes[classes[0]]!r}, so it is hardly a rim between '
+                f'objects. If it is a class, write the line {class_line(name,id)} (then every line needs its id), or save these masks '
+                f'with the id that it has elsewhere; if it is to be ignored, write the line void, {id}')
+
 
 # %% ../nbs/27_check.ipynb #c023b
 class _File(NamedTuple):
@@ -298,11 +360,18 @@ def _alike(groups, key):
         for file in group: agree.setdefault(key(file), []).append(file)
         yield from (g for g in agree.values() if len(g)>1 and any(f.what=='image' for f in g))
 
+def _is_blank(file):
+    "Is an image of one single colour? Such ones are alike without being the same."
+    try: rgb = decode_image(file.rows[file.i][file.what]).rgb
+    except (ValueError,OSError): return False
+    return bool((rgb==rgb[0,0]).all())
+
 def _same_faults(parts):
     "(part, fault) for images that are masks as well, are in two parts, or are twice in one: told by size, beginning, all bytes."
     groups = _alike([_files(parts)], lambda f: f.size)
     for group in _alike(_alike(groups, lambda f: f.digest(4096)), _File.digest):
         images, first = [f for f in group if f.what=='image'], {}
+        if _is_blank(images[0]): continue
         for f in group:
             if f.what=='label': yield f.part, ('image as mask', f.name, f'label: {f.name!r} is the image {images[0].name!r}, '
                 'byte by byte; a mask holds one class id per pixel')
@@ -327,16 +396,18 @@ def check_parts(
     pair shows: a class without any pixel, an ignored id that fills much, the same image in two parts.
     ValueError where a part has no rows."""
     if published is None: published = _is_published(space)
-    rows, reports = {}, {}
+    rows, reports, palettes = {}, {}, _Palettes(space)
     for name,part in parts.items():
         rows[name], faults = _loaded(part)
-        reports[name] = _look(rows[name], space, workers, progress, images, f'check {name}')
+        reports[name] = _look(rows[name], space, workers, progress, images, f'check {name}', palettes)
         reports[name].faults[:0] = faults
     if not published:
-        learnt = 'train' if 'train' in reports else next(iter(reports))
-        classes = _ClassCheck(reports, learnt, space)
-        reports[learnt].faults += classes.faults()
-        reports[learnt].remarks += classes.remarks()
+        for name,report in reports.items():
+            classes = _ClassCheck(reports, name, space)
+            if name!=_learnt_from(reports): report.faults += classes.faults_of_other()
+            else:
+                report.faults += classes.faults()
+                report.remarks += classes.remarks()
     for name,fault in _same_faults(rows):
         harmless = published and fault[0]!='image as mask'
         (reports[name].remarks if harmless else reports[name].faults).append(fault)
@@ -383,7 +454,7 @@ class DataFault(ValueError):
     def __reduce__(self): return type(self), (str(self),self.faults)
 
 HARMLESS = 'twice','nothing but void' # of pairs of one part: to be known, but a training is right all the same
-OF_ALL = 'class without a pixel','ignored id','one class','all ignored','in two parts','image as mask' # what no single pair shows
+OF_ALL = 'class without a pixel','ignored id','one class','all ignored','in two parts','image as mask','palettes differ' # what no single pair shows
 
 def raise_faults(
     reports:dict, # part -> `Report`, as `check_parts` gives them

@@ -248,7 +248,8 @@ def _judged(p):
                    help='folder of the dataset as published, e.g. ADEChallengeData2016; if it is not, the error says what is missing and where to get it')
     p.add_argument('--split', choices=('train','val','test'), help='part of the dataset; if left out: the one that papers report')
     _folders(p, classes=False)
-    p.add_argument('--allow', nargs='+', default=[], choices=('ignored-id',), metavar='FAULT', help='judge on own data in spite of this fault: ignored-id')
+    p.add_argument('--allow', nargs='+', default=[], choices=_JUDGED, metavar='FAULT',
+                   help=f'judge on own data in spite of these faults: {", ".join(_JUDGED)}')
     p.add_argument('--limit', type=count(), help='judge the first so many images only (no number to publish)')
     p.add_argument('--pictures', type=count(), nargs=2, default=(2000,200), metavar=('TRAIN','UNSEEN'), help='how many images of the toy world')
     p.add_argument('--json', type=Path, metavar='FILE', help='write scores, protocol, date, versions and device there')
@@ -269,7 +270,8 @@ def _folders(p, classes=True):
 def _read(p): # for commands that read images
     p.add_argument('--max-pixels', type=count(), metavar='N', help='read images up to so many pixels; if left out: 179 million')
 
-_ALLOWED = ('class-without-a-pixel', 'ignored-id', 'in-two-parts') # faults of own data that somebody may want
+_ALLOWED = ('class-without-a-pixel', 'ignored-id', 'in-two-parts', 'palettes-differ') # faults of own data that somebody may want
+_JUDGED = ('ignored-id', 'palettes-differ') # also in data that is judged on
 
 def _checked(p):
     p.add_argument('--data', choices=_SETS[1:], help='a published set, which lies in --root; without it, --classes and a folder of your own')
@@ -514,7 +516,7 @@ def _check_faults(a, parts, space, *, skip=(), allow=()): # own data, before any
     try: raise_faults(reports, skip, allow)
     except DataFault as e:
         kinds = [k for k in _ALLOWED if k.replace('-', ' ') in {fault[1] for fault in e.faults}]
-        if a.command=='evaluate': kinds = [k for k in kinds if k=='ignored-id']
+        if a.command=='evaluate': kinds = [k for k in kinds if k in _JUDGED]
         way_out = f'\nif it is meant so: --allow {" ".join(kinds)}' if kinds else ''
         raise ValueError(f'{e}{way_out}') from None
 

@@ -247,7 +247,8 @@ def _decoding(what, name):
             f'hold enough to fill the memory); if you trust it, allow it by idrnet_nb.data.set_max_pixels({n}), '
             f'or by --max-pixels {n} on the command line', 'too large') from e
     except UnidentifiedImageError as e:
-        raise BadFile(f'{here}: it is no picture of a kind that Pillow reads; {refetch}') from e
+        raise BadFile(f'{here}: it is no picture of a kind that Pillow reads (of TIFF these are 8 or 16 bits, 1, 3 or 4 '
+            f'channels; save others as PNG of 8 bits); {refetch}') from e
     except MemoryError as e:
         raise BadFile(f'{here}: it does not fit into the memory; make it smaller or take it out of the list', 'too large') from e
     except Exception as e:
@@ -293,6 +294,7 @@ class DecodedImage(NamedTuple):
     rgb:np.ndarray # `h w 3`, uint8, upright
     tag:int=1 # EXIF orientation of the file, 1..8; other than 1: it was turned
     opaque:bool=True # False: alpha is 0 everywhere, and the image is the white that it was laid on
+    left_out:str='' # a sentence, where the file holds more than is read: further channels, alpha
 
     def empty(self)->str: # why the image holds next to nothing; nothing where it does not
         if not self.opaque: return 'its alpha is 0 everywhere, so nothing of it would be seen'
@@ -315,7 +317,7 @@ def _check_range(low, high, bits, name):
             f'(image/{2**used-1}*255).round().astype(np.uint8)', 'wrong range')
 
 def _on_white(im, name):
-    "`h w 3` bytes of an image with alpha, and whether anything of it can be seen."
+    "`h w 3` bytes of an image with alpha, whether anything of it can be seen, and how much is transparent, in words."
     from PIL import Image
     im = im.convert('RGBA')
     seen = im.getchannel('A').getextrema()[1]>0
@@ -323,10 +325,17 @@ def _on_white(im, name):
         raise BadFile(f'picture: {name!r} holds an image, but its alpha is 0 everywhere, so nothing of it would be '
             "seen; save it without alpha: Image.open(FILE).convert('RGB').save(NEW)", 'transparent')
     white = Image.new('RGBA', im.size, 'white')
-    return np.array(Image.alpha_composite(white,im).convert('RGB')), seen
+    clear = 1-im.getchannel('A').histogram()[255]/(im.width*im.height)
+    said = f'{100*clear:.0f} % of it is transparent, and laid on white' if clear else ''
+    return np.array(Image.alpha_composite(white,im).convert('RGB')), seen, said
+
+def _more_channels(im):
+    "In words, how many channels of a TIFF file are not read; nothing for others."
+    n, read = getattr(im,'tag_v2',{}).get(277,1), len(im.getbands())
+    return f'{read} of its {n} channels are read' if n>read else ''
 
 def _as_rgb(opened):
-    "`h w 3` bytes of an opened image, and whether anything of it can be seen."
+    "`h w 3` bytes of an opened image, whether anything of it can be seen, and what of the file is left out."
     im,name = opened.image,opened.name
     if im.mode=='F':
         raise BadFile(f'picture: {name!r} holds fractions (mode F); scale them to 0..255 and save with 8 bits',
@@ -334,12 +343,12 @@ def _as_rgb(opened):
     if im.mode.startswith('I'):
         numbers = np.asarray(im)
         _check_range(int(numbers.min()), int(numbers.max()), 16 if opened.deep else 32, name)
-        return np.repeat((numbers.astype(np.uint16)>>8).astype(np.uint8)[...,None], 3, -1), True
+        return np.repeat((numbers.astype(np.uint16)>>8).astype(np.uint8)[...,None], 3, -1), True, ''
     if opened.deep and np.asarray(im.convert('RGB')).max()<16: # of these, Pillow gives the high byte only
         raise BadFile(f'picture: {name!r} has 16 bits a channel, but no number in it is above 4095: 12-bit or 8-bit '
             'numbers, which would be read as nearly black; scale them to 0..255 and save with 8 bits', 'wrong range')
     if im.mode in ('RGBA','LA','PA','RGBa','La') or 'transparency' in im.info: return _on_white(im, name)
-    return np.array(im.convert('RGB')), True
+    return np.array(im.convert('RGB')), True, _more_channels(im)
 
 def decode_image(
     source:'str|Path|dict', # a file, or `{'path':…, 'bytes':…}` as `datasets.Image(decode=False)` gives it
@@ -348,8 +357,8 @@ def decode_image(
     is broken, too large, of several frames, of no 8- or 16-bit kind, or would be read as black or white."""
     opened = _open(source, 'picture')
     with _decoding('picture', opened.name):
-        rgb,opaque = _as_rgb(opened)
-    return DecodedImage(upright(rgb,opened.left), opened.tag, opaque)
+        rgb,opaque,left_out = _as_rgb(opened)
+    return DecodedImage(upright(rgb,opened.left), opened.tag, opaque, left_out)
 
 def read_picture(
     source:'str|Path|dict', # a file, or `{'path':…, 'bytes':…}` as `datasets.Image(decode=False)` gives it
@@ -466,13 +475,24 @@ def _not_ids(im):
     if im.mode in ('LA','PA') or colours and len({band.tobytes() for band in im.split()[:3]})==1:
         return ('has its numbers in several equal channels, or beside alpha; '
             f'{save}: Image.open(FILE).getchannel(0).save(NEW)')
-    return 'turn its colours into ids first (ids_from_colours)'
+    return ('turn its colours into ids first, by ids_from_colours. In Python, with a class list LIST of lines NAME, #rrggbb (no ids): '
+        'from PIL import Image; from idrnet_nb.data import ids_from_colours, read_picture, space_from_file; '
+        'Image.fromarray(ids_from_colours(read_picture(FILE), space_from_file(LIST))).save(NEW)')
+
+def _colours_drawn(im, ids):
+    "id -> colour of the ids that a mask with a palette holds, where the palette has that colour only once."
+    if im.mode!='P': return {}
+    colours = [tuple(c) for c in np.reshape(im.getpalette('RGB'),(-1,3)).tolist()]
+    often = Counter(colours)
+    used = np.flatnonzero(np.bincount(ids.ravel())).tolist()
+    return {id:colours[id] for id in used if id<len(colours) and often[colours[id]]==1}
 
 class _Ids(NamedTuple):
     ids:np.ndarray # `h w`, integers, upright
     name:str # of the file
     tag:int=1 # orientation, as the file has it
     void:int|None=None # this id is void, whatever the label space says
+    colours:dict|None=None # id in the file -> (r,g,b), where it has a palette
 
 def _read_ids(source):
     "The ids that a mask file holds."
@@ -486,7 +506,8 @@ def _read_ids(source):
     with _decoding('label', name):
         if im.mode not in ('P','L','1') and not im.mode.startswith('I'):
             raise BadFile(f'label: {name!r} is {im.mode}, but one index a pixel was expected; {_not_ids(im)}', 'no index mask')
-        return _Ids(upright(np.asarray(im),opened.left), name, opened.tag)
+        ids = np.asarray(im)
+        return _Ids(upright(ids,opened.left), name, opened.tag, colours=_colours_drawn(im,ids))
 
 _TRAIN_IDS = replace(LABEL_SPACES['cityscapes'], raw_to_train=None) # what *_labelTrainIds.png hold: mapped already
 
@@ -511,6 +532,7 @@ class DecodedMask(NamedTuple):
     "A mask file as it was read."
     ids:np.ndarray # `h w`, train ids, upright
     tag:int=1 # EXIF orientation of the file, 1..8; other than 1: it was turned
+    colours:dict|None=None # id in the file -> (r,g,b) of those that it holds, where it has a palette
 
 def decode_mask(
     source:'str|Path|dict', # a file, or `{'path':…, 'bytes':…}`; PNG, MATLAB with the variable S, or *.regions.txt
@@ -518,10 +540,10 @@ def decode_mask(
 )->DecodedMask:
     """An index mask through `space.encode`, once, turned by its own tag. BadFile (a ValueError) naming the file: not an
     index mask, broken, with unseen ids, or mapped already."""
-    ids,name,tag,void = _read_ids(source)
+    ids,name,tag,void,colours = _read_ids(source)
     space = _drawn_as(ids, name, space)
     try:
-        if void is None: return DecodedMask(space.encode(ids, name), tag)
+        if void is None: return DecodedMask(space.encode(ids, name), tag, colours)
         known = next(iter(space.raw_to_train or [0]))
         label = space.encode(np.where(ids==void, known, ids), name)
         label[ids==void] = space.ignore
@@ -1065,7 +1087,7 @@ class _PairTable:
         if any(Path(str(key)).suffix.lower() in _KINDS for key in row.fields):
             more = 'the first line must be the names of the columns, image,label, not a pair'
         elif len(row.fields)==1 and re.search(r'[|:\s]', there): more = 'columns are separated by commas, semicolons or tabs'
-        else: more = 'name the columns when calling, or in the file'
+        else: more = 'write image,label as names of these columns into the first line (in Python, name the columns when calling)'
         raise ValueError(f'{self.here}, {row.where} has no column {name!r}, but {there}; {more}')
 
     def path(self, row, name):
@@ -1134,6 +1156,7 @@ def class_line(
 
 _HEADERS = {'name','names','class','classes','class_name','classname','label','labels','category','categories',
     'id','ids','index','value','color','colour','rgb','hex'}
+_COLUMNS = {'r','g','b','red','green','blue','pixel','code','idx','train','val','stuff','ratio','supercategory','number','no'}
 _MAX_ID = 2**31-1 # no kind of mask has more
 
 class _Class(NamedTuple):
@@ -1159,6 +1182,9 @@ def _parsed_name(text, line):
     "The name of a class; ValueError for none, and for a comment in it."
     if len(text)>1 and text[0]==text[-1]=="'": text = text[1:-1]
     if not text: raise ValueError(f'{line!r} has no name; write NAME, ID')
+    if text[-1]==':': raise ValueError(f'{text!r} ends with a colon; take it away if it is a heading, else write the name alone')
+    if text[:2]=='//': raise ValueError(f'{text!r} seems to be a comment; begin it with #')
+    if re.search(r'\smirror\s*=', text): raise ValueError(f'{text!r} has mirror= in its name; write a comma before it')
     if re.search(r'\s#', text): raise ValueError(f'{text!r} has # in its name; write a comment as a line of its own, a colour as NAME, #rrggbb')
     return _nfc(text)
 
@@ -1183,32 +1209,63 @@ def _parsed_line(line, where):
         colours=[f for f in more if re.fullmatch('#[0-9a-fA-F]{6}',f)],
         mirrors=[m[1] for f in more if (m := re.fullmatch(r'mirror\s*=\s*(\S.*)',f,re.I))])
     odd = [f for f in more if f and f not in found['ids']+found['colours'] and not re.fullmatch(r'mirror\s*=\s*\S.*',f,re.I)]
+    if odd and (rgb := _hex(name)): raise ValueError(f'the colour stands before the name; write {_quoted(odd[0])}, {rgb}')
     if odd and re.fullmatch('-?[0-9]+',name): raise ValueError(f'the id stands before the name; write {class_line(odd[0],name)}')
     if odd: raise ValueError(f'{odd[0]!r} is neither an id{_as_decimal(odd[0])} nor a colour (#rrggbb) nor mirror=NAME; '
         'put a name with commas or semicolons into "quotes"')
-    if len(found['ids'])==3:
-        hexed = ''.join(f'{int(i[:4])&255:02x}' for i in found['ids'])
-        raise ValueError(f'three numbers after {name!r}; if they are a colour, write #{hexed}')
+    if len(found['ids']) in (3,4) and (rgb := _hex(' '.join(found['ids'][-3:]))):
+        how_many, here = ('three','') if len(found['ids'])==3 else ('four', f'{found["ids"][0]}, ')
+        raise ValueError(f'{how_many} numbers after {name!r}; if they are a colour, write {here}{rgb}')
     for what,those in found.items():
         if len(those)>1: raise ValueError(f'{name!r} has {len(those)} {what}, {" and ".join(those)}; write one line for each class')
     ids, colours, mirrors = [those[0] if those else None for those in found.values()]
     return _Class(where, name, ids and _parsed_id(ids,name), colours and tuple(bytes.fromhex(colours[1:])), mirrors)
 
+def _hex(text):
+    "A colour that is written as three numbers, as #rrggbb; nothing for other texts."
+    numbers = re.fullmatch(r'\(?([0-9]{1,3})[,\s]\s*([0-9]{1,3})[,\s]\s*([0-9]{1,3})\)?', text.strip())
+    if not numbers or max(map(int,numbers.groups()))>255: return ''
+    return '#'+bytes(map(int,numbers.groups())).hex()
+
+def _quoted(name): return f'"{name}"' if re.search('[,;\t]',name) else name
+
+_BETWEEN = r'\s*(?:[-=]>|[\s:=.)|\]，；：-])\s*' # what people write between a name and a number
+
+def _as_meant(line):
+    "(name, what should follow) of a line that has a number or a colour beside the name, in a form that is not read."
+    text = line.strip().strip('|').strip()
+    colour = re.fullmatch(r'(.*?[^\s:=|,;])\s*[:=|\s]\s*(\(?(?:[0-9]{1,3}[,\s]\s*){2}[0-9]{1,3}\)?)(?::.*)?', text)
+    if colour and _hex(colour[2]) and not re.fullmatch('[0-9 ]+',colour[1]): return colour[1], _hex(colour[2])
+    if '"' in text or any(mark in text for mark in ',;\t'): return None
+    before = re.fullmatch(r'((?:[0-9]{1,3}\s+){2}[0-9]{1,3})\s+(\D.*)', text)
+    if before and _hex(before[1]): return before[2], _hex(before[1])
+    before = re.fullmatch(rf'\[?([0-9]+){_BETWEEN}(.+)', text)
+    if before: return before[2], before[1]
+    after = re.fullmatch(rf'(.*?[^\s:=|\]，；：>-]){_BETWEEN}([0-9]+)', text)
+    return (after[1],after[2]) if after else None
+
+def _is_header(fields):
+    "Are these the names of columns? Of one field only, if it is one word that names nothing else."
+    words = [re.split(r'[\s_-]+', field.lower()) for field in fields]
+    if len(fields)<2 and len(words[0])<2: return words[0][0] in _HEADERS
+    return all(word in _HEADERS|_COLUMNS for some in words for word in some)
+
 def _check_form(lines):
     "ValueError for a list in a form that would be read as other names, or other ids, than it means."
     first, fields = lines[0].strip(), [_fields(line) for line in lines]
-    words = {word.lower() for word in fields[0]}
-    if words<=_HEADERS|({*'rgb'} if len(words)>1 else set()) and first[0]!='"':
+    if _is_header(fields[0]) and first[0]!='"':
         raise ValueError(f'{first!r} seems to be a header, and would be a class; take it away, or put the name into "quotes"')
     if all(line.lstrip()[:2] in ('- ','* ') for line in lines):
         raise ValueError(f'{first!r} is an entry of a list in YAML or Markdown; write the names alone')
-    if any(len(f)>1 for f in fields): return
-    before = [re.fullmatch(r'([0-9]+)\s*[\s:=.)-]\s*(.+)',f[0]) for f in fields]
-    after = [re.fullmatch(r'(.*[^\s:=-])\s*[\s:=-]\s*([0-9]+)',f[0]) for f in fields]
-    if all(before): line = class_line(before[0][2],before[0][1])
-    elif all(after) and len({m[1] for m in after})==len(after)>1: line = class_line(after[0][1],after[0][2])
-    else: return
-    raise ValueError(f'{first!r} holds an id and a name, but would be one name; write {line}, and so on all lines')
+    if len(lines)==1 and len(fields[0])>1 and not any(re.match('-?[0-9]|#|mirror',f) for f in fields[0][1:]):
+        raise ValueError(f'{fields[0][1]!r} is neither an id nor a colour (#rrggbb); if {first!r} are several names, write one name a line')
+    meant = [_as_meant(line) for line in lines]
+    if not all(meant): return
+    numbers = all(re.fullmatch('[0-9]+',beside) for _,beside in meant)
+    counted = len({name for name,_ in meant})<len(meant) or len(meant)==1 and first[-1].isdigit() # lane 1, lane 2
+    if numbers and counted: return
+    raise ValueError(f'{first!r} holds {"an id" if numbers else "a colour"} and a name, but would be one name; '
+        f'write {_quoted(meant[0][0])}, {meant[0][1]}, and so on all lines')
 
 def _once(pairs):
     "A dict of (key, value); ValueError for a key that stands twice."
@@ -1223,6 +1280,7 @@ def _json_classes(text):
     if isinstance(data,dict) and isinstance(data.get('id2label'),dict): data = data['id2label']
     if isinstance(data,list): data = dict(enumerate(data))
     if not isinstance(data,dict): raise ValueError(f'it holds a {type(data).__name__}')
+    if isinstance(data,dict) and isinstance(data.get('label2id'),dict): data = data['label2id']
     if data and all(type(v) is int for v in data.values()): data = _once([(id,name) for name,id in data.items()])
     out = []
     for key,name in data.items():
@@ -1240,8 +1298,10 @@ def _class_lines(file):
     try:
         text = _text_of(file)
         if kind=='.json': return _json_classes(text)
+    except UnicodeError as e: raise ValueError(f'{here} cannot be read: it is no text in UTF-8, save it so ({e})') from e
     except ValueError as e:
-        raise ValueError(f'{here} cannot be read: {{"0": "name", …}} was expected in a .json, UTF-8 in any ({e})') from e
+        wanted = '{"0": "name", …} was expected' if kind=='.json' else 'a text with one name a line was expected'
+        raise ValueError(f'{here} cannot be read: {wanted} ({e})') from e
     numbered = [(f'line {i}',line) for i,line in enumerate(text.split('\n'),1)]
     lines = [(where,line) for where,line in numbered if line.strip(' \t,;') and not line.lstrip().startswith('#')]
     out = []
@@ -1259,7 +1319,7 @@ class _ClassList:
         lines = _class_lines(file)
         self.here = f'classes: {str(file)!r}'
         self.classes, self.nothing = [c for c in lines if not c.ignored], [c for c in lines if c.ignored]
-        if not self.classes: raise ValueError(f'{self.here} names no class; write one a line')
+        if not self.classes: raise ValueError(f'{self.here} names no class; write one a line (lines that begin with # are comments)')
         self.names = [c.name for c in self.classes]
 
     def error(self, line, text): return ValueError(f'{self.here}, {line.where}: {text}')
@@ -1270,6 +1330,8 @@ class _ClassList:
         for c in self.classes:
             if not c.name: raise self.error(c, 'a class has no name')
             before = seen.setdefault(c.name.casefold() if len(c.name)>1 else c.name, c)
+            if before is not c and before.name==c.name:
+                raise self.error(c, f'{c.name!r} is named twice ({before.where} as well); give each class a name of its own')
             if before.name!=c.name: raise self.error(c, f'{c.name!r} differs from {before.name!r} ({before.where}) only in '
                 'small and capital letters; give each class a name of its own')
 

@@ -180,16 +180,29 @@ def for_space(
         head=replace(recipe.head, num_classes=space.num_classes, ignore=space.ignore), augment=replace(recipe.augment, flip_pairs=pairs, ignore=space.ignore),
         protocol=recipe.protocol.but(flip_pairs=pairs))
 
+def _of_one_image(rows):
+    "Lists of rows that name the same image file, as an oversampled list has them; of rows without files, each alone."
+    first = rows[0]['image'] if len(rows) and 'image' in rows.column_names else None
+    if not isinstance(first,dict) or first.get('bytes'): return [[i] for i in range(len(rows))]
+    groups = {}
+    for i,image in enumerate(rows['image']): groups.setdefault(image['path'] or i, []).append(i)
+    return [*groups.values()]
+
 def hold_out(
     rows, # `datasets.Dataset`
     share:float=.2, # of the rows
     seed:int=0, # of the lot
 )->tuple: # (rows to train on, rows held out), both in their old order
-    "A seeded split. ValueError where one part would be empty."
+    "A seeded split; rows of one image file stay in one part. ValueError where one part would be empty."
     n = round(len(rows)*share)
-    if not 0<n<len(rows): raise ValueError(f'hold_out: {share} of {len(rows)} pictures are {n}; both parts need at least one')
-    lot = np.random.default_rng(seed).permutation(len(rows)).tolist()
-    return rows.select(sorted(lot[n:])), rows.select(sorted(lot[:n]))
+    too_few = f'hold_out: {share} of {len(rows)} pictures are {n}; both parts need at least one, so give another share, or unseen images'
+    if not 0<n<len(rows): raise ValueError(too_few)
+    groups = _of_one_image(rows)
+    lot = [groups[i] for i in np.random.default_rng(seed).permutation(len(groups)).tolist()]
+    held = []
+    while lot and len(held)<n: held += lot.pop(0)
+    if not lot: raise ValueError(f'hold_out: all {len(rows)} rows are of {len(groups)} images; both parts need at least one, so give unseen images')
+    return rows.select(sorted(sum(lot,[]))), rows.select(sorted(held))
 
 # %% ../nbs/28_recipe.ipynb #c035b
 def with_arm(

@@ -375,7 +375,7 @@ def test_class_lists(tmp_path, text, classes, encoded):
 @pytest.mark.parametrize('text,said', [('a, 1\nb\n','1 of 2 classes have an id'),
     ('a, 1\nb, 1\n',"line 2: id 1 of 'b' is that of 'a'"), ('a, 1\nvoid, 1\n',"line 2: id 1 of 'void'"),
     ('a, -1\n',"line 1: '-1' is neither"), ('a, red\n',"'red' is neither"),
-    ('a\na\n',r"\['a'\] occur twice"), ('','names no class'), ('void\na',"line 1: void needs"), ('a\n0\nvoid, 1\n','id 1')])
+    ('a\na\n',r"line 2: .a. is named twice"), ('','names no class'), ('void\na',"line 1: void needs"), ('a\n0\nvoid, 1\n','id 1')])
 def test_bad_class_lists(tmp_path, text, said):
     (tmp_path/'c.txt').write_text(text)
     with pytest.raises(ValueError, match=said): space_from_file(tmp_path/'c.txt')
