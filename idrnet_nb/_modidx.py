@@ -542,6 +542,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'idrnet_nb.data._PairTable.__init__': ('data.html#_pairtable.__init__', 'idrnet_nb/data.py'),
                                 'idrnet_nb.data._PairTable.column': ('data.html#_pairtable.column', 'idrnet_nb/data.py'),
                                 'idrnet_nb.data._PairTable.path': ('data.html#_pairtable.path', 'idrnet_nb/data.py'),
+                                'idrnet_nb.data._PairTable.say_unread_parts': ( 'data.html#_pairtable.say_unread_parts',
+                                                                                'idrnet_nb/data.py'),
                                 'idrnet_nb.data._Pairing': ('data.html#_pairing', 'idrnet_nb/data.py'),
                                 'idrnet_nb.data._Pairing.__init__': ('data.html#_pairing.__init__', 'idrnet_nb/data.py'),
                                 'idrnet_nb.data._Pairing.all_ids': ('data.html#_pairing.all_ids', 'idrnet_nb/data.py'),

@@ -1090,6 +1090,15 @@ class _PairTable:
         else: more = 'write image,label as names of these columns into the first line (in Python, name the columns when calling)'
         raise ValueError(f'{self.here}, {row.where} has no column {name!r}, but {there}; {more}')
 
+    def say_unread_parts(self, rows):
+        "A warning where a column seems to say which part a row belongs to: it is not read."
+        import warnings
+        for name in rows[0].fields:
+            values = dict.fromkeys(str(row.fields.get(name)).strip() for row in rows)
+            if str(name).strip().lower() in ('split','subset','part','phase','fold') and len(values)>1:
+                warnings.warn(f'{self.here}: the column {name!r} ({", ".join(list(values)[:4])}) is not read, and its parts are taken together; '
+                              'write a table for each part (--pairs and --unseen-pairs)', stacklevel=3)
+
     def path(self, row, name):
         "A path of a row: relative to the table or whole, ~ for home, also as Windows writes it."
         text = row.fields[self.column(row,name)]
@@ -1117,6 +1126,7 @@ def csv_pairs(
     if not rows: raise ValueError(f'{table.here} has no rows; give a picture and a mask a line, under the names {image},{label}')
     for row in rows:
         for name in image,label: table.column(row, name)            # all columns before any path: a line is wrong as a whole
+    table.say_unread_parts(rows)
     paths = [[table.path(row,name) for row in rows] for name in (image,label)]
     ids = [str(row.fields.get('id') or row.fields[table.column(row,image)]) for row in rows]
     out = _rows(ids, *paths)

@@ -1,5 +1,5 @@
 """Pairing files, class lists, left and right, and what check-data and a training say of data as a whole: each from a fault that was silent."""
-import json, os, pickle, unicodedata
+import json, os, pickle, unicodedata, warnings
 from pathlib import Path
 import numpy as np, pytest
 from datasets import Dataset
@@ -485,3 +485,16 @@ def test_rows_twice(tree):
 def test_a_folder_that_may_not_be_read(tree):
     (tree/'images'/'shut').mkdir(mode=0)
     with pytest.raises(OSError, match='shut'): folder_pairs(tree/'images', tree/'masks')
+
+
+def test_a_column_of_parts_is_not_dropped_in_silence(tmp_path):
+    "Whoever keeps train and val in one table is told that they are taken together."
+    for name in 'ab':
+        Image.new('RGB', (4,3)).save(tmp_path/f'{name}.png')
+        Image.new('L', (4,3)).save(tmp_path/f'{name}_m.png')
+    (tmp_path/'t.csv').write_text('image,label,split\na.png,a_m.png,train\nb.png,b_m.png,val\n')
+    with pytest.warns(UserWarning, match="column 'split' .train, val. is not read.*--unseen-pairs"): assert len(csv_pairs(tmp_path/'t.csv'))==2
+    (tmp_path/'one.csv').write_text('image,label,split\na.png,a_m.png,train\nb.png,b_m.png,train\n')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        csv_pairs(tmp_path/'one.csv')
