@@ -454,12 +454,14 @@ def _refuse(a, reasons): # option -> why it has no effect here
 
 def _do_compare(a):
     from idrnet_nb.compare import compare
+    from idrnet_nb.share import check_folder
     settings = _settings(a)
     _check_parts(settings, ('train', 'steps', 'epochs'), 'compare builds each arm by its name; only NAME of TrainConfig, epochs and steps can be set')
     if 'train.seed' in settings: raise ValueError('--set seed: compare takes --seed, the first seed, and --seeds, their number')
     if a.seed+a.seeds>2**32: raise ValueError(f'--seed {a.seed} --seeds {a.seeds}: seeds end at {2**32-1}')
     if a.data=='world': _refuse(a, {'root':_WORLD_HAS_NO, 'crop':_WORLD_HAS_NO+', its images are not cropped', 'split':_WORLD_HAS_NO+', it has one unseen part'})
     else: _refuse(a, {'pictures':f'it says how large the toy world is, and --data is {a.data}'})
+    for arm in a.arms: check_folder(a.out/f'{arm}-{a.seed}') # its models will be written there: asked before the first is trained
     task = _task(a, a.seed)
     config = _train_config(a, settings, len(task.train))
     compare(task, tuple(a.arms), tuple(range(a.seed, a.seed+a.seeds)), a.out, config, a.device, a.jobs, not a.quiet, a.results, **_model_args(a))

@@ -88,6 +88,14 @@ def test_numbers_that_no_machine_has_room_for(trained, capsys): # noqa: F811
     code, _, err = run(capsys, 'train', '--pictures', 20, 2, '--set', 'head.width=1e30')
     assert code==2 and 'too large' in err and 'frame #' not in err
 
+def test_compare_asks_for_its_folder_before_it_trains(trained, capsys, tmp_path): # noqa: F811
+    (tmp_path/'file').write_text('mine')
+    (tmp_path/'out'/'fcn-0').mkdir(parents=True)
+    (tmp_path/'out'/'fcn-0'/'config.json').write_text('{"model_type":"bert"}')
+    for out,said in ((tmp_path/'file', 'is a file'), (tmp_path/'out', 'no saved model has written')):
+        code, _, err = run(capsys, 'compare', '--pictures', 20, 2, '--arms', 'fcn', '--seeds', 1, '--out', out)
+        assert code==2 and said in err and not trained.calls
+
 # ---- what is printed
 
 def test_a_reader_that_has_seen_enough():
