@@ -601,7 +601,7 @@ def _training_by_recipe(a, start): # task, model, config
     settings, named = _settings(a), _named_recipe(a)
     if start=='own':
         (rows, unseen, space), part = _own_rows(a), 'unseen'
-        print(*flip_lines(space), sep='\n')
+        if os.environ.get('RANK', '0')=='0': print(*flip_lines(space), sep='\n') # of several processes the first
         _check_faults(a, dict(train=rows, unseen=unseen), space, skip=('train',) if a.skip_broken else ())
     else:
         known = _dataset(a, _data_of_recipe(a, named))
