@@ -6,7 +6,7 @@
 __all__ = ['parse_size', 'size_or_none', 'number', 'count', 'parse_value', 'parser', 'main']
 
 # %% ../nbs/29_cli.ipynb #c003
-import argparse, collections.abc, math, os, re, sys, types, typing
+import argparse, collections.abc, math, os, re, sys, types, typing, warnings
 from pathlib import Path
 
 from . import __version__
@@ -78,7 +78,9 @@ def _parsed(text, kind):
     if kind in (int, float): return _parsed_number(text, kind)
     if origin is typing.Literal: return next((c for c in choices if str(c)==text.strip('"\'')), _UNFIT)
     if kind is str: return text.strip('"\'')
-    if (origin or kind) in (tuple, list, collections.abc.Sequence): return _parsed_list(text, choices)
+    if (origin or kind) in (tuple, list, collections.abc.Sequence):
+        of_any_length = choices and (origin is not tuple or choices[-1] is Ellipsis)
+        return _parsed_list(text, (choices[0], ...) if of_any_length else choices)
     return _UNFIT
 
 def _parsed_number(text, kind):
@@ -90,10 +92,10 @@ def _parsed_number(text, kind):
 
 def _parsed_list(text, kinds): # 256x256, 1,2 or [1,2] or ((0,1),(2,3)); `kinds` as in tuple[int,...], () for any
     if re.fullmatch(r'\d+x\d+', text): text = text.replace('x', ',')
-    if not kinds and not text.startswith(('[', '(')): return _UNFIT
+    if not kinds and not re.match(r'[\[(]|[-+.\de]+,', text): return _UNFIT
     items = _split_list(text)
     if items is None: return _UNFIT
-    if not kinds or kinds[-1] is Ellipsis: kinds = (kinds[0] if kinds else typing.Any,)*len(items)
+    if not kinds or kinds[-1] is ...: kinds = (kinds[0] if kinds else typing.Any,)*len(items)
     if len(kinds)!=len(items): return _UNFIT
     values = tuple(map(_parsed, items, kinds))
     return _UNFIT if any(v is _UNFIT for v in values) else values
@@ -165,6 +167,16 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action):
         return action.help if action.default in (None, False) or action.default==[] else super()._get_help_string(action)
 
+def _word(text): # an empty one is mostly a variable of the shell that nobody has set
+    if not text.strip(): raise argparse.ArgumentTypeError(f'{text!r} is empty; write something, or leave the option out')
+    return text
+
+def _path(text): # ~ is the home folder even where the shell leaves it, as in --out=~/x
+    path = Path(_word(text))
+    if not text.startswith('~') or path.exists(): return path
+    try: return path.expanduser()
+    except RuntimeError: return path # nobody knows where that is
+
 _SEED = count(0, 2**32-1)
 _SHARE = number(0, 1, above=True)
 
@@ -174,7 +186,7 @@ def _place(p):
 
 def _data(p):
     p.add_argument('--data', choices=_SETS, default='world', help='the toy world (needs no files), or a published set, which lies in --root')
-    p.add_argument('--root', type=Path, metavar='DIR',
+    p.add_argument('--root', type=_path, metavar='DIR',
                    help='folder of the dataset as published, e.g. ADEChallengeData2016; CamVid: the folder with train, trainannot, …')
     p.add_argument('--size', type=parse_size, metavar='HxW', help='that images are resized to; if left out: 64 for the world, 360x480 for CamVid, and so on')
     p.add_argument('--split', choices=('test','val'), help='part of a published set to judge on; if left out: the one that papers report')
@@ -183,7 +195,7 @@ def _data(p):
 
 def _model(p):
     p.add_argument('--backbone', default='tiny', metavar='NAME', help='a timm name, or tiny; of a recipe and for own data: theirs')
-    p.add_argument('--weights', type=Path, metavar='FILE', help='safetensors file for the backbone')
+    p.add_argument('--weights', type=_path, metavar='FILE', help='safetensors file for the backbone')
     p.add_argument('--output-stride', type=int, choices=(8,16,32), help='of the backbone; if left out: its own')
     p.add_argument('--width', type=count(1, 65536), default=64, metavar='C', help="channels of the features; of a recipe and for own data: theirs")
     p.add_argument('--attention-width', type=count(1, 65536), metavar='D', help='channels of query, key and value; if left out: as --width')
@@ -206,30 +218,30 @@ def _arms(p):
     p.add_argument('--seeds', type=count(), default=3, help='runs an arm')
     p.add_argument('--seed', type=_SEED, default=0, help='the first seed')
     p.add_argument('--jobs', type=count(), help='runs at a time; if left out: one a core on a CPU, else 1')
-    p.add_argument('--out', type=Path, default=Path('runs/compare'), help='folder for compare.json, figures, weights and report.html')
-    p.add_argument('--results', type=Path, metavar='FILE', help='CSV to append a row a run to')
+    p.add_argument('--out', type=_path, default=Path('runs/compare'), help='folder for compare.json, figures, weights and report.html')
+    p.add_argument('--results', type=_path, metavar='FILE', help='CSV to append a row a run to')
 
 def _one(p):
     p.add_argument('--arm', default='fcn+idr', help='framework[+attention|+idr|+frozen|+tracked|+wide]; changes the head of a recipe, too')
     p.add_argument('--seed', type=_SEED, default=0, help='of weights, order, augmentation and sampling')
-    p.add_argument('--out', type=Path, default=Path('runs/train'), help='folder for the model, its log and its checkpoints')
+    p.add_argument('--out', type=_path, default=Path('runs/train'), help='folder for the model, its log and its checkpoints')
     p.add_argument('--resume', action='store_true', help='go on with the training in --out, if there is one')
     p.add_argument('--save-every', type=count(), metavar='STEPS', help='between checkpoints; if left out: twenty in all')
     p.add_argument('--keep', type=count(), default=3, help='checkpoints that stay, besides the best')
-    p.add_argument('--judge', metavar='SPLIT', help='judge on this part before each checkpoint, and keep the best; for own data and the world: unseen')
+    p.add_argument('--judge', type=_word, metavar='SPLIT', help='judge on this part before each checkpoint, and keep the best; for own data and the world: unseen')
     p.add_argument('--tensorboard', action='store_true', help='the log for TensorBoard as well')
     p.add_argument('--pretrained', action='store_true', help="download timm's weights for the backbone")
     p.add_argument('--skip-broken', action='store_true', help='train without the pairs that cannot be read; they are counted and said')
 
 def _recipe(p):
     g = p.add_argument_group('a recipe instead of an arm', 'A whole training by name; an option that is given changes it.')
-    g.add_argument('--recipe', metavar='NAME', help='e.g. laptop_upernet_camvid, or a JSON file; "idrnet recipes" lists them')
+    g.add_argument('--recipe', type=_word, metavar='NAME', help='e.g. laptop_upernet_camvid, or a JSON file; "idrnet recipes" lists them')
     g.add_argument('--mini', action='store_true', help='the recipe made small: a trial of seconds')
     own = p.add_argument_group('your own images instead of --data', 'Without --recipe: the laptop\'s FCN with IDR for your classes.')
     _folders(own)
-    own.add_argument('--unseen-images', type=Path, metavar='DIR', help='images to judge on, with --unseen-labels')
-    own.add_argument('--unseen-labels', type=Path, metavar='DIR', help='their masks')
-    own.add_argument('--unseen-pairs', type=Path, metavar='FILE', help='or a table of both')
+    own.add_argument('--unseen-images', type=_path, metavar='DIR', help='images to judge on, with --unseen-labels')
+    own.add_argument('--unseen-labels', type=_path, metavar='DIR', help='their masks')
+    own.add_argument('--unseen-pairs', type=_path, metavar='FILE', help='or a table of both')
     own.add_argument('--allow', nargs='+', default=[], choices=_ALLOWED, metavar='FAULT',
                      help=f'train in spite of these faults of your data: {", ".join(_ALLOWED)}')
     own.add_argument('--hold-out', type=_SHARE, default=.2, metavar='SHARE', help='without any of these three: this share of the images, by lot')
@@ -242,9 +254,9 @@ _SETS = ('world', 'camvid', 'ade20k', 'cityscapes', 'coco_stuff_10k', 'coco_stuf
          'pascal_context_60', 'lip', 'cihp', 'atr', 'stanford_background', 'ccp59', 'ccp16')
 
 def _judged(p):
-    p.add_argument('--model', type=Path, required=True, metavar='DIR', help='folder of a model (train, compare and convert write such)')
+    p.add_argument('--model', type=_path, required=True, metavar='DIR', help='folder of a model (train, compare and convert write such)')
     p.add_argument('--data', choices=_SETS, help='what to judge on; if left out: the set that the model was trained for')
-    p.add_argument('--root', type=Path, metavar='DIR',
+    p.add_argument('--root', type=_path, metavar='DIR',
                    help='folder of the dataset as published, e.g. ADEChallengeData2016; if it is not, the error says what is missing and where to get it')
     p.add_argument('--split', choices=('train','val','test'), help='part of the dataset; if left out: the one that papers report')
     _folders(p, classes=False)
@@ -252,16 +264,16 @@ def _judged(p):
                    help=f'judge on own data in spite of these faults: {", ".join(_JUDGED)}')
     p.add_argument('--limit', type=count(), help='judge the first so many images only (no number to publish)')
     p.add_argument('--pictures', type=count(), nargs=2, default=(2000,200), metavar=('TRAIN','UNSEEN'), help='how many images of the toy world')
-    p.add_argument('--json', type=Path, metavar='FILE', help='write scores, protocol, date, versions and device there')
+    p.add_argument('--json', type=_path, metavar='FILE', help='write scores, protocol, date, versions and device there')
     p.add_argument('--workers', type=count(0, 256), default=0, help='processes that load images')
     _place(p)
 
 def _folders(p, classes=True):
-    p.add_argument('--images', type=Path, metavar='DIR', help='your own images')
-    p.add_argument('--labels', type=Path, metavar='DIR', help='your own masks, of the same names')
-    p.add_argument('--pairs', type=Path, metavar='FILE', help='instead of the two folders: CSV or JSONL with the columns image and label')
+    p.add_argument('--images', type=_path, metavar='DIR', help='your own images')
+    p.add_argument('--labels', type=_path, metavar='DIR', help='your own masks, of the same names')
+    p.add_argument('--pairs', type=_path, metavar='FILE', help='instead of the two folders: CSV or JSONL with the columns image and label')
     if classes:
-        p.add_argument('--classes', type=Path, metavar='FILE', help='your own classes, one a line: name, id in the masks, #rrggbb, mirror=NAME '
+        p.add_argument('--classes', type=_path, metavar='FILE', help='your own classes, one a line: name, id in the masks, #rrggbb, mirror=NAME '
                        '(all but the name may be left out); void, id for what is ignored; or id2label as .json')
     for kind,what in ('image','of images'), ('label','of masks'):
         p.add_argument(f'--{kind}-prefix', default='', metavar='TEXT', help=f'what stands before the common part in the names {what}')
@@ -275,17 +287,17 @@ _JUDGED = ('ignored-id', 'palettes-differ') # also in data that is judged on
 
 def _checked(p):
     p.add_argument('--data', choices=_SETS[1:], help='a published set, which lies in --root; without it, --classes and a folder of your own')
-    p.add_argument('--root', type=Path, metavar='DIR', help='folder of the dataset as published, e.g. ADEChallengeData2016')
+    p.add_argument('--root', type=_path, metavar='DIR', help='folder of the dataset as published, e.g. ADEChallengeData2016')
     p.add_argument('--split', nargs='+', metavar='SPLIT', help='parts to check, train, val or test; if left out: train, and the one that papers report')
     _folders(p)
-    p.add_argument('--json', type=Path, metavar='FILE', help='write counts and all faults there')
+    p.add_argument('--json', type=_path, metavar='FILE', help='write counts and all faults there')
     p.add_argument('--workers', type=count(0, 256), default=0, help='processes that read files')
     p.add_argument('--quiet', action='store_true', help='no progress bars')
 
 def _predicted(p):
-    p.add_argument('pictures', nargs='+', type=Path, metavar='IMAGE', help='image files')
-    p.add_argument('--model', '--weights', dest='weights', type=Path, required=True, metavar='DIR', help='folder that idrnet train or compare wrote')
-    p.add_argument('--out', type=Path, default=Path('runs/predict'), help='folder for colour map, overlay and index PNG')
+    p.add_argument('pictures', nargs='+', type=_path, metavar='IMAGE', help='image files')
+    p.add_argument('--model', '--weights', dest='weights', type=_path, required=True, metavar='DIR', help='folder that idrnet train or compare wrote')
+    p.add_argument('--out', type=_path, default=Path('runs/predict'), help='folder for colour map, overlay and index PNG')
     p.add_argument('--server', action='store_true', help="one PNG an image, of its name, in the ids of the dataset's own files: what benchmark servers take")
     p.add_argument('--device', default='auto', help='auto, cpu, cuda, mps')
 
@@ -306,22 +318,22 @@ def _suite(p):
                    'days on two cores; full: at full size, for a GPU')
     p.add_argument('--root', nargs='+', default=[], metavar='DATA=DIR',
                    help='where datasets lie, e.g. camvid=CamVid stanford_background=iccv09Data ccp16=CCP; sets that are not named are left out')
-    p.add_argument('--weights', type=Path, metavar='FILE', help='safetensors file of the backbone, for what begins with ImageNet')
+    p.add_argument('--weights', type=_path, metavar='FILE', help='safetensors file of the backbone, for what begins with ImageNet')
     p.add_argument('--frameworks', nargs='+', metavar='NAME', help='only these: fcn, pspnet, deeplabv3, upernet, ocrnet')
     p.add_argument('--seeds', type=count(), help="runs an arm; if left out: the suite's")
     p.add_argument('--jobs', type=count(), help='runs at a time; if left out: one a core on a CPU, else 1')
-    p.add_argument('--out', type=Path, default=Path('runs/bench'), help='folder for the CSVs and the figure; what is there is not run again')
+    p.add_argument('--out', type=_path, default=Path('runs/bench'), help='folder for the CSVs and the figure; what is there is not run again')
     _place(p)
 
 def _measured(p):
     p.add_argument('--quick', action='store_true', help='small sizes, minutes on two cores; without it everything, an hour there')
-    p.add_argument('--out', type=Path, default=Path('runs/speed'), help='folder for speed.csv; what is there is not measured again')
+    p.add_argument('--out', type=_path, default=Path('runs/speed'), help='folder for speed.csv; what is there is not measured again')
     _place(p)
 
 def _checkpoint(p):
-    p.add_argument('checkpoint', nargs='?', type=Path, metavar='CHECKPOINT.pth', help="the authors' file")
+    p.add_argument('checkpoint', nargs='?', type=_path, metavar='CHECKPOINT.pth', help="the authors' file")
     p.add_argument('--model', metavar='NAME', help='which published model the file is of; --list names all')
-    p.add_argument('--out', type=Path, metavar='DIR', help='folder for model.safetensors, config.json and the card')
+    p.add_argument('--out', type=_path, metavar='DIR', help='folder for model.safetensors, config.json and the card')
     p.add_argument('--list', action='store_true', help='print the names of all published models and end')
 
 _COMMANDS = {
@@ -373,8 +385,9 @@ def _values(settings, part, kinds): # of one part: name -> value, read by its ty
     for name,text in settings.items():
         where, _, field = name.partition('.')
         if where!=part: continue
-        if part=='head' and field in ('num_classes', 'ignore'):
+        if part=='head' and field=='num_classes' or field=='ignore':
             raise ValueError(f'--set {name}={text}: this comes from the classes of the data')
+        if name=='augment.seed': raise ValueError(f'--set {name}={text}: this comes from the seed of the training; give --seed')
         if field not in kinds: raise ValueError(f'--set {name.removeprefix("train.")}={text}: there is no such setting; there are {", ".join(kinds)}')
         try: values[field] = parse_value(text, kinds[field])
         except ValueError as e: raise ValueError(f'--set {name.removeprefix("train.")}={text}: {e}') from None
@@ -443,12 +456,14 @@ def _refuse(a, reasons): # option -> why it has no effect here
 
 def _do_compare(a):
     from idrnet_nb.compare import compare
+    from idrnet_nb.share import check_folder
     settings = _settings(a)
     _check_parts(settings, ('train', 'steps', 'epochs'), 'compare builds each arm by its name; only NAME of TrainConfig, epochs and steps can be set')
     if 'train.seed' in settings: raise ValueError('--set seed: compare takes --seed, the first seed, and --seeds, their number')
     if a.seed+a.seeds>2**32: raise ValueError(f'--seed {a.seed} --seeds {a.seeds}: seeds end at {2**32-1}')
     if a.data=='world': _refuse(a, {'root':_WORLD_HAS_NO, 'crop':_WORLD_HAS_NO+', its images are not cropped', 'split':_WORLD_HAS_NO+', it has one unseen part'})
     else: _refuse(a, {'pictures':f'it says how large the toy world is, and --data is {a.data}'})
+    for arm in a.arms: check_folder(a.out/f'{arm}-{a.seed}') # its models will be written there: asked before the first is trained
     task = _task(a, a.seed)
     config = _train_config(a, settings, len(task.train))
     compare(task, tuple(a.arms), tuple(range(a.seed, a.seed+a.seeds)), a.out, config, a.device, a.jobs, not a.quiet, a.results, **_model_args(a))
@@ -523,21 +538,31 @@ def _check_faults(a, parts, space, *, skip=(), allow=()): # own data, before any
 def _named_recipe(a): # what --recipe names; None where it is not given
     from idrnet_nb.recipe import RECIPES
     if not a.recipe: return None
-    if a.recipe.endswith('.json'): return _recipe_from(Path(a.recipe))
+    if a.recipe.endswith('.json'): return _recipe_from(_path(a.recipe))
     if a.recipe in RECIPES: return RECIPES[a.recipe]
     raise ValueError(f'--recipe {a.recipe}: no such training{_near(a.recipe, RECIPES)}; idrnet recipes lists them, or give a .json file')
 
 def _chosen_recipe(a, recipe, space, settings): # the recipe for these classes, with all that the options say
-    from idrnet_nb.recipe import for_space, laptop, mini, with_arm, with_backbone, with_size, with_width
+    from idrnet_nb.compare import parse_arm
+    from idrnet_nb.recipe import for_space, laptop, mini, with_arm, with_backbone, with_size, with_wide_head, with_width
     r = recipe or laptop(space)
     if r.space!=space: r = for_space(r, space)
     if a.mini: r = mini(r)
-    if 'arm' in a.given: r = with_arm(r, a.arm)
+    wide = 'arm' in a.given and 'wide' in parse_arm(a.arm)[1]
+    if 'arm' in a.given:
+        _check_decided(a, settings)
+        r = with_arm(r, a.arm.removesuffix('+wide'))
     if 'width' in a.given or 'attention_width' in a.given:
         r = with_width(r, a.width if 'width' in a.given else None, a.attention_width)
     if 'backbone' in a.given: r = with_backbone(r, a.backbone)
     if 'size' in a.given: r = with_size(r, a.size)
-    return _changed_recipe(r, a, settings)
+    r = _changed_recipe(r, a, settings)
+    return with_wide_head(r) if wide else r # as many parameters as with IDR, of the widths and the backbone that were asked for
+
+def _check_decided(a, settings): # what the name of the arm says is not said again
+    from idrnet_nb.compare import parse_arm
+    decided = [name for name in parse_arm(a.arm)[1] if f'head.{name}' in settings]
+    if decided: raise ValueError(f'--set head.{decided[0]}: the name of the arm, {a.arm}, says it already; give another --arm')
 
 def _near(word, words):
     import difflib
@@ -548,7 +573,8 @@ def _recipe_from(path):
     import json
     from idrnet_nb.recipe import Recipe
     if not path.is_file(): raise FileNotFoundError(f'--recipe {path}: no such file')
-    try: return Recipe.from_json(json.loads(path.read_text(encoding='utf-8')))
+    try: return Recipe.from_json(json.loads(path.read_text(encoding='utf-8-sig'))) # Windows' editors begin a file with a mark
+    except json.JSONDecodeError as e: raise ValueError(f'--recipe {path}: this is no JSON ({e})') from e
     except ValueError as e: raise ValueError(f'--recipe {path}: {e}') from e
 
 def _changed_recipe(recipe, a, settings):
@@ -577,7 +603,7 @@ def _training_by_recipe(a, start): # task, model, config
     settings, named = _settings(a), _named_recipe(a)
     if start=='own':
         (rows, unseen, space), part = _own_rows(a), 'unseen'
-        print(*flip_lines(space), sep='\n')
+        if os.environ.get('RANK', '0')=='0': print(*flip_lines(space), sep='\n') # of several processes the first
         _check_faults(a, dict(train=rows, unseen=unseen), space, skip=('train',) if a.skip_broken else ())
     else:
         known = _dataset(a, _data_of_recipe(a, named))
@@ -602,7 +628,7 @@ def _data_of_recipe(a, recipe): # --data, or the set that the recipe was made fo
 
 def _training_by_arm(a, start): # task, model, config
     from dataclasses import replace
-    from idrnet_nb.compare import build, parse_arm
+    from idrnet_nb.compare import build
     from idrnet_nb.core import field_types
     from idrnet_nb.idrnet import HeadConfig
     settings = _settings(a)
@@ -617,8 +643,7 @@ def _training_by_arm(a, start): # task, model, config
             was = getattr(of, part) or _whole_image()
             setattr(of, part, replace(was, **_values(settings, part, field_types(type(was)))))
     head = _values(settings, 'head', field_types(HeadConfig))
-    if decided := [name for name in head if name in parse_arm(a.arm)[1]]:
-        raise ValueError(f'--set head.{decided[0]}: the name of the arm, {a.arm}, says it already; give another --arm')
+    _check_decided(a, settings)
     backbone = _values(settings, 'backbone', _backbone_kinds())
     settings = _model_args(a) | head | ({'output_stride':backbone.pop('output_stride')} if 'output_stride' in backbone else {})
     model = build(a.arm, task, config.seed, pretrained=a.pretrained, backbone_args=backbone, **settings)
@@ -890,13 +915,25 @@ def main(
     argv=None, # words after `idrnet`; None: those of the process
 )->int: # exit code: 0, 1 if check-data found faults, or 2 for an error that is said
     "The command `idrnet`."
+    plain = warnings.formatwarning
+    try: code = _run(argv)
+    finally:
+        warnings.formatwarning = plain
+        written = _end_output()
+    return code if written else 2
+
+def _run(argv): # the exit code
     for stream in (sys.stdout, sys.stderr): # a terminal that knows neither × nor – still gets the rest of the line
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
     args = parser().parse_args(argv)
     args.given = getattr(args, 'given', {})
+    warnings.formatwarning = lambda message, *where, **more: f'idrnet {args.command}: warning: {" ".join(str(message).split())}\n'
     commands = {'check-data':_do_check, 'compare':_do_compare, 'bench':_do_bench, 'speed':_do_speed, 'train':_do_train,
         'recipes':_do_recipes, 'evaluate':_do_evaluate, 'predict':_do_predict, 'convert':_do_convert}
     try: return commands[args.command](args) or 0
+    except BrokenPipeError:
+        if args.command=='recipes' or getattr(args, 'list', False): return 0 # it only prints
+        said = 'stopped: whatever read its output has ended'
     except KeyboardInterrupt: said = 'stopped' + ('; the same command with --resume goes on' if args.command=='train' else '')
     except Exception as e:
         if os.environ.get('IDRNET_TRACEBACK'): raise
@@ -904,10 +941,20 @@ def main(
     print(f'idrnet {args.command}: {said}', file=sys.stderr)
     return 2
 
+def _end_output()->bool: # was all that was printed written? A reader that has seen enough, say `head`, is no fault
+    try: sys.stdout and sys.stdout.flush()
+    except OSError as e:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # or python tries again, and complains, as it ends
+        if isinstance(e, BrokenPipeError): return True
+        print(f'idrnet: error: the output cannot be written: {e}', file=sys.stderr)
+        return False
+    return True
+
 def _in_words(e): # an error as one line
-    text = str(e).strip().replace('\n', ' ')
+    text = str(e).partition('Exception raised from')[0].strip().replace('\n', ' ') # then come torch's addresses
     if isinstance(e, (ValueError, OSError, FloatingPointError, ImportError)) and text: return text
     if isinstance(e, MemoryError) or 'out of memory' in text or "can't allocate" in text or 'not enough memory' in text:
         return f'not enough memory. {text}'.strip()
+    if isinstance(e, OverflowError) or 'overflow' in text.lower(): return f'a number is too large ({text}); look at those that were given'
     if isinstance(e, RuntimeError) and (text.startswith('device') or 'runs failed' in text): return text
     return f'{type(e).__name__}: {text}. This is not foreseen; IDRNET_TRACEBACK=1 before the command shows where it happened, please report it'
