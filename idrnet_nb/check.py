@@ -216,6 +216,12 @@ class _ClassCheck:
         found = self.one_class() if self.space.num_classes==1 else self.all_ignored() or self.without_pixel()
         return [(kind, f'classes of {self.space.name!r}', f'classes: {what}') for kind,what in [*found,*self.ignored_much()]]
 
+    def faults_of_judging(self):
+        "Of a part that is only judged on: classes may be absent, but an id must not be ignored by mistake."
+        if not self.pixels+self.report.void: return []
+        found = self.all_ignored() or [*self.hidden_class()] or [*self.ignored_much()]
+        return [(kind, f'classes of {self.space.name!r}', f'classes: {what}') for kind,what in found]
+
     def remarks(self):
         much = [(id,n) for id,n in self.held.items() if n>MUCH*self.total and id not in self.implicit]
         return [('much ignored', f'classes of {self.space.name!r}',
@@ -254,6 +260,14 @@ class _ClassCheck:
                 todo = f'If that is {name!r}, write into the class list: {self.list_with({i:next(iter(self.stray))})}'
             yield 'class without a pixel', (f'{name!r} (id {self.files.get(i,i)}) has no pixel in {self.report.pictures} masks'
                 f'{elsewhere}{self.holding()}. {todo}')
+
+    def hidden_class(self):
+        "One class alone beside an ignored id that no line names: masks of 0 and 255, where the class list says 0 and 1."
+        there = [name for name,n in zip(self.space.classes,self.report.pixels) if n]
+        if len(there)!=1 or self.space.num_classes==1 or not self.stray: return
+        absent = [f'{self.space.classes[i]!r} has id {self.files.get(i,i)}' for i in self.absent[:3]]
+        yield 'ignored id', (f'{self.report.pictures} masks hold no class but {there[0]!r}{self.holding()}. '
+            f'If it is a class, save these masks with the id of that class ({", ".join(absent)})')
 
     def ignored_much(self):
         for id,n in self.stray.items():
@@ -322,6 +336,7 @@ def check_parts(
     progress:bool=True, # show a bar
     images:bool=True, # read images too; without, masks only, as before a training
     published:bool|None=None, # classes that never occur and images that are twice are remarks, not faults; None: if `space` is a published one
+    judged:bool=False, # nothing is learnt from any part, all are judged on: classes may be absent
 )->dict: # name -> `Report`
     """Read every file of all parts once: pixels and images of each class, and every fault with its path; also what no single
     pair shows: a class without any pixel, an ignored id that fills much, the same image in two parts.
@@ -333,10 +348,11 @@ def check_parts(
         reports[name] = _look(rows[name], space, workers, progress, images, f'check {name}')
         reports[name].faults[:0] = faults
     if not published:
-        learnt = 'train' if 'train' in reports else next(iter(reports))
-        classes = _ClassCheck(reports, learnt, space)
-        reports[learnt].faults += classes.faults()
-        reports[learnt].remarks += classes.remarks()
+        learnt = None if judged else 'train' if 'train' in reports else next(iter(reports))
+        for name,report in reports.items():
+            classes = _ClassCheck(reports, name, space)
+            report.faults += classes.faults() if name==learnt else classes.faults_of_judging()
+            if name==learnt: report.remarks += classes.remarks()
     for name,fault in _same_faults(rows):
         harmless = published and fault[0]!='image as mask'
         (reports[name].remarks if harmless else reports[name].faults).append(fault)
@@ -395,7 +411,7 @@ def raise_faults(
     found = [(part,*fault) for part,report in reports.items() for fault in report.faults
              if fault[0] not in (*HARMLESS,*allow) and (part not in skip or fault[0] in OF_ALL)]
     if not found: return
-    lines = [f'the data has {len(found)} faults; check-data lists all of them']
+    lines = [f'the data has {len(found)} fault{"s"*(len(found)>1)} (check-data lists all faults):']
     for part,kind in dict.fromkeys(f[:2] for f in found):
         those = [f[3] for f in found if f[:2]==(part,kind)]
         lines += [f'{part}, {kind}: {what}' for what in those[:most]]

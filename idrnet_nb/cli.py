@@ -509,13 +509,13 @@ def _own_rows(a): # rows to train on, rows to judge on, their label space
 
 def _check_faults(a, parts, space, *, skip=(), allow=()): # own data, before anything is computed on them
     from idrnet_nb.check import DataFault, check_parts, raise_faults
-    reports = check_parts(parts, space, a.workers, not a.quiet, images=False)
+    reports = check_parts(parts, space, a.workers, not a.quiet, images=False, judged=a.command=='evaluate')
     allow = (*allow, *(kind.replace('-', ' ') for kind in a.allow))
     try: raise_faults(reports, skip, allow)
     except DataFault as e:
         kinds = [k for k in _ALLOWED if k.replace('-', ' ') in {fault[1] for fault in e.faults}]
         if a.command=='evaluate': kinds = [k for k in kinds if k=='ignored-id']
-        way_out = f'\nif it is meant so: --allow {" ".join(kinds)}' if kinds else ''
+        way_out = f'\nTo go on in spite of this, add --allow {" ".join(kinds)}' if kinds else ''
         raise ValueError(f'{e}{way_out}') from None
 
 def _named_recipe(a): # what --recipe names; None where it is not given
@@ -903,6 +903,7 @@ def main(
     return 2
 
 def _in_words(e): # an error as one line
+    if isinstance(e, ValueError) and str(e).startswith('the data has'): return str(e) # one line for each fault
     text = str(e).strip().replace('\n', ' ')
     if isinstance(e, (ValueError, OSError, FloatingPointError, ImportError)) and text: return text
     if isinstance(e, MemoryError) or 'out of memory' in text or "can't allocate" in text or 'not enough memory' in text:

@@ -378,7 +378,7 @@ def _check_last(idr, label, ignore): # -> label, as int64
         raise ValueError(f'idr_loss: labels must be a tensor `b H W`, got {type(label).__name__}')
     if label.ndim!=3 or len(label)!=b or label.is_floating_point() or label.is_complex() or label.dtype==torch.bool:
         hint = '; label[:,0] takes the extra axis away' if label.ndim==4 and label.shape[1]==1 else ''
-        raise ValueError(f'idr_loss: labels must be `b H W` whole numbers for the {b} pictures of the last '
+        raise ValueError(f'idr_loss: labels must be `b H W` whole numbers for the {b} images of the last '
                          f'forward, got {tuple(label.shape)} of {label.dtype}{hint}')
     if not isinstance(ignore, int):
         raise ValueError(f'idr_loss: ignore={ignore!r}, must be the whole number that marks void pixels')
