@@ -675,7 +675,7 @@ def _do_recipes(a):
     import json
     from idrnet_nb.recipe import RECIPES
     if not a.name:
-        if a.json: raise ValueError('--json prints one recipe; name it')
+        if a.json: raise ValueError('--json prints one recipe; give its name, as in idrnet recipes NAME --json')
         return print('\n'.join(RECIPES))
     if a.name not in RECIPES: raise ValueError(f'no recipe {a.name!r}{_near(a.name, RECIPES)}; without a name all are listed')
     print(json.dumps(RECIPES[a.name].to_json(), indent=1) if a.json else RECIPES[a.name])
@@ -721,7 +721,7 @@ def _check_judged(a, space): # the data that are meant: your own, or a published
     _check_naming(a)
     if not own: _refuse(a, {'allow':'it accepts a fault of your own data'})
     if own:
-        if own not in (['--images','--labels'], ['--pairs']): raise ValueError('your own images: --images DIR --labels DIR, or --pairs FILE')
+        if own not in (['--images','--labels'], ['--pairs']): raise ValueError('to judge on your own images, give --images DIR --labels DIR, or --pairs FILE')
         why = 'you judge on your own images'
         return _refuse(a, dict(data=why, root=why, split=why, pictures=why))
     if a.data is None: a.data = space.name if space.name=='world' or space.name in DATASETS else None
