@@ -277,7 +277,8 @@ def test_out_is_looked_at_first(tmp_path, plain):
     (tmp_path/'readme').mkdir(); (tmp_path/'readme'/'README.md').write_text('# My project')
     (tmp_path/'odd'/'config.json').mkdir(parents=True)
     for out,message in (('file', 'is a file'), ('file/model', 'file. is a file; give a folder.*--out'), ('mine', 'holds a config.json that no saved model'),
-        ('readme', 'holds a README.md'), ('odd', r'config\.json. is a folder, where.*--out'), ('x'*300, 'cannot be a folder .File name too long.*--out'), ('a\0b', 'cannot be a folder')):
+        ('readme', 'holds a README.md'), ('odd', r'config\.json. is a folder, where.*--out'), ('x'*300, 'cannot be a folder .File name too long.*--out'),
+        ('a\0b', 'cannot be a folder')):
         before = sorted(tmp_path.rglob('*'))
         refused(tmp_path, plain, tmp_path/out, message)
         assert sorted(set(tmp_path.rglob('*'))-{tmp_path/'c.pth'})==sorted(set(before)-{tmp_path/'c.pth'})

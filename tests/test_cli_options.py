@@ -257,7 +257,8 @@ def test_values_that_cannot_be_are_refused_before_anything_is_built(setting, tra
     code, _, err = run(capsys, 'train', '--pictures', 20, 2, '--set', setting)
     assert code==2 and not trained.calls and setting.partition('=')[0].split('.')[-1] in err
 
-@pytest.mark.parametrize('setting', ['augment.flip_pairs=(0,1),(1,2)', 'augment.crop=360', 'augment.scale=2,1', 'protocol.flip_pairs=(0,1),(1,2)', 'protocol.resize=360', 'augment.bounds=0x4'])
+@pytest.mark.parametrize('setting', ['augment.flip_pairs=(0,1),(1,2)', 'augment.crop=360', 'augment.scale=2,1', 'protocol.flip_pairs=(0,1),(1,2)',
+    'protocol.resize=360', 'augment.bounds=0x4'])
 def test_settings_of_images_that_cannot_be(setting, files, trained, capsys):
     for start in 'set', 'recipe':
         code, _, err = run(capsys, 'train', *words_of(start, files), '--set', setting)
@@ -280,7 +281,8 @@ def quick(monkeypatch, trained):
     import idrnet_nb.benchmark, idrnet_nb.compare, idrnet_nb.speed
     from idrnet_nb.core import pick_device
     checked = lambda device: pick_device(device) # all that a run does with it at first
-    monkeypatch.setattr(idrnet_nb.compare, 'compare', lambda task, arms, seeds, out, config, device, jobs, *rest, **args: (checked(device), [idrnet_nb.compare.parse_arm(a) for a in arms]))
+    monkeypatch.setattr(idrnet_nb.compare, 'compare', lambda task, arms, seeds, out, config, device, jobs, *rest, **args:
+        (checked(device), [idrnet_nb.compare.parse_arm(a) for a in arms]))
     monkeypatch.setattr(idrnet_nb.benchmark, 'work_off', lambda *args, **how: [])
     monkeypatch.setattr(idrnet_nb.benchmark, '_told', lambda *args: {})
     monkeypatch.setattr(idrnet_nb.speed, 'speed', lambda file, quick, device, progress: checked(device))
@@ -303,7 +305,8 @@ def test_every_option_with_every_odd_value(command, files, capsys, tmp_path, mon
             assert len(said)==1 and 'Traceback' not in err, (words, err) # faults of data follow it, one a line
 
 @pytest.mark.parametrize('words', [('--lr','nan'), ('--lr','-1'), ('--batch','0'), ('--steps','0'), ('--epochs','-1'), ('--seed','-1'), ('--seed','4294967296'), ('--keep','0'),
-    ('--save-every','0'), ('--workers','-1'), ('--hold-out','1.5'), ('--hold-out','0'), ('--width','0'), ('--pictures','0','1'), ('--size','0'), ('--backbone-lr','inf')], ids=' '.join)
+    ('--save-every','0'), ('--workers','-1'), ('--hold-out','1.5'), ('--hold-out','0'), ('--width','0'), ('--pictures','0','1'), ('--size','0'),
+    ('--backbone-lr','inf')], ids=' '.join)
 def test_numbers_out_of_range(words, trained, capsys):
     code, _, err = run(capsys, 'train', *words)
     assert code==2 and words[0] in err and not trained.calls
