@@ -378,10 +378,10 @@ def _same_faults(parts):
         for f in images:
             before = first.setdefault(f.part, f)
             if before is not f: yield f.part, ('twice', f.name, f'image: {f.name!r} is {before.name!r} once more, '
-                'byte by byte; keep one of them, or a split may part them')
+                'byte by byte; keep one of them, else a split may put one into each part')
         one,*others = first.values()
         for f in others: yield f.part, ('in two parts', f.name, f'image: {f.name!r} of {f.part!r} is {one.name!r} of {one.part!r}, '
-            'byte by byte; a score on images that were trained on says nothing, so take it out of one')
+            'byte by byte; a score on images that were trained on says nothing, so take it out of one of the two parts')
 
 # %% ../nbs/27_check.ipynb #c024
 def check_parts(
@@ -466,7 +466,7 @@ def raise_faults(
     found = [(part,*fault) for part,report in reports.items() for fault in report.faults
              if fault[0] not in (*HARMLESS,*allow) and (part not in skip or fault[0] in OF_ALL)]
     if not found: return
-    lines = [f'the data has {len(found)} faults; check-data lists all of them']
+    lines = [f'the data has {len(found)} fault{"s"*(len(found)>1)} (check-data lists all faults):']
     for part,kind in dict.fromkeys(f[:2] for f in found):
         those = [f[3] for f in found if f[:2]==(part,kind)]
         lines += [f'{part}, {kind}: {what}' for what in those[:most]]

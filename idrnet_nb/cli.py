@@ -532,7 +532,7 @@ def _check_faults(a, parts, space, *, skip=(), allow=()): # own data, before any
     except DataFault as e:
         kinds = [k for k in _ALLOWED if k.replace('-', ' ') in {fault[1] for fault in e.faults}]
         if a.command=='evaluate': kinds = [k for k in kinds if k in _JUDGED]
-        way_out = f'\nif it is meant so: --allow {" ".join(kinds)}' if kinds else ''
+        way_out = f'\nTo go on in spite of this, add --allow {" ".join(kinds)}' if kinds else ''
         raise ValueError(f'{e}{way_out}') from None
 
 def _named_recipe(a): # what --recipe names; None where it is not given
@@ -702,7 +702,7 @@ def _do_recipes(a):
     import json
     from idrnet_nb.recipe import RECIPES
     if not a.name:
-        if a.json: raise ValueError('--json prints one recipe; name it')
+        if a.json: raise ValueError('--json prints one recipe; give its name, as in idrnet recipes NAME --json')
         return print('\n'.join(RECIPES))
     if a.name not in RECIPES: raise ValueError(f'no recipe {a.name!r}{_near(a.name, RECIPES)}; without a name all are listed')
     print(json.dumps(RECIPES[a.name].to_json(), indent=1) if a.json else RECIPES[a.name])
@@ -748,7 +748,7 @@ def _check_judged(a, space): # the data that are meant: your own, or a published
     _check_naming(a)
     if not own: _refuse(a, {'allow':'it accepts a fault of your own data'})
     if own:
-        if own not in (['--images','--labels'], ['--pairs']): raise ValueError('your own images: --images DIR --labels DIR, or --pairs FILE')
+        if own not in (['--images','--labels'], ['--pairs']): raise ValueError('to judge on your own images, give --images DIR --labels DIR, or --pairs FILE')
         why = 'you judge on your own images'
         return _refuse(a, dict(data=why, root=why, split=why, pictures=why))
     if a.data is None: a.data = space.name if space.name=='world' or space.name in DATASETS else None
@@ -951,6 +951,7 @@ def _end_output()->bool: # was all that was printed written? A reader that has s
     return True
 
 def _in_words(e): # an error as one line
+    if isinstance(e, ValueError) and str(e).startswith('the data has'): return str(e) # one line for each fault
     text = str(e).partition('Exception raised from')[0].strip().replace('\n', ' ') # then come torch's addresses
     if isinstance(e, (ValueError, OSError, FloatingPointError, ImportError)) and text: return text
     if isinstance(e, MemoryError) or 'out of memory' in text or "can't allocate" in text or 'not enough memory' in text:

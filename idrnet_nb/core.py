@@ -451,7 +451,7 @@ def check_scale(
     if low<0 and (high<=16 or (wide<0).double().mean()>.1):
         raise ValueError(f'{here}; they look normalised. Leave the normalisation out: the model does it, with its own mean and std')
     if high>512 or (high>255 and not images.is_floating_point()):
-        raise ValueError(f'{here}; of 16 bit? Divide them by 257')
+        raise ValueError(f'{here}; they look like 16-bit numbers. Divide them by 257')
     if 0<high<=2 and images.is_floating_point():
         if (wide!=wide.round()).any(): raise ValueError(f'{here}; they look scaled to 0..1. Multiply by 255: images*255')
         warn(f'{here}; nearly black. If they are scaled to 0..1, multiply by 255: images*255', stacklevel=3)

@@ -208,11 +208,12 @@ def set_max_pixels(
     Image.MAX_IMAGE_PIXELS = None if n is None else (int(n)+1)//2
 
 def _no_bomb_warning():
-    "Pillow warns of images above half its limit, without a name; this is left out, unless somebody asked for it."
+    "Pillow warns of large images and of broken EXIF, without a name; this is left out, unless somebody asked for it."
     import warnings
     from PIL import Image
     if not any(f[2] is Image.DecompressionBombWarning for f in warnings.filters):
         warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning, append=True)
+        warnings.filterwarnings('ignore', message='Corrupt EXIF data', category=UserWarning, append=True)
 
 
 # %% ../nbs/20_data.ipynb #c034b
@@ -247,7 +248,7 @@ def _decoding(what, name):
             f'hold enough to fill the memory); if you trust it, allow it by idrnet_nb.data.set_max_pixels({n}), '
             f'or by --max-pixels {n} on the command line', 'too large') from e
     except UnidentifiedImageError as e:
-        raise BadFile(f'{here}: it is no picture of a kind that Pillow reads (of TIFF these are 8 or 16 bits, 1, 3 or 4 '
+        raise BadFile(f'{here}: it is no image of a kind that Pillow reads (of TIFF these are 8 or 16 bits, 1, 3 or 4 '
             f'channels; save others as PNG of 8 bits); {refetch}') from e
     except MemoryError as e:
         raise BadFile(f'{here}: it does not fit into the memory; make it smaller or take it out of the list', 'too large') from e
@@ -1066,7 +1067,7 @@ def _json_rows(text):
 def _table(file):
     "Rows of a CSV or JSONL file; FileNotFoundError, or ValueError naming what cannot be read."
     import csv
-    here, shape = f'pairs: {str(file)!r}', 'a CSV or JSONL with the paths of a picture and a mask a line'
+    here, shape = f'pairs: {str(file)!r}', 'a CSV or JSONL with the paths of an image and its mask in each line'
     if file.is_dir(): raise ValueError(f'{here} is a folder; give {shape}, or two folders')
     if not file.is_file(): raise FileNotFoundError(f'pairs: no file {str(file)!r}; it is {shape}')
     is_json = file.suffix.lower() in ('.jsonl','.json','.ndjson')
@@ -1123,7 +1124,7 @@ def csv_pairs(
     file = Path(file)
     table, rows = _PairTable(file), _table(file)
     if image==label: raise ValueError(f'{table.here}: column {image!r} is given as images and as masks')
-    if not rows: raise ValueError(f'{table.here} has no rows; give a picture and a mask a line, under the names {image},{label}')
+    if not rows: raise ValueError(f'{table.here} has no rows; write the paths of an image and its mask in each line, under the names {image},{label}')
     for row in rows:
         for name in image,label: table.column(row, name)            # all columns before any path: a line is wrong as a whole
     table.say_unread_parts(rows)

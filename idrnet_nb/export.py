@@ -122,7 +122,7 @@ def _check_comparison(sizes, tolerance, least):
     for size in sizes:
         whole = isinstance(size, (list, tuple)) and len(size)==3 and all(type(n) is int and n>0 for n in size)
         if not whole: raise ValueError(f'export: sizes has {size!r}, which is not (b, height, width) in whole numbers above 0')
-        if min(size[1:])<least: raise ValueError(f'export: sizes has {tuple(size)}, the program takes pictures from {least} pixels a side (least_side)')
+        if min(size[1:])<least: raise ValueError(f'export: sizes has {tuple(size)}, the program takes images from {least} pixels a side (least_side)')
 
 def _about(net, space, dtype):
     "What is written beside the operations: words, as both formats want it."

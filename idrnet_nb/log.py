@@ -61,7 +61,7 @@ class _Live: # a picture in the notebook that is drawn anew
 
 def _board(folder):
     try: from torch.utils.tensorboard import SummaryWriter
-    except ImportError as e: raise ImportError('tensorboard=True needs it: pip install tensorboard') from e
+    except ImportError as e: raise ImportError('tensorboard=True needs the package tensorboard: pip install tensorboard') from e
     return SummaryWriter(str(Path(folder)/'tensorboard'))
 
 # %% ../nbs/06_log.ipynb #c019

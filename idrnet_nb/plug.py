@@ -270,7 +270,7 @@ def _learner(plugs): # the one of several that learns, or None
 def _check_plain(model):
     if _all_plugs(model):
         raise ValueError(f'{type(model).__name__} has IDR already, at {_all_plugs(model)[0][0]!r}; '
-                         'remove_idr(model) takes it off')
+                         'call remove_idr(model) first')
     if any(isinstance(m, IDRContext) for m in model.modules()): raise ValueError(f'{type(model).__name__} has IDR built in; build it with idr=False')
 
 def _of_transformers(model): return any(home=='transformers' for home,_ in _kinds(model))
@@ -378,13 +378,13 @@ def _check_last(idr, label, ignore): # -> label, as int64
         raise ValueError(f'idr_loss: labels must be a tensor `b H W`, got {type(label).__name__}')
     if label.ndim!=3 or len(label)!=b or label.is_floating_point() or label.is_complex() or label.dtype==torch.bool:
         hint = '; label[:,0] takes the extra axis away' if label.ndim==4 and label.shape[1]==1 else ''
-        raise ValueError(f'idr_loss: labels must be `b H W` whole numbers for the {b} pictures of the last '
+        raise ValueError(f'idr_loss: labels must be `b H W` whole numbers for the {b} images of the last '
                          f'forward, got {tuple(label.shape)} of {label.dtype}{hint}')
     if not isinstance(ignore, int):
         raise ValueError(f'idr_loss: ignore={ignore!r}, must be the whole number that marks void pixels')
     if 0<=ignore<k:
         raise ValueError(f'idr_loss: ignore={ignore} is the id of a class, the model has {k} (0..{k-1}); mark '
-                         f'void pixels with another id and say it: ignore={max(k, IGNORE)}, or -1')
+                         f'void pixels with another id and pass it on: ignore={max(k, IGNORE)}, or -1')
     label = label.long()
     check_labels(label, k, ignore, 'idr_loss: label')
     return label

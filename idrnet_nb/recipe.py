@@ -250,10 +250,10 @@ def with_size(
     recipe:Recipe, # one that trains and judges at one size, as `laptop` makes them
     size:tuple, # (h, w) that images are resized to and crops have
 )->Recipe:
-    "The recipe at another size. Raises ValueError for one that resizes within bounds, where one size says too little."
+    "The recipe at another size. Raises ValueError for one that resizes within bounds, where one size cannot replace all."
     a, p = recipe.augment, recipe.protocol
     if a.bounds is None or a.keep_ratio or not a.bounds==a.crop==p.resize:
-        raise ValueError(f'recipe {recipe.name!r} resizes to {a.bounds}, crops to {a.crop} and judges at {p.resize}, so that one size says too little; '
+        raise ValueError(f'recipe {recipe.name!r} resizes to {a.bounds}, crops to {a.crop} and judges at {p.resize}; one size cannot replace all three; '
                          'set augment.bounds, augment.crop and protocol.resize')
     return replace(recipe, augment=replace(a, bounds=tuple(size), crop=tuple(size)), protocol=p.but(resize=tuple(size)))
 

@@ -261,7 +261,7 @@ class _Trail:
     def compare_elsewhere(self, newest): # what may differ, and is said
         was, now, name = newest['about'], self.about, newest['path'].name
         if not was.get('data') or {'items':None} in (was['data'], now['data']):
-            warnings.warn(f'{name} does not say which data it was trained on, or these cannot be compared: see that they are the same',
+            warnings.warn(f'{name} does not say which data it was trained on, or the two cannot be compared: make sure that the data are the same',
                           stacklevel=5)
         if moved := differences(was['where'], now['where']):
             warnings.warn(f'resumed elsewhere, the last bits may differ: {"; ".join(moved)}', stacklevel=5)

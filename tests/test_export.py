@@ -263,7 +263,7 @@ def test_wrong_models(how, tmp_path):
 
 def test_sizes_below_the_least_are_refused(tmp_path):
     "By a program; an ONNX file takes all."
-    with pytest.raises(ValueError, match=r'sizes has \(1, 4, 9\), the program takes pictures from 5 pixels a side'): export_program(shaken('fcn', idr=False), sizes=((1,4,9),))
+    with pytest.raises(ValueError, match=r'sizes has \(1, 4, 9\), the program takes images from 5 pixels a side'): export_program(shaken('fcn', idr=False), sizes=((1,4,9),))
 
 @pytest.mark.parametrize('opset', (0, -1, 7, 12, 17, 99, 10**9))
 def test_opset_out_of_range(opset, tmp_path):

@@ -492,7 +492,7 @@ def test_idr_loss_refuses():
     model, (x,y) = add_idr(toy(), at='3').train(), batch()
     before = tables(model)
     model(x)
-    for wrong,words in ((y[:1], r'for the 2 pictures of the last forward, got \(1, 32, 32\)'), (y[:,None], r'got \(2, 1, 32, 32\)'),
+    for wrong,words in ((y[:1], r'for the 2 images of the last forward, got \(1, 32, 32\)'), (y[:,None], r'got \(2, 1, 32, 32\)'),
                         (y.float(), 'torch.float32'), (y>0, 'torch.bool'),
                         (y.clamp(max=K), rf'ids outside 0\.\.3 and not ignore \(255\): {K} \(128 pixels\)'), (y-1, r'-1 \(')):
         with pytest.raises(ValueError, match=words): idr_loss(model, wrong)

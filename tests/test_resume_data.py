@@ -260,7 +260,7 @@ class Private(Drawn):
 
 def test_what_cannot_be_compared_is_said(tmp_path):
     begin(tmp_path, Private())
-    with pytest.warns(UserWarning, match='cannot be compared: see that they are the same'): go_on(tmp_path, Private())
+    with pytest.warns(UserWarning, match='cannot be compared: make sure that the data are the same'): go_on(tmp_path, Private())
 
 def test_checkpoints_of_before(started):
     "They say nothing of the data: they are resumed, with a warning."
