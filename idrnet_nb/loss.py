@@ -123,14 +123,13 @@ def _settle(c): # once and for all: no compiler has to follow a regular expressi
     if c.class_weights is not None:
         try: object.__setattr__(c, 'class_weights', tuple(map(float, c.class_weights)))
         except (TypeError, ValueError) as e: raise ValueError(f'Criterion: class_weights={c.class_weights!r}; give one number per class') from e
-        if not any(c.class_weights): raise ValueError(f'Criterion: class_weights={c.class_weights}; one at least must be above 0, or nothing is learnt')
     for name in ('ohem', 'ohem_least', 'gamma'):
         value = getattr(c, name)
-        if not (value is None and name=='ohem' or isinstance(value, Real) and not isinstance(value, bool) and abs(value)<float('inf')):
+        if not (value is None and name=='ohem' or isinstance(value, Real) and not isinstance(value, bool)):
             raise ValueError(f'Criterion: {name}={value!r}; a number is wanted')
     if not all(0<=w<float('inf') for w in c.class_weights or ()): raise ValueError(f'Criterion: class_weights={c.class_weights}; each is a number from 0 up')
     if c.ohem is not None and not 0<=c.ohem<=1: raise ValueError(f'Criterion: ohem={c.ohem} is a probability, say .7')
-    if c.ohem_least<0 or not c.gamma>=0: raise ValueError(f'Criterion: ohem_least={c.ohem_least}, gamma={c.gamma}; neither can be negative')
+    if c.ohem_least<0 or not 0<=c.gamma<float('inf'): raise ValueError(f'Criterion: ohem_least={c.ohem_least}, gamma={c.gamma}; neither can be negative or infinite')
 
 def _check(c, logits, label):
     k = logits.shape[1]
