@@ -6,7 +6,7 @@
 __all__ = ['PUBLISHED', 'their_name', 'turn_merging', 'settings_of', 'read_checkpoint', 'fill', 'convert']
 
 # %% ../nbs/24_author.ipynb #c003
-import difflib, json, pickletools, re, warnings, zipfile
+import difflib, json, os, pickletools, re, warnings, zipfile
 from dataclasses import asdict
 from pathlib import Path
 import torch
@@ -251,9 +251,9 @@ def convert(
     return taken
 
 def _check_out(out, checkpoint, name): # said before a minute of work
-    check_folder(out)
-    if checkpoint.resolve() in [(out/n).resolve() for n in (WEIGHTS, CONFIG, CARD)]:
+    if os.path.isdir(out) and checkpoint.resolve() in [(out/n).resolve() for n in (WEIGHTS, CONFIG, CARD)]:
         raise ValueError(f'{str(checkpoint)!r} would be written over; give the model another folder (--out)')
+    check_folder(out)
     if not (out/CONFIG).is_file(): return
     try: held = json.loads((out/CONFIG).read_text(encoding='utf-8'))['source']['model']
     except (ValueError, KeyError, TypeError): held = 'a model that was not converted'
