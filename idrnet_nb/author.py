@@ -6,7 +6,7 @@
 __all__ = ['PUBLISHED', 'their_name', 'turn_merging', 'settings_of', 'read_checkpoint', 'fill', 'convert']
 
 # %% ../nbs/24_author.ipynb #c003
-import difflib, json, pickletools, re, warnings, zipfile
+import difflib, json, os, pickletools, re, warnings, zipfile
 from dataclasses import asdict
 from pathlib import Path
 import torch
@@ -169,6 +169,7 @@ def _state_of(held, path):
         has = sorted(map(str, held))[:5] if isinstance(held, dict) else type(held).__name__
         raise ValueError(f"checkpoint: {str(path)!r} has no weights under 'model' or 'state_dict' (it has {has}); is it an authors' checkpoint?")
     if not held: raise ValueError(f'checkpoint: {str(path)!r} has no weights, its list of them is empty; {_AGAIN}')
+    if odd := [k for k in held if not isinstance(k, str)]: raise ValueError(f'checkpoint: {str(path)!r}: {odd[:3]} are no names of weights')
     if odd := [str(k) for k,v in held.items() if not isinstance(v, Tensor)]: raise ValueError(f'checkpoint: {str(path)!r}: {odd[:3]} are no tensors')
     if odd := [str(k) for k,v in held.items() if not _is_plain(v)]:
         raise ValueError(f'checkpoint: {str(path)!r}: {odd[:3]} are sparse, quantised, nested or without values; save plain tensors')
@@ -215,7 +216,7 @@ def fill(
     faults = {'missing': [n for n in shapes if n not in state], 'too much': [n for n in state if n not in shapes],
         'wrong shape': [f'{n}: file {tuple(state[n].shape)}, model {s}' for n,s in shapes.items() if n in state and tuple(state[n].shape)!=s],
         'wrong type': [f'{n}: {state[n].dtype}' for n,kind in types.items() if n in state and kind.is_floating_point!=(n in floats)],
-        'not finite': [n for n,t in floats.items() if not t.to(types.get(n, t.dtype)).isfinite().all()]}
+        'not finite': [n for n,t in floats.items() if tuple(t.shape)==shapes.get(n) and not t.to(types.get(n, t.dtype)).isfinite().all()]}
     if any(faults.values()):
         told = '; '.join(f'{k}: {len(v)} ({", ".join(v[:4])}{", …" if len(v)>4 else ""})' for k,v in faults.items() if v)
         raise ValueError(f'checkpoint: it does not fit, nothing was loaded. {told}. Is it the file of another model? {_LISTED}')
@@ -250,9 +251,9 @@ def convert(
     return taken
 
 def _check_out(out, checkpoint, name): # said before a minute of work
-    check_folder(out)
-    if checkpoint.resolve() in [(out/n).resolve() for n in (WEIGHTS, CONFIG, CARD)]:
+    if os.path.isdir(out) and checkpoint.resolve() in [(out/n).resolve() for n in (WEIGHTS, CONFIG, CARD)]:
         raise ValueError(f'{str(checkpoint)!r} would be written over; give the model another folder (--out)')
+    check_folder(out)
     if not (out/CONFIG).is_file(): return
     try: held = json.loads((out/CONFIG).read_text(encoding='utf-8'))['source']['model']
     except (ValueError, KeyError, TypeError): held = 'a model that was not converted'

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['OPTIONS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'receptive_field', 'local_stage', 'TinyBackbone', 'gradient_field',
            'field_box', 'pad_to_multiple', 'crop', 'load_weights', 'no_larger_than', 'check_network', 'weights_note',
-           'window_parts', 'shifted_windows', 'any_size', 'ChannelNorm', 'side_by_side', 'published', 'timm_pyramid',
-           'Backbone']
+           'colour_stats', 'window_parts', 'shifted_windows', 'any_size', 'ChannelNorm', 'side_by_side', 'published',
+           'timm_pyramid', 'Backbone']
 
 # %% ../nbs/03_backbone.ipynb #c003
 import ast, difflib, math, re
@@ -213,10 +213,12 @@ OPTIONS = tuple(sorted("""width depth depths dims embed_dim embed_dims num_heads
     drop_rate drop_path_rate drop_block_rate attn_drop_rate proj_drop_rate pos_drop_rate zero_init_last feature_location out_indices
     strict_img_size always_partition dynamic_img_size dynamic_img_pad""".split())) # what shapes a network, by timm's names: nothing names a file, an address, code
 
+_LARGEST = 2**16 # of an option: no network is so deep or wide, and timm makes lists as long as a network is deep
+
 def _is_plain(value, depth=2):
     "Is it a number, a word, or a short list of them?"
     if value is None or isinstance(value, bool): return True
-    if isinstance(value, (int, float)): return math.isfinite(value) and abs(value)<=2**24
+    if isinstance(value, (int, float)): return math.isfinite(value) and abs(value)<=_LARGEST
     if isinstance(value, str): return re.fullmatch('[a-z0-9_]{0,32}', value) is not None
     return isinstance(value, (list, tuple)) and depth>0 and len(value)<=64 and all(_is_plain(v, depth-1) for v in value)
 
@@ -232,7 +234,7 @@ def check_network(
         if key not in OPTIONS:
             raise ValueError(f'{where}: {key!r} is no option of a backbone; there are {", ".join(OPTIONS)}')
         if not _is_plain(value):
-            raise ValueError(f'{where}: {key}={value!r}; a number (up to {2**24:,}), a word, or a short list of them is wanted')
+            raise ValueError(f'{where}: {key}={value!r}; a number (up to {_LARGEST:,}), a word, or a short list of them is wanted')
         if key.endswith('_rate') and not (isinstance(value, (int, float)) and 0<=value<1):
             raise ValueError(f'{where}: {key}={value!r}; a probability is wanted, from 0 to below 1')
 
@@ -270,6 +272,28 @@ def _read_timm_note(text, where):
         raise ValueError(f'{where}: its header says timm: {text[:80]!r}; "name, option=value, …" is wanted') from None
     check_network(name.strip(), options, f"{where}, 'timm' of its header")
     return name.strip(), options
+
+
+# %% ../nbs/03_backbone.ipynb #c080b
+def colour_stats(
+    mean, # of the input, RGB in 0–255: three numbers, in a list, an array or a tensor
+    std, # likewise, above 0
+    where:str, # named in the error
+)->tuple: # mean and std, three numbers each
+    "Raise ValueError for what is not three finite numbers, and for statistics of images in 0..1."
+    mean, std = _three_numbers(mean, f'{where}: mean={mean!r}'), _three_numbers(std, f'{where}: std={std!r}', above=0)
+    if 0<max(mean)<=1 or max(std)<1:
+        raise ValueError(f'{where}: mean={mean} and std={std} are of images in 0..1; multiply both by 255')
+    return mean, std
+
+def _three_numbers(value, here, above=-math.inf):
+    "For red, green and blue, as a tuple."
+    if hasattr(value, 'reshape'): value = value.reshape(-1).tolist() # an array, a tensor
+    value = tuple(v.item() if hasattr(v, 'item') else v for v in value) if isinstance(value, Sequence) else ()
+    fits = len(value)==3 and all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and v>above for v in value)
+    if not fits:
+        raise ValueError(f'{here}; three numbers{" above 0" if above==0 else ""} are wanted, for red, green and blue, in units of 0..255')
+    return value
 
 
 # %% ../nbs/03_backbone.ipynb #c087
@@ -402,16 +426,7 @@ def _check_settings(name, output_stride, pad_to, mean, std, norms, concat, maps)
     if not whole(maps, 4): raise ValueError(f'{here}: maps={maps!r}; it can be 1, 2, 3 or 4')
     for key,value,words in (('norms', norms, (True, False, None)), ('concat', concat, (True, False))):
         if not any(value is word for word in words): raise ValueError(f'{here}: {key}={value!r} is not one of {words}')
-    for key,value in (('mean', mean), ('std', std)):
-        if value is not None: _check_colour(value, f'{here}: {key}={value!r}', above_zero=key=='std')
-    if None not in (mean, std) and 0<max(mean)<=1 and max(std)<1:
-        raise ValueError(f'{here}: mean={mean} and std={std} are of images in 0..1; multiply both by 255')
-
-def _check_colour(value, here, above_zero):
-    "Three finite numbers, for red, green and blue."
-    number = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
-    if not isinstance(value, Sequence) or len(value)!=3 or not all(map(number, value)) or (above_zero and min(value)<=0):
-        raise ValueError(f'{here}; three numbers{" above 0" if above_zero else ""} are wanted, for red, green and blue, in units of 0..255')
+    colour_stats(IMAGENET_MEAN if mean is None else mean, IMAGENET_STD if std is None else std, here)
 
 def _maps_of(net, maps):
     "Channels and strides of the last maps, and whether channels come last."
@@ -429,8 +444,11 @@ def _network(name, pretrained, output_stride, options):
         raise ValueError(f'backbone {name!r} cannot be built with output_stride={output_stride}, {options} ({type(e).__name__}: {e})') from e
 
 def _build(name, weights, pretrained, output_stride, options):
-    net = _network(name, pretrained, output_stride, options)
-    if weights is not None: load_weights(net, weights, _whole_names(name, net, weights, options))
+    if weights is None: return _network(name, pretrained, output_stride, options)
+    with no_larger_than(weights): # its header may ask for anything
+        net = _network(name, pretrained, output_stride, options)
+        names = _whole_names(name, net, weights, options)
+    load_weights(net, weights, names)
     return net
 
 def _whole_names(name, net, weights, options):
@@ -487,8 +505,8 @@ class Backbone(nn.Module):
         self.steps,self.norms = self.strides, _stage_norms(name, self.channels, norms)
         if concat: self.channels,self.strides = [sum(self.channels)]*2, self.strides[:1]*2
         self.pad_to = max(self.steps) if pad_to is None else pad_to
-        self.mean = tuple(note.get('mean',IMAGENET_MEAN) if mean is None else mean)
-        self.std = tuple(note.get('std',IMAGENET_STD) if std is None else std)
+        self.mean,self.std = colour_stats(note.get('mean',IMAGENET_MEAN) if mean is None else mean,
+            note.get('std',IMAGENET_STD) if std is None else std, f'backbone {name!r}')
 
     def forward(self,
         x:Tensor, # `b 3 H W`, float, normalised

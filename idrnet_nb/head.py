@@ -13,7 +13,7 @@ from einops import rearrange
 from einops._torch_specific import allow_ops_in_compiled_graph
 from torch import Tensor, nn
 
-from .core import check_ignore, class_ids
+from .core import check_labels, class_ids
 
 allow_ops_in_compiled_graph() # for torch before 2.8, where torch.compile cannot look into einops
 
@@ -91,8 +91,9 @@ def pixel_loss(
     ignore:int=255, # the id of void pixels
 )->Tensor: # `b H W`, at least float32, 0 where void
     "Cross-entropy of each pixel, in full precision whatever the logits are. ValueError for labels that are no class ids, or an ignore that is one."
-    check_ignore(logits.shape[1], ignore, 'pixel_loss')
-    return F.cross_entropy(full_precision(logits), class_ids(label, 'pixel_loss', axes=None), ignore_index=ignore, reduction='none')
+    label = class_ids(label, 'pixel_loss', axes=None)
+    check_labels(label, logits.shape[1], ignore, 'pixel_loss')
+    return F.cross_entropy(full_precision(logits), label, ignore_index=ignore, reduction='none')
 
 def mean_loss(
     loss:Tensor, # `b H W`
@@ -164,8 +165,8 @@ def upsampled_loss(
 )->tuple: # (scalar mean over valid pixels, `b H W` loss of each pixel, through which no gradient flows)
     """`mean_loss` and `pixel_loss` of the upsampled logits, never there as a whole; the mean is differentiable once (IDRNet step 10).
     ValueError for labels of other images, or that are no class ids."""
-    check_ignore(logits.shape[1], ignore, 'upsampled_loss')
     label = class_ids(label, 'upsampled_loss')
+    check_labels(label, logits.shape[1], ignore, 'upsampled_loss')
     if len(logits)!=len(label): raise ValueError(f'upsampled_loss: logits of {len(logits)} pictures, labels of {len(label)}; give each picture its label')
     counted = isinstance(logits, torch._subclasses.FakeTensor) and not torch.compiler.is_compiling() # `recipe.cost` counts whole maps
     if counted or _same(logits.shape[-2:], label.shape[-2:]):

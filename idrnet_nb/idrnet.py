@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .core import (IGNORE, LabelSpace, check_fields, check_finite, check_images, check_labels, check_scale,
     check_size, class_ids)
-from .backbone import Backbone, crop, pad_to_multiple
+from .backbone import Backbone, colour_stats, crop, pad_to_multiple
 from .share import Shareable
 from .head import Classifier, ConvNorm, conv_part, upsample, upsampled_loss
 from .context import ASPP, FPN, PPM, Fuse
@@ -181,6 +181,7 @@ def _check_head(c):
         if not 0<=getattr(c, name)<=1: raise ValueError(f'HeadConfig: {name}={getattr(c, name)} is a share, from 0 to 1')
     if not 0<=c.dropout<1: raise ValueError(f'HeadConfig: dropout={c.dropout} is a probability, from 0 to below 1')
     if not c.eps>0: raise ValueError(f'HeadConfig: eps={c.eps} must be above 0')
+    if abs(c.ignore)>=2**63: raise ValueError(f'HeadConfig: ignore={c.ignore} is too large for an id; give ignore={max(c.num_classes, IGNORE)}')
     if 0<=c.ignore<c.num_classes:
         raise ValueError(f'HeadConfig: ignore={c.ignore} is the id of one of the {c.num_classes} classes, which would never be learnt; '
                          f'give ignore={c.num_classes} or beyond')
@@ -326,7 +327,8 @@ class Segmentor(nn.Module, Shareable):
     ):
         super().__init__()
         self.backbone, self.head = backbone, SegHead(backbone.channels, config)
-        for name in ('mean','std'): self.register_buffer(name, torch.tensor([float(v) for v in getattr(backbone, name)]).view(3,1,1), persistent=False)
+        stats = colour_stats(backbone.mean, backbone.std, f'Segmentor: {type(backbone).__name__}')
+        for name,values in zip(('mean','std'), stats): self.register_buffer(name, torch.tensor([*map(float, values)]).view(3,1,1), persistent=False)
     @property
     def relations(self)->tuple: # (`k k` mean table, `k k` variance table), first index the deleted class
         "The learnt relation tables. Raises ValueError where the model has none."
@@ -389,9 +391,13 @@ def segmentor(
     backbone_args:Optional[dict]=None, # further options of `Backbone`
     **settings, # of `HeadConfig`
 )->Segmentor:
-    "Build a model, e.g. `segmentor('upernet', 'resnet50c', 150, output_stride=8)`. Raises ValueError for an unknown framework."
+    """Build a model, e.g. `segmentor('upernet', 'resnet50c', 150, output_stride=8)`. Raises ValueError for an unknown framework,
+    and for arguments of a backbone beside one that is built already."""
     if framework not in FRAMEWORKS: raise ValueError(f'unknown framework {framework!r}; there are {", ".join(FRAMEWORKS)}')
     config = HeadConfig(num_classes, idr=idr, **{**FRAMEWORKS[framework], **settings})
+    told = dict(weights=weights, pretrained=pretrained, output_stride=output_stride, backbone_args=backbone_args)
+    if not isinstance(backbone, str) and (odd := [k for k,v in told.items() if v]):
+        raise ValueError(f'segmentor: {", ".join(odd)} would change nothing, the backbone is built already; give them to it')
     one_map = isinstance(backbone, str) and backbone.startswith('hrnet') and not config.fpn # a head that reads one map gets HRNet's four as one
     args = dict(concat=one_map, maps=4 if config.fpn or one_map else 2 if config.aux_weight else 1) | (backbone_args or {}) # no more than the head reads
     if isinstance(backbone, str): backbone = Backbone(backbone, weights=weights, pretrained=pretrained, output_stride=output_stride, **args)

@@ -21,7 +21,7 @@ from .core import (LabelSpace, check_fields, check_flip_pairs, check_images, che
     class_ids, colour_map, write_atomic)
 from .processes import my_part
 from .metrics import Meter
-from .share import CONFIG, fetch, read_model
+from .share import CONFIG, as_json, fetch, read_model
 from .backbone import crop
 from .head import full_precision, upsample
 from .idrnet import Segmentor
@@ -75,9 +75,15 @@ def _check_protocol(p):
     if p.window and p.step is None: object.__setattr__(p, 'step', tuple(max(1, n*2//3) for n in p.window))
     if not p.scales: raise ValueError('Protocol: scales is empty; give at least (1,)')
     if min(p.scales)<=0: raise ValueError(f'Protocol: scales={p.scales}; each must be above 0')
+    if max(p.scales)>_LARGEST_SCALE or len(p.scales)>_MOST_SCALES:
+        raise ValueError(f'Protocol: {len(p.scales)} scales up to {max(p.scales):g}; at most {_MOST_SCALES}, each up to {_LARGEST_SCALE}, can be looked at')
+    if p.resize and (min if p.keep_ratio else max)(p.resize)>_LARGEST_SIDE:
+        raise ValueError(f'Protocol: resize={p.resize}; images can have up to {_LARGEST_SIDE} pixels a side')
     check_flip_pairs(p.flip_pairs, 'Protocol')
     if p.step and not p.window: raise ValueError('Protocol: step without window; give the size of the window')
     for length,step in zip(p.window or (), p.step or ()): window_starts(length, length, step)
+
+_LARGEST_SIDE, _LARGEST_SCALE, _MOST_SCALES = 2**15, 16, 100 # a saved protocol may be a stranger's
 
 def _by(size): return f'{size[0]}x{size[1]}'
 
@@ -186,6 +192,7 @@ def evaluate(
 )->Meter: # confusion counts, of each picture and in all
     "Confusion of a model over a dataset, counted on the model's device. Raises ValueError for labels the model has no class for, and for images that are not in 0..255."
     from tqdm.auto import tqdm
+    if hasattr(data, '__len__') and not len(data): raise ValueError('evaluate: data is empty, there is nothing to judge the model by')
     config, device, p = model.head.config, next(model.parameters()).device, (protocol or Protocol()).but(**look)
     meter = Meter(config.num_classes, config.ignore, keep, boundary)
     loader = torch.utils.data.DataLoader(my_part(data) if together else data, batch_size or (1 if protocol else 8), collate_fn=one_size, num_workers=workers)
@@ -229,10 +236,15 @@ def save_prediction(
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     colour = colour_map(label, np.array(space.palette, np.uint8), space.ignore)
     overlay = (.5*np.asarray(image).transpose(1,2,0) + .5*colour).round().astype(np.uint8)
-    index = Image.fromarray(np.asarray(label).astype(np.uint8 if len(space.classes)<=256 else np.uint16))
+    index = Image.fromarray(np.asarray(label).astype(_png_type(len(space.classes)-1, 'save_prediction', space)))
     if len(space.classes)<=256: index.putpalette([c for rgb in space.palette for c in rgb] + [255]*3*(256-len(space.classes)))
     pictures = dict(colour=Image.fromarray(colour), overlay=Image.fromarray(overlay), index=index)
     return [write_atomic(folder/f'{name}_{kind}.png', lambda p,x=x: x.save(p, format='PNG')) for kind,x in pictures.items()]
+
+def _png_type(largest, where, space):
+    "Bytes where they hold the largest id, else two of them; ValueError where PNG has no room for it."
+    if largest<2**16: return np.uint8 if largest<256 else np.uint16
+    raise ValueError(f'{where}: label space {space.name!r} has the id {largest} in its files; PNG holds ids up to {2**16-1}')
 
 def raw_ids(
     space:LabelSpace, # of a dataset
@@ -256,7 +268,7 @@ def save_ids(
     folder.mkdir(parents=True, exist_ok=True)
     low, high = int(label.min()), int(label.max())
     if low<0 or high>=len(ids): raise ValueError(f'save_ids: {name!r} has ids {low}..{high}, label space {space.name!r} has 0..{len(ids)-1}')
-    picture = Image.fromarray(ids.astype(np.uint8 if ids.max()<256 else np.uint16)[np.asarray(label)])
+    picture = Image.fromarray(ids.astype(_png_type(ids.max(), 'save_ids', space))[np.asarray(label)])
     return write_atomic(folder/f'{name}.png', lambda p: picture.save(p, format='PNG'))
 
 # %% ../nbs/22_infer.ipynb #c052
@@ -267,12 +279,25 @@ def save_model(
     size:Optional[tuple]=None, # (h, w) of the pictures it was trained on, for those who predict later
     **about, # more that should travel, as JSON can say it: protocol (how it is judged), results (a list of measurements)
 )->Path: # the folder
-    "Write model.safetensors, config.json and a card (`share.write_model`). Raises ValueError if the model has not as many classes as `space`."
+    """Write model.safetensors, config.json and a card (`share.write_model`). ValueError if the model has not as many classes as `space`,
+    and for a size or a protocol that could not be read back."""
     k = model.head.config.num_classes
     if k != space.num_classes: raise ValueError(f'save_model: the model has {k} classes, label space {space.name!r} has {space.num_classes}')
-    model.about.update(space=space.to_json(), size=list(size) if size else None, **about)
-    model.save_pretrained(folder)
+    new, before = as_json(dict(space=space.to_json(), size=size, **about), 'save_model'), dict(model.about)
+    _saved_protocol(new, 'save_model')
+    model.about.update(new)
+    try: model.save_pretrained(folder)
+    except BaseException: # the model is left as it was
+        model.about.clear()
+        model.about.update(before)
+        raise
     return Path(folder)
+
+def _saved_protocol(config, where):
+    "ValueError where settings hold a protocol that is none."
+    try: Protocol(**config.get('protocol') or {})
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as e:
+        raise ValueError(f'{where}: the protocol saved with the model does not fit this version ({__version__}): {e}') from e
 
 def trained_size(
     folder, # written by `save_model`
@@ -294,9 +319,7 @@ def load_model(
     try: have = LabelSpace.from_json(config['space'])
     except (AttributeError, LookupError, TypeError, ValueError) as e:
         raise ValueError(f'{file} does not fit this version ({__version__}): {e}') from e
-    try: Protocol(**config.get('protocol') or {})
-    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as e:
-        raise ValueError(f'{file}: the protocol saved with the model does not fit this version ({__version__}): {e}') from e
+    _saved_protocol(config, file)
     if space is not None and have.classes != space.classes:
         raise ValueError(f'{str(folder)!r} was trained for label set {have.name!r} ({have.num_classes} classes), not for {space.name!r} ({space.num_classes}); '
                          'its relation tables mean nothing there')

@@ -9,12 +9,13 @@ __all__ = ['hard_mean', 'focal', 'soft_dice', 'lovasz', 'Criterion', 'balanced_w
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Real
 from typing import Optional
 import torch
 from einops import rearrange, reduce
 from torch import Tensor
 
-from .core import check_ignore, class_ids
+from .core import check_ignore, check_labels, class_ids
 from .head import full_precision, mean_loss, pixel_loss
 
 # %% ../nbs/16_loss.ipynb #c012
@@ -49,8 +50,8 @@ def focal(
 # %% ../nbs/16_loss.ipynb #c024
 def _masks(logits, label, ignore): # probabilities, truth: `k n`, `k n`; both 0 on void, whatever its id
     k = logits.shape[1]
-    check_ignore(k, ignore, 'loss')
     y = rearrange(class_ids(label, 'loss'), 'b h w -> (b h w)')
+    check_labels(y, k, ignore, 'loss')
     valid = y!=ignore
     prob = rearrange(full_precision(logits).softmax(1), 'b k h w -> k (b h w)')
     truth = (torch.arange(k, device=y.device)[:,None]==y) & valid
@@ -111,17 +112,24 @@ class Criterion:
         "ValueError for other sizes, not as many weights as classes, labels that are no class ids."
         label = class_ids(label, 'Criterion')
         _check(self, logits, label)
-        check_ignore(logits.shape[1], ignore, 'Criterion')
+        check_labels(label, logits.shape[1], ignore, 'Criterion')
         each = pixel_loss(logits, label, ignore) if any(name in ('ce','focal') for _,name in self._terms) else None
         return sum(factor*_part(self, name, logits, label, ignore, each) for factor,name in self._terms)
 
 # %% ../nbs/16_loss.ipynb #c043
 def _settle(c): # once and for all: no compiler has to follow a regular expression
     object.__setattr__(c, '_terms', _terms(c.loss))
-    if c.class_weights is not None: object.__setattr__(c, 'class_weights', tuple(map(float, c.class_weights)))
+    if not any(0<factor<float('inf') for factor,_ in c._terms): raise ValueError(f'Criterion: loss={c.loss!r} asks for nothing; give a factor above 0')
+    if c.class_weights is not None:
+        try: object.__setattr__(c, 'class_weights', tuple(map(float, c.class_weights)))
+        except (TypeError, ValueError) as e: raise ValueError(f'Criterion: class_weights={c.class_weights!r}; give one number per class') from e
+    for name in ('ohem', 'ohem_least', 'gamma'):
+        value = getattr(c, name)
+        if not (value is None and name=='ohem' or isinstance(value, Real) and not isinstance(value, bool)):
+            raise ValueError(f'Criterion: {name}={value!r}; a number is wanted')
     if not all(0<=w<float('inf') for w in c.class_weights or ()): raise ValueError(f'Criterion: class_weights={c.class_weights}; each is a number from 0 up')
     if c.ohem is not None and not 0<=c.ohem<=1: raise ValueError(f'Criterion: ohem={c.ohem} is a probability, say .7')
-    if c.ohem_least<0 or not c.gamma>=0: raise ValueError(f'Criterion: ohem_least={c.ohem_least}, gamma={c.gamma}; neither can be negative')
+    if c.ohem_least<0 or not 0<=c.gamma<float('inf'): raise ValueError(f'Criterion: ohem_least={c.ohem_least}, gamma={c.gamma}; neither can be negative or infinite')
 
 def _check(c, logits, label):
     k = logits.shape[1]

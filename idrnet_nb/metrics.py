@@ -126,6 +126,8 @@ class Meter:
     ):
         if k<1: raise ValueError(f'Meter: k is {k}, give at least one class')
         check_ignore(k, ignore, 'Meter')
+        if boundary is not None and not 0<boundary<float('inf'):
+            raise ValueError(f'Meter: boundary={boundary} is a share of the diagonal; it must be above 0, say .02')
         self.k, self.ignore, self.keep, self.boundary, self.pictures, self._kept = k, ignore, keep, boundary, 0, []
         self._sums = torch.zeros(k*k+2*k+1, dtype=torch.int64) # confusion, bands, batches with odd ids
 

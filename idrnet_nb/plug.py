@@ -591,8 +591,13 @@ def save_plugged(
     if len(plugs)>1:
         raise ValueError(f'save_plugged: {type(model).__name__} has IDR {len(plugs)} times, at '
                          f'{[n for n,_ in plugs]}; give the part to be saved (peft: model.merge_and_unload())')
+    if Path(path).suffix!='.safetensors' or Path(path).is_dir():
+        raise ValueError(f'save_plugged: {str(path)!r} must be the path of a file NAME.safetensors')
     note = _note(model, *plugs[0])
     tensors = {n:t.detach().cpu().contiguous().clone() for n,t in model.state_dict().items()}
+    if broken := [n for n,t in tensors.items() if t.is_floating_point() and not t.float().isfinite().all()]:
+        raise ValueError(f'save_plugged: {len(broken)} weights are nan or infinite ({", ".join(broken[:3])}), which load_plugged would refuse; '
+                         'nothing was written. The training went wrong before: take earlier weights')
     return write_atomic(path, lambda p: save_file(tensors, p, metadata={'idrnet_nb.plug':json.dumps(note)}))
 
 def load_plugged(

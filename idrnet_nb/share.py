@@ -8,9 +8,11 @@ __all__ = ['FORMAT', 'WEIGHTS', 'CONFIG', 'CARD', 'write_model', 'as_json', 'rea
 
 # %% ../nbs/05_share.ipynb #c003
 import json, os, shutil
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from math import isfinite
 from numbers import Integral, Real
+import numpy as np
 from torch import nn
 
 from . import __version__
@@ -28,18 +30,21 @@ def write_model(
     card:str='', # text of README.md; '' = none
 )->Path: # the folder
     """Write model.safetensors with the settings in its header, config.json, README.md: each whole or not at all. OSError leaves what was there;
-    ValueError where the folder holds a config.json or README.md that is not of a saved model."""
+    ValueError where the folder holds files that are not of a saved model, and for weights that are not finite, which nobody could read."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
     folder = Path(folder)
     _check_ours(folder)
     text = json.dumps(dict(format=FORMAT, version=__version__, **config), indent=1)
     tensors = {n:t.detach().cpu().contiguous().clone() for n,t in module.state_dict().items()}
+    if broken := [n for n,t in tensors.items() if t.is_floating_point() and not t.float().isfinite().all()]:
+        raise ValueError(f'nothing was written to {str(folder)!r}: {len(broken)} weights are nan or infinite ({", ".join(broken[:3])}); '
+            'the training went wrong before. Take an earlier checkpoint')
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder/WEIGHTS, lambda p: save_file(tensors, p, metadata={'format':'pt', 'config':text}))
         write_atomic(folder/CONFIG, lambda p: Path(p).write_text(text))
-        if card: write_atomic(folder/CARD, lambda p: Path(p).write_text(card, encoding='utf-8'))
+        if card: write_atomic(folder/CARD, lambda p: Path(p).write_text(card, encoding='utf-8', errors='replace'))
     except (OSError, SafetensorError) as e: raise OSError(_cannot_write(folder, e)) from e # a full disk is a SafetensorError
     return folder
 
@@ -54,13 +59,17 @@ def _check_ours(folder): # never write over what somebody else wrote
         text = (folder/name).read_text(encoding='utf-8', errors='replace')
         if mark not in text or begin and not text.lstrip().removeprefix(begin).lstrip().startswith(mark):
             raise ValueError(f'{str(folder)!r} holds a {name} that no saved model has written; give the model a folder of its own')
+    if (folder/WEIGHTS).is_file() and not (folder/CONFIG).exists() and not _inside(folder/WEIGHTS): # such as a download for --weights
+        raise ValueError(f'{str(folder)!r} holds a {WEIGHTS} that no saved model has written; give the model a folder of its own')
 
 # %% ../nbs/05_share.ipynb #c010a
 def as_json(
-    value, # numbers, words, None, lists, tuples and dicts of them
+    value, # numbers, words, None, arrays, lists, tuples, dicts and dataclasses of them
     name:str, # of the value, for the error
 ): # the same as JSON has it: lists for tuples, None for nan and infinity
     "Settings as JSON can say them. Raises ValueError naming what it cannot: a tensor, a path, an object."
+    if isinstance(value, (np.generic, np.ndarray)): value = value.tolist()
+    if is_dataclass(value) and not isinstance(value, type): value = asdict(value)
     if value is None or isinstance(value, (bool, str)): return value
     if isinstance(value, dict): return {str(k): as_json(v, f'{name}.{k}') for k,v in value.items()}
     if isinstance(value, (list, tuple)): return [as_json(v, f'{name}[{i}]') for i,v in enumerate(value)]
@@ -225,14 +234,15 @@ def model_card(
     space,results = config.get('space') or {}, config.get('results') or []
     columns = list(dict.fromkeys(k for r in results for k in r))
     head = ['---','library_name: idrnet_nb','pipeline_tag: image-segmentation','tags: [idrnet, semantic-segmentation]','---','',f'# {title}','']
-    parts = [f'- {k}: '+', '.join(f'{a}={b}' for a,b in v.items() if b is not None) for k,v in config.items() if isinstance(v,dict) and k!='space']
+    parts = [f'- {k}: '+', '.join(_one_line(f'{a}={b}') for a,b in v.items() if b is not None) for k,v in config.items() if isinstance(v,dict) and k!='space']
     use = ['','```python','from idrnet_nb.idrnet import Segmentor',"model = Segmentor.from_pretrained('owner/model')   # or a folder",'```','','## Measured','']
     rows = _rows(columns, [[_said(r.get(c)) for c in columns] for r in results]) if results else ['Nothing was measured.']
     colours = space.get('palette') or []
     legend = _rows(['id','class','colour'], [[str(i), _said(c), '#%02x%02x%02x'%tuple(colours[i]) if i<len(colours) else ''] for i,c in enumerate(space.get('classes',[]))])
-    return '\n'.join(head+parts+use+rows+(['',f'## Classes ({space.get("name","")})','']+legend if space else [])+[''])
+    return '\n'.join(head+parts+use+rows+(['',f'## Classes ({_one_line(space.get("name",""))})','']+legend if space else [])+[''])
 
-def _said(x): return '' if x is None else f'{x:.2f}' if isinstance(x,float) else ' '.join(str(x).replace('|','/').split())
+def _one_line(x): return ' '.join(str(x).split())
+def _said(x): return '' if x is None else f'{x:.2f}' if isinstance(x,float) else _one_line(x).replace('|','/')
 def _rows(columns, rows): return ['| '+' | '.join(r)+' |' for r in [columns, ['---']*len(columns), *rows]]
 
 # %% ../nbs/05_share.ipynb #c033
@@ -257,7 +267,11 @@ class Shareable(PyTorchModelHubMixin):
         "Write weights, settings and card, each whole or not at all; the URL if pushed."
         if any(type(m).__name__=='IDRClassifier' for m in self.modules()):
             raise ValueError('this model has IDR added from outside (add_idr), which its settings do not tell: save it with plug.save_plugged')
-        config = as_json({**self.to_config(), **self.about}, 'settings')
+        settings = self.to_config()
+        if clash := sorted({'format', 'version', *settings} & self.about.keys()):
+            raise ValueError(f'about has {clash}, which the model says itself; give what travels along another name')
+        config = as_json({**settings, **self.about}, 'settings')
+        _check_about(config, 'save_pretrained')
         write_model(save_directory, self, config, model_card(config, type(self).__name__))
         if push_to_hub: return self.push_to_hub(repo_id or Path(save_directory).name, **hub)
     @classmethod
