@@ -952,6 +952,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'idrnet_nb.plan._Items.__len__': ('plan.html#_items.__len__', 'idrnet_nb/plan.py'),
                                 'idrnet_nb.plan._check_config': ('plan.html#_check_config', 'idrnet_nb/plan.py'),
                                 'idrnet_nb.plan._check_pair': ('plan.html#_check_pair', 'idrnet_nb/plan.py'),
+                                'idrnet_nb.plan._label_advice': ('plan.html#_label_advice', 'idrnet_nb/plan.py'),
                                 'idrnet_nb.plan._orders': ('plan.html#_orders', 'idrnet_nb/plan.py'),
                                 'idrnet_nb.plan._tensors': ('plan.html#_tensors', 'idrnet_nb/plan.py'),
                                 'idrnet_nb.plan.batches': ('plan.html#batches', 'idrnet_nb/plan.py'),

@@ -120,12 +120,18 @@ def _tensors(item):
                              'an image `3 h w` by .permute(2, 0, 1)')
     return tuple(torch.as_tensor(x) for x in item)
 
+def _label_advice(label): # what to do with a label of more axes than `h w`
+    if label.shape[0]==1: return 'take label[0]'
+    if label.shape[-1]==1: return 'take label[...,0]'
+    if label.shape[-1]==3: return 'a colour mask must be turned into ids first'
+    return 'one-hot labels become class ids by label.argmax(0)'
+
 def _check_pair(image, label):
     if tuple(image.shape[-label.ndim:])!=tuple(label.shape):
         here = f'image {tuple(image.shape)} and its label {tuple(label.shape)} differ in size'
-        if label.ndim>2: raise ValueError(f'{here}; a label is `h w`, one class id per pixel: take label[0] of `1 h w`, label.argmax(0) of `k h w`')
+        if label.ndim>2: raise ValueError(f'{here}; a label is `h w`, one class id per pixel: {_label_advice(label)}')
         raise ValueError(f'{here}; an image is `3 h w`, its label `h w`; resize labels with nearest, so that no id is invented')
-    if label.is_floating_point() or label.is_complex():
+    if label.is_floating_point() or label.is_complex() or label.dtype==torch.bool:
         raise ValueError(f'a label is {str(label.dtype).removeprefix("torch.")}; class ids are whole numbers, say label.long()')
 
 def picked(

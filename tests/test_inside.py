@@ -243,7 +243,7 @@ def test_changed_by_loops(seed):
     (dict(delete='raod'), 'there are road'), (dict(delete='x'), 'there are sky'), (dict(delete=5), '0..4'), (dict(delete=-1), '0..4'), (dict(delete=1.5), '0..4'),
     (dict(delete=True), '0..4'), (dict(delete=None), '0..4'), (dict(how='soul'), 'context, features, picture'), (dict(picture=torch.zeros(1,3,8,8)), '`3 h w`'),
     (dict(picture=torch.zeros(4,8,8)), '`3 h w`'), (dict(picture=torch.zeros(3,0,8)), '`3 h w`'), (dict(label=torch.zeros(8,8).long()), '33x47'),
-    (dict(label=torch.zeros(SIZE)), 'float32'), (dict(label=torch.full(SIZE, 7)), 'ids outside'), (dict(space=LabelSpace('two', 'ab', palette(2))), '2 classes, the model 5'),
+    (dict(label=torch.zeros(SIZE)), 'float32'), (dict(label=torch.full(SIZE, 7)), 'ids outside'), (dict(space=LabelSpace('two', ['a','b'], palette(2))), '2 classes, the model 5'),
     (dict(model=torch.nn.Linear(1,1)), 'not a Segmentor'), (dict(model='plain', how='context'), 'no IDR')])
 def test_mistakes(change, said):
     model = make(idr=change.get('model')!='plain')

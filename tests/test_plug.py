@@ -457,7 +457,7 @@ WRONG = { # what -> (model, arguments, error, words)
     'a picture it does not take': (toy, dict(at='3', example=torch.zeros(1,1,8,8)), ValueError, r'fails on a picture \(1, 1, 8, 8\).*example=tensor'),
     'stride': (toy, dict(at='3', stride=0), ValueError, 'stride=0.*must be positive'),
     'width': (toy, dict(at='3', width=-1), ValueError, 'width=-1.*must be positive'),
-    'twice': (lambda: add_idr(toy(), at='3'), dict(at='3'), ValueError, "has IDR already, at '3'; remove_idr"),
+    'twice': (lambda: add_idr(toy(), at='3'), dict(at='3'), ValueError, "has IDR already, at '3'; call remove_idr"),
     'dropout': (toy, dict(at='3', dropout=7.), ValueError, 'dropout'),
 }
 
