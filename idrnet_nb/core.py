@@ -555,12 +555,16 @@ def write_atomic(
     path:'str|Path', # where the file shall be
     write, # called with a temporary path in the same folder, writes there
 )->Path: # `path`
-    "Write a file wholly or not at all: on any error the old file stays and the temporary one goes. FileNotFoundError if the folder is missing."
+    """Write a file wholly or not at all: on any error the old file stays and the temporary one goes. FileNotFoundError if the
+    folder is missing; OSError for a full disk, whoever found it full."""
     path = Path(path)
     if not path.parent.is_dir(): raise FileNotFoundError(f'{path}: there is no folder {path.parent}, make it first')
     temp = path.with_name(f'.{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}')
     try:
-        write(temp)
+        try: write(temp)
+        except Exception as e:
+            if type(e).__name__!='SafetensorError': raise
+            raise OSError(f'{path}: {e}') from e # safetensors has an error of its own for what the system refuses
         if not temp.is_file(): raise FileNotFoundError(f'{path}: the writer was given {temp.name} and wrote nothing there')
         with open(temp, 'r+b') as f: os.fsync(f.fileno())
         temp.chmod(_mode(path)) # some writers make files that nobody else may read
