@@ -377,3 +377,33 @@ def test_an_error_that_nobody_foresaw(capsys, monkeypatch):
     assert 'TypeError' in err and 'IDRNET_TRACEBACK=1' in err and err.count('\n')==1
     monkeypatch.setenv('IDRNET_TRACEBACK', '1')
     with pytest.raises(TypeError): cli.main(['recipes', 'x'])
+
+# ---- what a file of a model holds
+
+def leaves(settings, at=()):
+    "Where each value of nested settings stands."
+    if isinstance(settings, dict) and settings: return [a for k,v in settings.items() for a in leaves(v, (*at, k))]
+    return [at]
+
+def changed(settings, at, value):
+    "The same settings with another value in one place."
+    new = json.loads(json.dumps(settings))
+    inner = new
+    for key in at[:-1]: inner = inner[key]
+    inner[at[-1]] = value
+    return new
+
+@pytest.mark.parametrize('value', [None, 'x', -1, [], {}, 1e30, True], ids=repr)
+def test_config_json_with_an_odd_value(value, files, capsys, tmp_path):
+    "Each field of config.json of a wrong type, through the real command: a prediction, or one line that names the file or the field."
+    from safetensors.torch import load_file, save_file
+    folder = tmp_path/'model'
+    shutil.copytree(files/'model', folder)
+    save_file(load_file(folder/'model.safetensors'), folder/'model.safetensors') # no settings inside
+    config = json.loads((folder/'config.json').read_text())
+    for at in leaves(config):
+        if at[:1]==('space',) and at[1:2]==('raw_to_train',) and len(at)>2 and at[2]!='11': continue # one of them is enough
+        (folder/'config.json').write_text(json.dumps(changed(config, at, value)))
+        code, _, err = run(capsys, 'predict', '--model', folder, '--device', 'cpu', '--out', tmp_path/'seen', files/'a.png')
+        assert code in (0, 2) and (code==0 or len(err.strip().splitlines())==1), (at, err)
+        assert code==0 or any(word in err for word in ('config.json', 'model.safetensors', at[-1], at[0])), (at, err)
