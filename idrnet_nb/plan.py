@@ -53,6 +53,7 @@ def _check_config(c):
     check_fields(c)
     for name,least in dict(steps=1, batch_size=1, accumulate=1, ohem_least=0, log_every=1, workers=0, warmup=0).items():
         if getattr(c, name)<least: raise ValueError(f'TrainConfig: {name}={getattr(c, name)}; need at least {least}')
+    if c.workers>1024: raise ValueError(f'TrainConfig: workers={c.workers} processes; give as many as there are cores, 1024 at most')
     for name in ('lr', 'backbone_lr', 'weight_decay', 'power', 'gamma'):
         if getattr(c, name)<0: raise ValueError(f'TrainConfig: {name}={getattr(c, name)} is negative; give 0 or more')
     for name in ('floor', 'warmup_from', 'ohem'):

@@ -18,7 +18,7 @@ from . import __version__
 from .core import IGNORE, check_finite, check_labels, write_atomic
 from .backbone import crop, load_weights
 from .head import Classifier, ConvNorm, conv_part, mean_loss, pixel_loss, upsample
-from .idrnet import FRAMEWORKS, HeadConfig, IDRContext, SegHead, learn_memory, learn_relations, lesion
+from .idrnet import FRAMEWORKS, HeadConfig, IDRContext, SegHead, check_picks, learn_memory, learn_relations, lesion
 from .intervene import pick_class
 
 # %% ../nbs/23_plug.ipynb #c014
@@ -389,17 +389,6 @@ def _check_last(idr, label, ignore): # -> label, as int64
     check_labels(label, k, ignore, 'idr_loss: label')
     return label
 
-def _check_picks(b, k, noise, deleted):
-    if noise is not None and noise.shape!=(b,k):
-        raise ValueError(f'idr_loss: noise must be `b k`, ({b}, {k}) for the last forward, got '
-                         f'{tuple(noise.shape)}')
-    if deleted is None: return
-    if deleted.shape!=(b,) or deleted.dtype!=torch.int64:
-        raise ValueError(f'idr_loss: deleted must be {b} class ids of int64, one for each image, got '
-                         f'{tuple(deleted.shape)} of {deleted.dtype}')
-    if deleted.device.type=='cpu' and not torch.compiler.is_compiling() and bool(((deleted<0)|(deleted>=k)).any()):
-        raise ValueError(f'idr_loss: deleted={deleted.tolist()} must be class ids, 0 to {k-1}')
-
 def _check_numbers(**numbers):
     for name,value in numbers.items():
         most = 1 if 'momentum' in name else torch.finfo(torch.float32).max
@@ -436,7 +425,7 @@ def idr_loss(
     idr = idr_of(model)
     _check_numbers(coarse_weight=coarse_weight, relation_momentum=relation_momentum, memory_momentum=memory_momentum)
     label, last = _check_last(idr, label, ignore), idr.last
-    _check_picks(*last['view'].present.shape, noise, deleted)
+    check_picks(last['view'].present, noise, deleted, 'idr_loss')
     loss = coarse_weight*mean_loss(pixel_loss(upsample(last['coarse'], label.shape[-2:]), label, ignore), label, ignore)
     check_finite(loss.detach(), 'idr_loss: coarse loss'); check_finite(last['logits'].detach(), 'idr_loss: scores at the seam')
     idr.last = None
