@@ -165,7 +165,7 @@ def parser()->argparse.ArgumentParser: # of the command `idrnet`
 # %% ../nbs/29_cli.ipynb #c013
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action):
-        return action.help if action.default in (None, False) or action.default==[] else super()._get_help_string(action)
+        return action.help if action.default in (None, False, '') or action.default==[] else super()._get_help_string(action)
 
 def _word(text): # an empty one is mostly a variable of the shell that nobody has set
     if not text.strip(): raise argparse.ArgumentTypeError(f'{text!r} is empty; write something, or leave the option out')
