@@ -371,10 +371,10 @@ def _same_faults(parts):
     groups = _alike([_files(parts)], lambda f: f.size)
     for group in _alike(_alike(groups, lambda f: f.digest(4096)), _File.digest):
         images, first = [f for f in group if f.what=='image'], {}
-        if _is_blank(images[0]): continue
         for f in group:
             if f.what=='label': yield f.part, ('image as mask', f.name, f'label: {f.name!r} is the image {images[0].name!r}, '
                 'byte by byte; a mask holds one class id per pixel')
+        if _is_blank(images[0]): continue # white pages are alike
         for f in images:
             before = first.setdefault(f.part, f)
             if before is not f: yield f.part, ('twice', f.name, f'image: {f.name!r} is {before.name!r} once more, '

@@ -1715,6 +1715,8 @@ class Pairs(torch.utils.data.Dataset):
     ):
         self.rows,self.space,self.size,self.augment,self.broken = rows,space,size,augment,broken
         _check_broken(broken, augment)
+        if isinstance(augment, Augment) and augment.ignore not in (IGNORE, space.ignore):
+            raise ValueError(f'Pairs: augment.ignore={augment.ignore}, but the ignore index of label space {space.name!r} is {space.ignore}; leave it out')
         if isinstance(augment, Augment) and augment.ignore!=space.ignore: # what comes in at the rim counts for nothing in this space
             self.augment = replace(augment, ignore=space.ignore)
         self.epoch = torch.zeros((),dtype=torch.long).share_memory_()

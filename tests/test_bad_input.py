@@ -291,7 +291,7 @@ def test_predict_broken_picture(saved, tmp_path, capsys):
     call = ['predict', '--weights', saved, '--device', 'cpu', '--out', tmp_path/'out']
     (tmp_path/'words.jpg').write_text('no picture'); shade('RGB').save(tmp_path/'whole.jpg')
     (tmp_path/'cut.jpg').write_bytes((tmp_path/'whole.jpg').read_bytes()[:400])
-    fails([*call, tmp_path/'words.jpg'], capsys, 'words.jpg', 'it is no picture')
+    fails([*call, tmp_path/'words.jpg'], capsys, 'words.jpg', 'it is no image')
     fails([*call, tmp_path/'cut.jpg'], capsys, 'cut.jpg', 'cut short or broken')
     fails([*call, tmp_path/'none.jpg'], capsys, 'none.jpg', 'no file')
     assert not (tmp_path/'out').exists()
