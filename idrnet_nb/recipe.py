@@ -7,7 +7,7 @@ __all__ = ['RECIPES', 'REPORTED', 'Recipe', 'laptop', 'for_space', 'hold_out', '
            'with_size', 'with_width', 'mini', 'cost', 'timed', 'hours', 'show_costs']
 
 # %% ../nbs/28_recipe.ipynb #c003
-import copy, json, math, statistics, time, weakref
+import copy, hashlib, json, math, os, statistics, time, weakref
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Optional
 import numpy as np
@@ -185,12 +185,28 @@ def for_space(
         head=replace(recipe.head, num_classes=space.num_classes, ignore=space.ignore), augment=replace(recipe.augment, flip_pairs=pairs, ignore=space.ignore),
         protocol=recipe.protocol.but(flip_pairs=pairs))
 
+def _digest(path, most=None): # of the first `most` bytes of a file, or of all
+    with open(path, 'rb') as f: return hashlib.blake2b(f.read(-1 if most is None else most), digest_size=16).digest()
+
+def _copies(paths): # path -> the first of the files that hold the same bytes; without those that have no copy
+    groups = [sorted(p for p in paths if os.path.isfile(p))]
+    for question in (os.path.getsize, lambda p: _digest(p, 4096), _digest): # the cheapest first
+        parts = []
+        for group in groups:
+            answers = {}
+            for path in group: answers.setdefault(question(path), []).append(path)
+            parts += [same for same in answers.values() if len(same)>1]
+        groups = parts
+    return {path:group[0] for group in groups for path in group}
+
 def _of_one_image(rows):
-    "Lists of rows that name the same image file, as an oversampled list has them; of rows without files, each alone."
+    """Lists of rows that show the same image: one file named several times, as an oversampled list has it, or copies of it, byte
+    by byte; of rows without files, each alone."""
     first = rows[0]['image'] if len(rows) and 'image' in rows.column_names else None
     if not isinstance(first,dict) or first.get('bytes'): return [[i] for i in range(len(rows))]
-    groups = {}
-    for i,image in enumerate(rows['image']): groups.setdefault(image['path'] or i, []).append(i)
+    paths, groups = [image['path'] for image in rows['image']], {}
+    copies = _copies({p for p in paths if p})
+    for i,path in enumerate(paths): groups.setdefault(copies.get(path, path) or i, []).append(i)
     return [*groups.values()]
 
 def hold_out(
@@ -198,7 +214,7 @@ def hold_out(
     share:float=.2, # of the rows
     seed:int=0, # of the lot
 )->tuple: # (rows to train on, rows held out), both in their old order
-    "A seeded split; rows of one image file stay in one part. ValueError where one part would be empty."
+    "A seeded split; rows of one image, copies of its file included, stay in one part. ValueError where one part would be empty."
     n = round(len(rows)*share)
     too_few = f'hold_out: {share} of {len(rows)} pictures are {n}; both parts need at least one, so give another share, or unseen images'
     if not 0<n<len(rows): raise ValueError(too_few)

@@ -1,5 +1,6 @@
 "What a reviewer tried with data of other people's customs: class lists, palettes, images that hold little."
 import struct
+from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
@@ -152,6 +153,14 @@ def test_an_oversampled_list_is_held_out_image_by_image(tmp_path):
         train, unseen = hold_out(thrice, .3, seed)
         assert not {*train['id']}&{*unseen['id']} and len(unseen)==9 and len(train)==21
     with pytest.raises(ValueError, match='1 images'): hold_out(rows.select([0,0,0,0]), .5)
+
+def test_copies_of_an_image_are_held_out_together(tmp_path):
+    "Stanford Background has three photographs twice: a lot of ours must not part them, as check and training then refuse them."
+    rows, _ = made(tmp_path, [np.roll(RGB,j//2) for j in range(20)], [MASK]*20)
+    for seed in range(8):
+        train, unseen = hold_out(rows, .3, seed)
+        contents = [{Path(r['image']['path']).read_bytes() for r in part} for part in (train,unseen)]
+        assert not contents[0]&contents[1] and len(train)+len(unseen)==20 and len(unseen)==6
 
 def test_what_an_error_says_of_colour_masks_can_be_run(tmp_path):
     "The sentence about a mask of colours is Python that makes a mask of ids of it."
