@@ -21,6 +21,7 @@ from .idrnet import FRAMEWORKS, HeadConfig, Segmentor
 from .data import Augment, DATASETS, LABEL_SPACES, Pairs, left_right
 from .train import TrainConfig, train
 from .infer import Protocol
+from .check import alike
 from .compare import parse_arm, widened
 from .author import PUBLISHED, settings_of
 
@@ -189,14 +190,8 @@ def _digest(path, most=None): # of the first `most` bytes of a file, or of all
     with open(path, 'rb') as f: return hashlib.blake2b(f.read(-1 if most is None else most), digest_size=16).digest()
 
 def _copies(paths): # path -> the first of the files that hold the same bytes; without those that have no copy
-    groups = [sorted(p for p in paths if os.path.isfile(p))]
-    for question in (os.path.getsize, lambda p: _digest(p, 4096), _digest): # the cheapest first
-        parts = []
-        for group in groups:
-            answers = {}
-            for path in group: answers.setdefault(question(path), []).append(path)
-            parts += [same for same in answers.values() if len(same)>1]
-        groups = parts
+    files = sorted(p for p in paths if os.path.isfile(p))
+    groups = alike(files, (os.path.getsize, lambda p: _digest(p, 4096), _digest))
     return {path:group[0] for group in groups for path in group}
 
 def _of_one_image(rows):
