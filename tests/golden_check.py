@@ -6,7 +6,7 @@ from einops import rearrange
 from safetensors import safe_open
 
 def build(case):
-    from idrnet_nb.idrnet import HeadConfig, SegHead
+    from idrnet_nb.models.head import HeadConfig, SegHead
     w = case['loss_weights']
     return SegHead(case['channels'], HeadConfig(case['K'], context=case['context'], fpn=case['kind']=='upernet', width=case['feats_channels'],
         fpn_width=case['fpn_channels'], attention_width=case['refine_channels'], aux_width=case['aux_channels'],
@@ -17,8 +17,8 @@ def build(case):
 
 def names(head):
     "Our name of each of the authors' names."
-    from idrnet_nb.author import their_name
-    return {their_name(n, head.config):n for n in head.state_dict()}
+    from idrnet_nb.models.author_weights import author_key
+    return {author_key(n, head.config):n for n in head.state_dict()}
 
 def load(head, state):
     ours = names(head)
@@ -33,8 +33,8 @@ KINK = 3e-6 # a norm's output this near 0 may fall on either side by rounding al
 def kinks(flip=()):
     """Collects the norm outputs that are 0 up to rounding, as (|y|, call, index); pushes those in `flip` to the other side.
     A ReLU has two right gradients there, and which one a machine takes is up to the order of its sums."""
-    from idrnet_nb import head as module
-    plain, found, calls = module.normalise, [], itertools.count()
+    from idrnet_nb.method import layers as module
+    plain, found, calls = module.batch_norm, [], itertools.count()
     def normalise(norm, x, track=True):
         y = plain(norm, x, track)
         if not torch.is_grad_enabled(): return y
@@ -45,9 +45,9 @@ def kinks(flip=()):
         for i in near:
             if (call,i) in flip: push[i] = -flat[i] + (-1e-9 if flat[i]>0 else 1e-9)
         return y + push.view_as(y) if near else y
-    module.normalise = normalise
+    module.batch_norm = normalise
     try: yield found
-    finally: module.normalise = plain
+    finally: module.batch_norm = plain
 
 def train_step(head, pyramid, target, deleted, norm):
     "Forward and backward; where the gradient norm is not `norm`, with the ReLUs at a kink on their other side. Gives head, output, norm."
@@ -65,7 +65,7 @@ def train_step(head, pyramid, target, deleted, norm):
 
 def compare(path):
     "Yields (what, error relative to the tensor's largest entry, tolerance) for everything in the file."
-    from idrnet_nb.relation import to_pixels
+    from idrnet_nb.method.relation import to_pixels
     with safe_open(path, 'pt') as f:
         case, t = json.loads(f.metadata()['case']), {n:f.get_tensor(n) for n in f.keys()}
     left = set(t)

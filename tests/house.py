@@ -187,7 +187,7 @@ class Reach:
             if isinstance(target, ast.Name): self.of[target.id] = self.of.get(target.id, set()) | symbols
 
     def call(self, call):
-        "`x.append(f(y))` and `fill(x)` may change x."
+        "`x.append(f(y))` and `load_author_state(x)` may change x."
         base = call.func
         while isinstance(base, (ast.Attribute, ast.Subscript)): base = base.value
         for t in [base, *call.args]:

@@ -2,36 +2,38 @@
 from dataclasses import replace
 
 import pytest, torch
-from idrnet_nb import idrnet as room
-from idrnet_nb.ablation import (Busy, VARIANTS, ablations, agreement, attention_table, busy_task, deletion_table, do_ablation, gradient_table, overheard, presence, tables_of, turn)
-from idrnet_nb.benchmark import SUITES, do_run
-from idrnet_nb.compare import world_task
-from idrnet_nb.core import seed_everything
-from idrnet_nb.idrnet import FRAMEWORKS, segmentor
-from idrnet_nb.world import World, true_relations
+from idrnet_nb.method import idr as room
+from idrnet_nb.experiments.ablation import (Busy, ABLATIONS, ablations, agreement, attention_matrix,
+    busy_task, deletion_matrix, run_ablation, gradient_matrix, overheard, presence, relation_matrices, turn)
+from idrnet_nb.experiments.benchmark import SUITES, run_trial
+from idrnet_nb.experiments.compare import toy_world_task
+from idrnet_nb.common.device import seed_everything
+from idrnet_nb.models.head import FRAMEWORKS
+from idrnet_nb.models.segmentor import build_segmentor
+from idrnet_nb.method.toy_world import ToyWorld, true_relations
 
 TINY = dict(backbone='tiny', width=16, attention_width=8, aux_width=8)
 TOY = replace(SUITES['small'][0], frameworks=('fcn',), seeds=1, size=(32,32), pictures=(16,8), train=dict(batch_size=4, steps=5, lr=3e-3), model=TINY)
 
-def row(variant, tmp_path): return do_ablation(ablations(TOY, (variant,))[0], out=tmp_path, device='cpu')
+def row(variant, tmp_path): return run_ablation(ablations(TOY, (variant,))[0], out=tmp_path, device='cpu')
 
 @pytest.mark.parametrize('variant, arm', [('full','+idr'), ('plain',''), ('attention','+attention'), ('identity','+frozen'), ('published norms','+tracked')])
 def test_variants_that_are_arms(variant, arm, tmp_path):
     run = replace(TOY, arms=(arm,)).runs[0]
-    mine, theirs = row(variant, tmp_path), do_run(run, {}, out=tmp_path, device='cpu')
+    mine, theirs = row(variant, tmp_path), run_trial(run, {}, out=tmp_path, device='cpu')
     assert (mine['loss'], mine['miou'], mine['iou'])==(theirs['loss'], theirs['miou'], theirs['iou'])
 
 @pytest.fixture(scope='module')
 def batch():
-    return tuple(torch.stack(t) for t in zip(*world_task(8, 6, 32).test))
+    return tuple(torch.stack(t) for t in zip(*toy_world_task(8, 6, 32).test))
 
 def trained(batch, framework='fcn', **how):
     seed_everything(3)
-    model = segmentor(framework, num_classes=12, **{**TINY, 'dropout':0., **how})
+    model = build_segmentor(framework, num_classes=12, **{**TINY, 'dropout':0., **how})
     for _ in range(4): model.train()(*batch)
     return model
 
-CHANGES = [v for v in VARIANTS if VARIANTS[v].arm=='+idr' and v!='full']
+CHANGES = [v for v in ABLATIONS if ABLATIONS[v].arm=='+idr' and v!='full']
 
 @pytest.mark.parametrize('variant', CHANGES)
 def test_a_variant_trains_and_differs(variant, batch):
@@ -39,8 +41,8 @@ def test_a_variant_trains_and_differs(variant, batch):
     found = []
     for v in ('full', variant):
         seed_everything(3)
-        model = segmentor('fcn', num_classes=12, **TINY, dropout=0., **VARIANTS[v].settings)
-        after = turn(model, VARIANTS[v], [y for y in batch[1]], 0)
+        model = build_segmentor('fcn', num_classes=12, **TINY, dropout=0., **ABLATIONS[v].settings)
+        after = turn(model, ABLATIONS[v], [y for y in batch[1]], 0)
         opt = torch.optim.SGD(model.parameters(), lr=.1)
         for step in range(4):
             loss = model.train()(*batch, noise=torch.full((6,12), .5))['loss']
@@ -61,7 +63,7 @@ def test_deletions_of_one_picture_are_several_classes(batch, monkeypatch):
     def watch(idr, deleted, *rest): seen.append(deleted.tolist()); learn(idr, deleted, *rest)
     monkeypatch.setattr(room, 'learn_relations', watch)
     torch.manual_seed(0)
-    model = segmentor('fcn', num_classes=12, **TINY, deletions=5).train()
+    model = build_segmentor('fcn', num_classes=12, **TINY, deletions=5).train()
     for _ in range(3):
         seen.clear(); present = model(*batch)['view'].present.sum(1).tolist()
         for picture,n in zip(zip(*seen), present):
@@ -83,7 +85,7 @@ def test_same_deletion_given_twice_moves_the_row_twice(batch):
 def test_opinions_leave_the_model_alone(framework, training, batch):
     model = trained(batch, framework).train(training)
     before, chance = {n:v.clone() for n,v in model.state_dict().items()}, torch.get_rng_state()
-    tables = tables_of(model, *batch)
+    tables = relation_matrices(model, *batch)
     assert all(t.shape==(12,12) and t.isfinite().all() and not t.requires_grad for t in tables.values())
     assert model.training is training and all(torch.equal(v, before[n]) for n,v in model.state_dict().items())
     assert torch.equal(chance, torch.get_rng_state()) and 'talk' not in vars(model.head.refiner) and all(p.grad is None for p in model.parameters())
@@ -100,8 +102,8 @@ def test_silent_relations_have_no_gradient_and_no_deletion(batch):
     model = trained(batch)
     kind = type(model.head.refiner)
     model.head.refiner.__class__ = type('Deaf', (kind,), dict(talk=lambda self, means, there: 0*kind.talk(self, means, there)))
-    assert deletion_table(model, *batch).abs().max()==0 and gradient_table(model, *batch).abs().max()==0
-    assert attention_table(model, batch[0]).max()>0
+    assert deletion_matrix(model, *batch).abs().max()==0 and gradient_matrix(model, *batch).abs().max()==0
+    assert attention_matrix(model, batch[0]).max()>0
 
 def test_agreement_leaves_the_diagonal_out():
     truth = true_relations()
@@ -113,7 +115,7 @@ def test_agreement_leaves_the_diagonal_out():
 
 def test_busy_is_the_world_with_patches():
     for size in (32, 64):
-        busy, bare = Busy(12, size, 5, 6), World(12, size, 5)
+        busy, bare = Busy(12, size, 5, 6), ToyWorld(12, size, 5)
         for i in range(12):
             (x,y), (u,v) = busy[i], bare[i]
             patch = (y>=12) & (y<255)
@@ -131,13 +133,13 @@ def test_company_without_information():
     assert .4<lawn<.6
 
 def test_listening_in_leaves_a_frozen_part_as_it_was():
-    from idrnet_nb.ablation import attention_table, overheard
-    from idrnet_nb.idrnet import segmentor
-    model = segmentor('fcn', 'tiny', 12, width=16).train()
+    from idrnet_nb.experiments.ablation import attention_matrix, overheard
+    from idrnet_nb.models.segmentor import build_segmentor
+    model = build_segmentor('fcn', 'tiny', 12, width=16).train()
     model.backbone.eval()
     was = [m.training for m in model.modules()]
     with overheard(model, lambda talk, means, there: talk(means, there)): assert not any(m.training for m in model.modules())
-    attention_table(model, torch.rand(1,3,32,32)*255)
+    attention_matrix(model, torch.rand(1,3,32,32)*255)
     assert [m.training for m in model.modules()]==was
     with pytest.raises(ValueError, match='no IDR'):
-        with overheard(segmentor('fcn', 'tiny', 12, idr=False, width=16), None): pass
+        with overheard(build_segmentor('fcn', 'tiny', 12, idr=False, width=16), None): pass

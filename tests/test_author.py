@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from safetensors.torch import save_file
 import author_backbones
-from idrnet_nb import author
-from idrnet_nb.author import PUBLISHED, convert, fill, read_checkpoint, settings_of, their_name, turn_merging
-from idrnet_nb.backbone import Backbone
+from idrnet_nb.models import author_weights as author
+from idrnet_nb.models.author_weights import (PUBLISHED, convert, load_author_state, read_checkpoint,
+    settings_of, author_key, permute_patch_merging)
+from idrnet_nb.models.backbone import Backbone
 from idrnet_nb.cli import main
-from idrnet_nb.head import upsample
-from idrnet_nb.idrnet import SegHead, Segmentor
+from idrnet_nb.method.layers import upsample
+from idrnet_nb.models.head import SegHead
+from idrnet_nb.models.segmentor import Segmentor
 
 HERE = Path(__file__).parent
 KEYS = json.loads((HERE/'author_keys.json').read_text()) # model -> name -> shape, of eight published checkpoints
@@ -46,7 +48,7 @@ def test_convert_every_key_list(name, tmp_path):
     names, used = author._names(model), set()
     for ours,t in model.state_dict().items():
         want = state[names[ours]]
-        assert torch.equal(t, turn_merging(want) if 'layers_' in ours and '.downsample.' in ours else want), ours
+        assert torch.equal(t, permute_patch_merging(want) if 'layers_' in ours and '.downsample.' in ours else want), ours
         used.add(names[ours])
     left = set(state)-used
     assert left==set(author._recomputed(model)) and len(used)==len(names)
@@ -103,7 +105,7 @@ def test_swin_is_theirs(size):
     net = Backbone(**TINY_SWIN).eval()
     state = {author._swin_name(n): t+torch.randn_like(t)*.2 for n,t in net.state_dict().items()}
     merged = lambda n: '.downsample.' in n
-    net.load_state_dict({n: turn_merging(state[author._swin_name(n)]) if merged(n) else state[author._swin_name(n)] for n in net.state_dict()})
+    net.load_state_dict({n: permute_patch_merging(state[author._swin_name(n)]) if merged(n) else state[author._swin_name(n)] for n in net.state_dict()})
     x = torch.randn(2,3,*size)
     with torch.no_grad():
         got = net(x); want = author_backbones.swin(x, state, TINY_SWIN['depths'], TINY_SWIN['num_heads'], TINY_SWIN['window_size'])
@@ -118,11 +120,11 @@ def test_window_index_is_timms():
 def whole(name, size, judge):
     "Logits of a filled model against backbone by definition, head by golden-checked names, one resize at the end."
     state = state_of(KEYS[name])
-    model = built(name); fill(model, state)
+    model = built(name); load_author_state(model, state)
     images = torch.randint(0,256,(2,3,*size),dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     mean, std = (torch.tensor(v).view(3,1,1) for v in ((123.675,116.28,103.53),(58.395,57.12,57.375)))
     head = SegHead(model.backbone.channels, model.head.config).eval()
-    head.load_state_dict({n:state[their_name(n, head.config)] for n in head.state_dict()})
+    head.load_state_dict({n:state[author_key(n, head.config)] for n in head.state_dict()})
     with torch.no_grad():
         want = upsample(head(judge((images-mean)/std, state))['out'], size)
         got = model(images)['out']
@@ -164,7 +166,7 @@ def plain():
 def test_unfit_state_changes_nothing(plain, spoil, message):
     model, state = plain
     before = {n:t.clone() for n,t in model.state_dict().items()}
-    with pytest.raises(ValueError, match=message): fill(model, spoil(state))
+    with pytest.raises(ValueError, match=message): load_author_state(model, spoil(state))
     assert all(torch.equal(t, before[n]) for n,t in model.state_dict().items())
 
 class Evil:
@@ -341,7 +343,7 @@ def test_no_name(name):
 def test_refusals_name_the_list(plain):
     model, state = plain
     for spoil in ({}, state|{'decoder_stage2.4.weight':torch.ones(19,512,1,1)}, state|{'more':torch.ones(1)}):
-        with pytest.raises(ValueError, match='idrnet convert --list'): fill(model, spoil)
+        with pytest.raises(ValueError, match='idrnet convert --list'): load_author_state(model, spoil)
 
 # --- one command
 

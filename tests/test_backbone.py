@@ -4,7 +4,10 @@ from pathlib import Path
 import pytest, torch
 from safetensors.torch import save_file
 from torch import nn
-from idrnet_nb.backbone import Backbone, TinyBackbone, crop, field_box, gradient_field, load_weights, pad_to_multiple, receptive_field
+from idrnet_nb.models.backbone import Backbone, crop, pad_to_multiple
+from idrnet_nb.models.receptive_field import (TinyBackbone, field_box, gradient_field,
+    receptive_field)
+from idrnet_nb.models.weights import load_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = Path(os.environ.get('IDRNET_DATA', ROOT.parent/'shared'/'data'))/'weights'/'mobilenetv2_100_imagenet.safetensors'
@@ -147,7 +150,7 @@ def test_rule_is_measurement():
         assert field_box(gradient_field(net,(64,64),(0,0)))[2]==receptive_field(layers)[-1][0]
 
 def test_tiny_needs_neither_timm_nor_torchvision():
-    code = "import sys; from idrnet_nb.backbone import Backbone; Backbone('tiny'); print([m for m in ('timm','torchvision','fastcore') if m in sys.modules])"
+    code = "import sys; from idrnet_nb.models.backbone import Backbone; Backbone('tiny'); print([m for m in ('timm','torchvision','fastcore') if m in sys.modules])"
     out = subprocess.run([sys.executable,'-c',code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.strip()=='[]'
 

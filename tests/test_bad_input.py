@@ -4,23 +4,33 @@ import numpy as np, pytest, torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from idrnet_nb import cli
-from idrnet_nb.backbone import Backbone, load_weights
-from idrnet_nb.compare import COLUMNS
-from idrnet_nb.results import append_rows, read_rows
-from idrnet_nb.core import IGNORE, LabelSpace, palette, pick_device
-from idrnet_nb.data import LABEL_SPACES, Augment, Pairs, camvid, read_picture
-from idrnet_nb.head import pixel_loss
-from idrnet_nb.idrnet import FRAMEWORKS, IDRContext, HeadConfig, SegHead, learn_memory, learn_relations, segmentor
-from idrnet_nb.infer import evaluate, load_model, probabilities, save_model
-from idrnet_nb.intervene import class_stats, update_relations
-from idrnet_nb.metrics import Meter
-from idrnet_nb.relation import relate, relation_weights
-from idrnet_nb.train import TrainConfig, train
+from idrnet_nb.models.backbone import Backbone
+from idrnet_nb.models.weights import load_weights
+from idrnet_nb.experiments.compare import COLUMNS
+from idrnet_nb.experiments.results import append_rows, read_rows
+from idrnet_nb.common.checks import IGNORE
+from idrnet_nb.data.labels import LabelSpace, palette
+from idrnet_nb.common.device import pick_device
+from idrnet_nb.data.label_spaces import LABEL_SPACES
+from idrnet_nb.data.transforms import Augment
+from idrnet_nb.data.dataset import SegmentationDataset
+from idrnet_nb.data.datasets import camvid
+from idrnet_nb.data.readers import read_image
+from idrnet_nb.method.layers import pixel_losses
+from idrnet_nb.models.head import FRAMEWORKS, HeadConfig, SegHead
+from idrnet_nb.method.idr import IDRContext, learn_memory, learn_relations
+from idrnet_nb.models.segmentor import build_segmentor
+from idrnet_nb.training.inference import evaluate, load_model, probabilities, save_model
+from idrnet_nb.method.deletion import class_loss_stats, update_relation
+from idrnet_nb.training.metrics import Meter
+from idrnet_nb.method.relation import interact, relation_weights
+from idrnet_nb.training.config import TrainConfig
+from idrnet_nb.training.trainer import train
 
 K, SMALL = 4, dict(width=8, attention_width=4, aux_width=4)
 CHANNELS = (4,6,6,8)
 
-def model_of(framework='fcn', k=K, **settings): return segmentor(framework, num_classes=k, **{**SMALL, **settings})
+def model_of(framework='fcn', k=K, **settings): return build_segmentor(framework, num_classes=k, **{**SMALL, **settings})
 def head_of(framework='fcn', k=K, **settings): return SegHead(CHANNELS, HeadConfig(k, **{**FRAMEWORKS[framework], **SMALL, **settings}))
 def pyramid(b=2, channels=CHANNELS): return [torch.randn(b,c,n,n) for c,n in zip(channels, (8,4,2,2))]
 def space_of(k, name='made up'): return LabelSpace(name, tuple(f'class {i}' for i in range(k)), tuple(map(tuple, palette(k).tolist())))
@@ -50,7 +60,7 @@ def test_table_and_presence(shape):
     for positive in (True, False):
         with pytest.raises(ValueError, match=rf'table of shape \({shape[0]}, {shape[1]}\) cannot serve 4 classes.*another label set'):
             relation_weights(torch.eye(*shape), torch.ones(1,K).bool(), positive)
-    with pytest.raises(ValueError, match='another label set'): relate(torch.randn(1,K,3), torch.randn(K,3), torch.eye(*shape), torch.ones(1,K).bool())
+    with pytest.raises(ValueError, match='another label set'): interact(torch.randn(1,K,3), torch.randn(K,3), torch.eye(*shape), torch.ones(1,K).bool())
 
 # --- labels
 @pytest.mark.parametrize('bad', [K, -1, 254, -100])
@@ -108,7 +118,7 @@ def test_maps_nobody_reads():
 
 @pytest.mark.parametrize('shape', [(3,16,16), (2,1,16,16), (2,4,16,16), (2,16,16,3)])
 def test_no_rgb_picture(shape):
-    with pytest.raises(ValueError, match='must be `b 3 H W` RGB.*grey and RGBA images: idrnet_nb.data.read_picture'): model_of()(torch.rand(shape))
+    with pytest.raises(ValueError, match='must be `b 3 H W` RGB.*grey and RGBA images: idrnet_nb.data.dataset.read_image'): model_of()(torch.rand(shape))
 
 def test_empty_picture():
     with pytest.raises(ValueError, match=r'picture is empty, shape \(2, 3, 0, 16\)'): model_of()(pictures(h=0))
@@ -166,7 +176,7 @@ def test_learning_refuses_nan(value):
 @pytest.mark.parametrize('where', ['picture', 'features', 'coarse', 'final'])
 def test_unchecked_nan_leaves_the_state_alone(where, monkeypatch):
     "The same through a whole training step, the checks switched off as they are off the CPU."
-    monkeypatch.setattr('idrnet_nb.idrnet.check_finite', lambda *_: None)
+    monkeypatch.setattr('idrnet_nb.method.idr.check_finite', lambda *_: None)
     model, x = model_of().train(), pictures()
     model(x, labels())
     head = model.head
@@ -184,7 +194,7 @@ def test_void_picture_in_a_batch():
     head, label, deleted = head_of(dropout=0.).train(), labels(), torch.tensor([0,2])
     label[1] = IGNORE
     out = head(pyramid(), label, deleted=deleted)
-    each = pixel_loss(out['out'][:1], label[:1])
+    each = pixel_losses(out['out'][:1], label[:1])
     assert out['losses']['final'].allclose(each.mean()) and out['loss'].isfinite()
     idr = head.refiner
     for table in (idr.relation_mean, idr.relation_var):
@@ -199,11 +209,11 @@ def test_void_picture_in_a_batch():
 def test_void_picture_in_the_statistics():
     loss, label, deleted = torch.rand(2,9), labels(2,3,3).flatten(1), torch.tensor([1,1])
     label[0] = IGNORE
-    (mean,var,n), alone = class_stats(loss, label, K), class_stats(loss[1:], label[1:], K)
+    (mean,var,n), alone = class_loss_stats(loss, label, K), class_loss_stats(loss[1:], label[1:], K)
     assert not mean[0].any() and not var[0].any() and not n[0].any()
     for x,y in zip((mean,var,n), alone): assert x[1:].equal(y)
     table = torch.randn(K,K)
-    assert update_relations(table, mean, deleted, n>0).equal(update_relations(table, alone[0], deleted[1:], alone[2]>0))
+    assert update_relation(table, mean, deleted, n>0).equal(update_relation(table, alone[0], deleted[1:], alone[2]>0))
 
 @pytest.mark.parametrize('framework', FRAMEWORKS)
 def test_nothing_but_void(framework):
@@ -272,7 +282,7 @@ def shade(mode, h=20, w=30):
 def test_kinds_of_pictures(mode, saved, tmp_path, capsys):
     path = tmp_path/f'picture.{"tif" if mode=="CMYK" else "png"}'
     shade(mode).save(path)
-    rgb = read_picture(path)
+    rgb = read_image(path)
     assert rgb.shape==(20,30,3) and rgb.dtype==np.uint8
     if mode not in ('P','1','CMYK'): assert abs(rgb.astype(int)-np.array(shade('RGB')).astype(int)).max()<=1
     assert cli.main(['predict', '--weights', str(saved), '--device', 'cpu', '--out', str(tmp_path/'out'), str(path)])==0
@@ -311,7 +321,7 @@ def tree(tmp_path):
 @pytest.mark.parametrize('workers', [0, 1])
 def test_broken_jpeg_in_the_training_folder(tree, workers, capsys, tmp_path):
     space = LABEL_SPACES['camvid']
-    data = Pairs(camvid(tree, 'train'), space, size=(16,16), augment=Augment(crop=(16,16)))
+    data = SegmentationDataset(camvid(tree, 'train'), space, size=(16,16), augment=Augment(crop=(16,16)))
     with pytest.raises(ValueError, match=r'(?s)picture: .*p1\.jpg.* cannot be read: it is cut short or broken'):
         train(model_of(k=11), data, TrainConfig(steps=1, batch_size=3, workers=workers), 'cpu', progress=False)
     if workers: return

@@ -1,6 +1,6 @@
 """One battery for every framework × backbone × idr.
 
-A framework is taken from `idrnet_nb.idrnet.FRAMEWORKS`: adding one there adds it here. A backbone is one line in BACKBONES below: a name for its
+A framework is taken from `idrnet_nb.models.head.FRAMEWORKS`: adding one there adds it here. A backbone is one line in BACKBONES below: a name for its
 family, timm's name, an output stride (None: the family's own), options that make it small. A check is one function marked with `@check`.
 
 `make test` runs FAST: every framework with and without IDR, every family once. The whole matrix, one after the other in one process:
@@ -17,10 +17,11 @@ import pytest, torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
-from idrnet_nb import idrnet
-from idrnet_nb.core import seed_everything
-from idrnet_nb.head import pixel_loss, upsample
-from idrnet_nb.idrnet import FRAMEWORKS, Segmentor, segmentor
+from idrnet_nb.method import idr as idrnet
+from idrnet_nb.common.device import seed_everything
+from idrnet_nb.method.layers import pixel_losses, upsample
+from idrnet_nb.models.head import FRAMEWORKS
+from idrnet_nb.models.segmentor import Segmentor, build_segmentor
 
 ROOT = Path(__file__).resolve().parents[1]
 FULL = bool(os.environ.get('IDRNET_FULL'))
@@ -57,7 +58,7 @@ def make(case, k=K, **settings):
     "The model of a case, the same weights each time."
     seed_everything(0)
     name, stride, options = BACKBONES[case.backbone]
-    return segmentor(case.framework, name, k, case.idr, output_stride=stride, backbone_args=dict(options), **SMALL, **settings)
+    return build_segmentor(case.framework, name, k, case.idr, output_stride=stride, backbone_args=dict(options), **SMALL, **settings)
 
 def pictures(b=2, size=SIZE, k=K, seed=1):
     draw = torch.Generator().manual_seed(seed)
@@ -122,7 +123,7 @@ def one_picture(case, tmp):
 @check
 def few_classes(case, tmp):
     for k in (1,2):
-        model = segmentor(case.framework, copy.deepcopy(learnt(case).backbone), k, case.idr, **SMALL)
+        model = build_segmentor(case.framework, copy.deepcopy(learnt(case).backbone), k, case.idr, **SMALL)
         out = step(model, *pictures(k=k))
         assert out['loss'].isfinite() and (k > 1 or out['loss'] == 0)
         check_gradients(model); check_finite(model)
@@ -228,11 +229,11 @@ def work(rank, port, jobs, done):
     dist.init_process_group('gloo', rank=rank, world_size=2, timeout=timedelta(seconds=60))
     while (job := jobs.get()) is not None:
         case, folder, spoil = job
-        gather = idrnet.gather_processes
-        if spoil: idrnet.gather_processes = lambda x: x # each process for itself
+        gather = idrnet.all_gather
+        if spoil: idrnet.all_gather = lambda x: x # each process for itself
         try: torch.save(two_steps(case, rank), Path(folder)/f'{rank}.pt'); done.put('')
         except Exception: done.put(traceback.format_exc())
-        idrnet.gather_processes = gather
+        idrnet.all_gather = gather
     dist.destroy_process_group()
 
 class Pair:
@@ -331,9 +332,9 @@ def test_bites(name, spoil, monkeypatch, tmp_path):
     def spoiled(*args, **kw): model = build(*args, **kw); spoil(model); return model
     learnt.cache_clear()
     def loss(z, label, ignore):
-        each = pixel_loss(upsample(z, label.shape[-2:]), label, ignore)
+        each = pixel_losses(upsample(z, label.shape[-2:]), label, ignore)
         return spoil(each, label, ignore), each.detach()
-    if spoil.__code__.co_argcount == 3: monkeypatch.setattr(idrnet, 'upsampled_loss', loss)
+    if spoil.__code__.co_argcount == 3: monkeypatch.setattr(idrnet, 'tiled_cross_entropy', loss)
     else: monkeypatch.setattr(sys.modules[__name__], 'make', spoiled)
     with pytest.raises((AssertionError, ValueError, FloatingPointError)): CHECKS[name](FAST[0], tmp_path)
     learnt.cache_clear()

@@ -4,13 +4,15 @@ from functools import partial
 
 import numpy as np
 import pytest, torch
-from idrnet_nb import benchmark as room
-from idrnet_nb.benchmark import ARMS, SUITES, Trial, do_costs, cost_runs, do_run, key, pair_rows, paired, read_counts, work_off
-from idrnet_nb.results import append_rows, read_rows
+from idrnet_nb.experiments import benchmark as room
+from idrnet_nb.experiments.benchmark import (BENCH_VARIANTS, SUITES, Trial, measure_costs, cost_runs, run_trial, key,
+    pair_rows, paired, read_counts, run_missing)
+from idrnet_nb.experiments.results import append_rows, read_rows
 from idrnet_nb.cli import main
-from idrnet_nb.compare import SWITCHES, build, widened, world_task
-from idrnet_nb.idrnet import FRAMEWORKS, HeadConfig, SegHead
-from idrnet_nb.metrics import scores
+from idrnet_nb.models.variants import SWITCHES
+from idrnet_nb.experiments.compare import build, widened, toy_world_task
+from idrnet_nb.models.head import FRAMEWORKS, HeadConfig, SegHead
+from idrnet_nb.training.metrics import scores
 
 TINY = dict(backbone='tiny', width=16, attention_width=8, aux_width=8)
 TOY = Trial('world', (32,32), dict(steps=3, batch_size=4), TINY, ('fcn',), 2, pictures=(16,6))
@@ -69,7 +71,7 @@ def test_covers_no_difference():
         rng = np.random.default_rng(100+seed)
         f = paired(counts(rng, 4, 12, 3, 1.), counts(rng, 4, 12, 3, 1.), 200, seed=seed)
         held += f['low']<=0<=f['high']
-    assert held >= 46, held # nominal 57; few seeds make the bootstrap narrow, which 31_benchmark says
+    assert held >= 46, held # nominal 57; few seeds make the bootstrap narrow, which 5_experiments/04_benchmark says
 
 def test_absent_class_is_nobodys_loss():
     rng = np.random.default_rng(2)
@@ -90,21 +92,21 @@ def test_wide_is_as_large_as_idr(framework, width):
     assert abs(wide-idr) < .05*idr and wide>plain
 
 def test_wide_scales_a_pyramids_own_width():
-    task = world_task(4, 2, 32)
+    task = toy_world_task(4, 2, 32)
     model = build('upernet+wide', task, 0, **{**TINY, 'fpn_width':8})
     c = model.head.config
     assert c.width>16 and c.fpn_width==8*c.width//16 and c.idr is False
 
 def test_arms_begin_alike():
-    task = world_task(4, 2, 32)
-    first = [build('fcn'+a, task, 5, **TINY).backbone.state_dict() for a in ARMS]
+    task = toy_world_task(4, 2, 32)
+    first = [build('fcn'+a, task, 5, **TINY).backbone.state_dict() for a in BENCH_VARIANTS]
     assert all(torch.equal(v, other[n]) for other in first[1:] for n,v in first[0].items())
-    assert {a.lstrip('+') for a in ARMS} <= set(SWITCHES)
+    assert {a.lstrip('+') for a in BENCH_VARIANTS} <= set(SWITCHES)
 
 def test_suites_hold_what_was_promised():
     frameworks = {'fcn','pspnet','deeplabv3','upernet','ocrnet'}
     for name in ('real','full'):
-        assert all(set(t.frameworks)==frameworks and t.arms==ARMS and t.seeds>=3 for t in SUITES[name])
+        assert all(set(t.frameworks)==frameworks and t.arms==BENCH_VARIANTS and t.seeds>=3 for t in SUITES[name])
         assert {t.weights for t in SUITES[name]} == {'imagenet','scratch'} and {'camvid','stanford_background','ccp16'} <= {t.data for t in SUITES[name]}
     runs = {name:[key(r) for t in trials for r in t.runs] for name,trials in SUITES.items()}
     assert all(len(r)==len(set(r)) for r in runs.values()) and set(runs['small'])<set(runs['real']), 'the small suite makes rows of the table again'
@@ -114,8 +116,8 @@ def test_suites_hold_what_was_promised():
 
 def test_runs_do_not_depend_on_who_else_ran(tmp_path):
     runs = TOY.runs
-    work_off(runs, partial(do_run, roots={}, out=tmp_path/'a', device='cpu'), tmp_path/'a.csv', progress=False)
-    work_off(runs[::-1], partial(do_run, roots={}, out=tmp_path/'b', device='cpu'), tmp_path/'b.csv', jobs=2, progress=False)
+    run_missing(runs, partial(run_trial, roots={}, out=tmp_path/'a', device='cpu'), tmp_path/'a.csv', progress=False)
+    run_missing(runs[::-1], partial(run_trial, roots={}, out=tmp_path/'b', device='cpu'), tmp_path/'b.csv', jobs=2, progress=False)
     a, b = ({r['run']:(r['miou'], r['loss']) for r in read_rows(tmp_path/f'{n}.csv')} for n in 'ab')
     assert a==b and len(a)==len(runs)
     assert all(torch.equal(read_counts(r, tmp_path/'a'), read_counts(r, tmp_path/'b')) for r in runs)
@@ -123,9 +125,9 @@ def test_runs_do_not_depend_on_who_else_ran(tmp_path):
 SCRIPT = '''
 import time, sys
 from pathlib import Path
-from idrnet_nb.benchmark import work_off
+from idrnet_nb.experiments.benchmark import run_missing
 def slow(run): time.sleep(.05); return dict(data=run['n'])
-work_off([dict(n=n, data='x', seed=0) for n in range(40)], slow, sys.argv[1], ('data','run'))
+run_missing([dict(n=n, data='x', seed=0) for n in range(40)], slow, sys.argv[1], ('data','run'))
 '''
 
 def test_killed_it_goes_on(tmp_path):
@@ -147,32 +149,32 @@ def test_a_broken_run_loses_itself_only(tmp_path, capsys):
     def do(run):
         if run['n']==1: raise MemoryError('no room')
         return dict(data=run['n'])
-    with pytest.raises(RuntimeError, match='1 of 3 runs failed.*no room'): work_off([dict(n=n, data='x', seed=n) for n in range(3)], do, tmp_path/'a.csv', ('data','run'))
+    with pytest.raises(RuntimeError, match='1 of 3 runs failed.*no room'): run_missing([dict(n=n, data='x', seed=n) for n in range(3)], do, tmp_path/'a.csv', ('data','run'))
     assert [r['data'] for r in read_rows(tmp_path/'a.csv')]==['0','2'] and 'FAILED' in capsys.readouterr().out
 
 def test_pairs_only_where_counts_are(tmp_path):
-    for r in TOY.runs[:4]: do_run(r, {}, out=tmp_path, device='cpu')
+    for r in TOY.runs[:4]: run_trial(r, {}, out=tmp_path, device='cpu')
     rows = pair_rows(TOY.runs, tmp_path, resamples=20)
     assert {r['seeds'] for r in rows}=={1} and all(r['t_low'] is None for r in rows) and len(rows)==5
     assert all(json.loads(r['setting'])['data']=='world' and 'arm' not in json.loads(r['setting']) for r in rows)
 
 def test_costs_are_those_of_the_training(monkeypatch):
     "In the precision and the memory order of the suite, not of a plain float32 model."
-    seen, in_turn = [], room.in_turn
+    seen, time_interleaved = [], room.time_interleaved
     def look(deeds, rounds):
         for deed in deeds.values():
             model = dict(zip(deed.__code__.co_freevars, (c.cell_contents for c in deed.__closure__)))['model']
             model.head.coarse.register_forward_hook(lambda m,x,y: seen.append((y.dtype, x[0].is_contiguous(memory_format=torch.channels_last), x[0].is_contiguous())))
-        return in_turn(deeds, rounds)
-    monkeypatch.setattr(room, 'in_turn', look)
+        return time_interleaved(deeds, rounds)
+    monkeypatch.setattr(room, 'time_interleaved', look)
     few = lambda **train: cost_runs(Trial('world', (32,32), dict(TOY.train, **train), TINY, ('fcn',), arms=('+idr',)))[0]
-    plain, = do_costs(few(), 'cpu', 1)
+    plain, = measure_costs(few(), 'cpu', 1)
     assert seen[0]==(torch.float32, False, True)
-    seen.clear(); lean, = do_costs(few(amp='bf16', channels_last=True), 'cpu', 1)
+    seen.clear(); lean, = measure_costs(few(amp='bf16', channels_last=True), 'cpu', 1)
     assert seen[0]==(torch.bfloat16, True, False) and lean['gmacs']==plain['gmacs']
 
 def test_costs_know_the_arms():
-    rows = {r['arm']:r for r in do_costs(cost_runs(TOY)[0], 'cpu', 1)}
+    rows = {r['arm']:r for r in measure_costs(cost_runs(TOY)[0], 'cpu', 1)}
     assert set(rows)=={'plain','wide','attention','idr'} and rows['plain']['step_ratio']==1
     assert rows['wide']['parameters']==pytest.approx(rows['idr']['parameters'], rel=.06)
     assert rows['plain']['gmacs']<rows['attention']['gmacs']<rows['idr']['gmacs']
@@ -205,7 +207,7 @@ def test_command_says_what_is_wrong(words, said, tmp_path, capsys, monkeypatch):
     assert code==2 and said in told and said in told.strip().splitlines()[-1]
 
 def test_failed_runs_are_said(toy, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(room, 'run_arm', lambda *a, **k: (_ for _ in ()).throw(ValueError('no luck')))
+    monkeypatch.setattr(room, 'run_variant', lambda *a, **k: (_ for _ in ()).throw(ValueError('no luck')))
     assert main(['bench', '--out', str(tmp_path/'b'), '--jobs', '1', '--device', 'cpu'])==2
     assert 'no luck' in capsys.readouterr().err
 
@@ -217,7 +219,7 @@ def test_other_file_is_left_alone(toy, tmp_path, capsys):
 # ---- idrnet speed
 
 def test_speed_command(tmp_path, capsys, monkeypatch):
-    from idrnet_nb import speed as gauge
+    from idrnet_nb.experiments import speed as gauge
     monkeypatch.setattr(gauge, 'plan', lambda quick, device: [dict(kind='loops', k=5, grid=[8,8], c=16, b=2, rounds=1)]*quick)
     assert main(['speed', '--quick', '--out', str(tmp_path), '--device', 'cpu'])==0
     said = capsys.readouterr().out
@@ -226,42 +228,42 @@ def test_speed_command(tmp_path, capsys, monkeypatch):
     assert main(['speed', '--quick', '--out', str(tmp_path), '--device', 'cpu'])==2 and 'another file' in capsys.readouterr().err
     assert main(['speed', '--quick', '--out', str(tmp_path/'x'), '--device', 'tpu'])==2 and 'tpu' in capsys.readouterr().err
 
-_APPEND = "import sys; from idrnet_nb.results import append_rows\nfor i in range(15): append_rows(sys.argv[1], [dict(who=sys.argv[2], i=i)], ('who','i'))"
+_APPEND = "import sys; from idrnet_nb.experiments.results import append_rows\nfor i in range(15): append_rows(sys.argv[1], [dict(who=sys.argv[2], i=i)], ('who','i'))"
 
 def test_rows_of_two_processes(tmp_path):
     import subprocess, sys
-    from idrnet_nb.results import read_rows
+    from idrnet_nb.experiments.results import read_rows
     both = [subprocess.Popen([sys.executable, '-c', _APPEND, str(tmp_path/'a.csv'), who]) for who in 'ab']
     assert [p.wait() for p in both]==[0,0]
     assert sorted((r['who'], int(r['i'])) for r in read_rows(tmp_path/'a.csv'))==[(w,i) for w in 'ab' for i in range(15)]
 
 def test_more_seeds_stay(tmp_path):
-    from idrnet_nb.benchmark import update_pairs
+    from idrnet_nb.experiments.benchmark import update_pairs
     row = dict(setting='s', framework='fcn', arm='idr', against='plain', gain=1.)
     update_pairs(tmp_path/'p.csv', [{**row, 'seeds':5}])
     assert update_pairs(tmp_path/'p.csv', [{**row, 'seeds':3, 'gain':2.}])[0]['seeds']=='5'
     assert update_pairs(tmp_path/'p.csv', [{**row, 'seeds':5, 'gain':3.}])[0]['gain']=='3.0'
 
 def test_the_same_run_twice_in_a_plan(tmp_path):
-    from idrnet_nb.benchmark import work_off
-    assert work_off([dict(arm='x', seed=0)]*2, lambda run: dict(arm='x', seed=0, miou=1., seconds=0.), tmp_path/'r.csv', progress=False)==1
+    from idrnet_nb.experiments.benchmark import run_missing
+    assert run_missing([dict(arm='x', seed=0)]*2, lambda run: dict(arm='x', seed=0, miou=1., seconds=0.), tmp_path/'r.csv', progress=False)==1
 
 def _deadly(run):
     if run['seed']==1: os._exit(1) # as the kernel does it where memory ends
     return dict(arm=run['arm'], seed=run['seed'], miou=1., seconds=0.)
 
 def test_a_process_that_dies_loses_one_run(tmp_path):
-    from idrnet_nb.benchmark import work_off
-    from idrnet_nb.results import read_rows
+    from idrnet_nb.experiments.benchmark import run_missing
+    from idrnet_nb.experiments.results import read_rows
     runs = [dict(arm='x', seed=s) for s in range(6)]
-    with pytest.raises(RuntimeError, match='1 of 6 runs failed.*seed 1: its process died'): work_off(runs, _deadly, tmp_path/'r.csv', jobs=2, progress=False)
+    with pytest.raises(RuntimeError, match='1 of 6 runs failed.*seed 1: its process died'): run_missing(runs, _deadly, tmp_path/'r.csv', jobs=2, progress=False)
     assert sorted(r['seed'] for r in read_rows(tmp_path/'r.csv'))==list('02345')
 
 def test_a_run_of_another_process_is_not_written_twice(tmp_path):
     "Two benches in one folder: whoever ends second finds the row, and the seeds are not doubled."
     file = tmp_path/'b.csv'
     def do(run): append_rows(file, [dict(miou=1., seconds=0., run=key(run))], room.COLUMNS); return dict(miou=1., seconds=0.)
-    work_off([dict(data='x', seed=0)], do, file, progress=False)
+    run_missing([dict(data='x', seed=0)], do, file, progress=False)
     assert len(read_rows(file))==1
 
 def test_lost_and_broken_counts_are_said(toy, tmp_path, capsys):
@@ -301,7 +303,7 @@ def test_finished_runs_of_a_comparison_are_kept():
     "One of three fails: the others are told first, the waiting one is taken back."
     from concurrent.futures import Future
     from types import SimpleNamespace
-    from idrnet_nb.compare import _as_they_end
+    from idrnet_nb.experiments.compare import _as_they_end
     good, bad, waiting = Future(), Future(), Future()
     good.set_result('row'); bad.set_exception(ValueError('broken picture'))
     found = []

@@ -8,11 +8,16 @@ from PIL import Image
 from test_data import ALL, layout, real
 from torch.utils.data import DataLoader
 from idrnet_nb import cli
-from idrnet_nb.check import Report, check_data, checked_rows
-from idrnet_nb.core import LabelSpace
-from idrnet_nb.data import (DATASETS, LABEL_SPACES, Augment, BadFile, Pairs, Unpaired, csv_pairs, fit_size, folder_pairs, hub_pairs, ids_from_colours,
-    read_label, read_picture, rotate, space_from_file)
-from idrnet_nb.infer import Protocol
+from idrnet_nb.data.validate import Report, check_data, checked_rows
+from idrnet_nb.data.labels import LabelSpace
+from idrnet_nb.data.datasets import DATASETS
+from idrnet_nb.data.label_spaces import LABEL_SPACES
+from idrnet_nb.data.transforms import Augment, fit_size, rotate
+from idrnet_nb.data.readers import BadFile, read_mask, read_image
+from idrnet_nb.data.dataset import SegmentationDataset
+from idrnet_nb.data.pairing import Unpaired, csv_pairs, folder_pairs, hub_pairs
+from idrnet_nb.data.class_lists import ids_from_colours, space_from_file
+from idrnet_nb.training.inference import EvalProtocol
 
 SPACE = LABEL_SPACES['camvid']
 
@@ -199,19 +204,19 @@ def test_process_and_its_bar(tree):
 def test_the_first_bad_sample_is_named(tree, what):
     spoil,_,file,word = SPOIL[what]
     rows = checked_rows(lambda: (spoil(tree/'images'/'p3.png', tree/'labels'/'p3.png'), rows_of(tree))[1])
-    pairs = Pairs(rows, SPACE, augment=Augment((8,8)))
+    pairs = SegmentationDataset(rows, SPACE, augment=Augment((8,8)))
     with pytest.raises((ValueError,FileNotFoundError), match='p3'): list(DataLoader(pairs, batch_size=2))
-    lenient = Pairs(rows, SPACE, augment=Augment((8,8)), broken='skip')
+    lenient = SegmentationDataset(rows, SPACE, augment=Augment((8,8)), broken='skip')
     with pytest.warns(UserWarning, match='skipped: .*p3'): items = [lenient[i] for i in range(8)]
     assert lenient.bad.nonzero().flatten().tolist()==[3] and len(lenient.skipped())==1 and word in lenient.skipped()[0]
-    other = Pairs(rows.select([0,1,2,4,4,5,6,7]), SPACE, augment=Augment((8,8)))                   # the next good one, with the chances of its place
+    other = SegmentationDataset(rows.select([0,1,2,4,4,5,6,7]), SPACE, augment=Augment((8,8)))                   # the next good one, with the chances of its place
     for i in range(8): assert all(torch.equal(a,b) for a,b in zip(items[i], other[i]))
 
 @pytest.mark.filterwarnings('ignore:skipped')
 def test_skipping_is_the_same_by_any_order_and_workers(tree):
     for name in 'p7','p2','p3': (tree/'images'/f'{name}.png').write_bytes(b'')
     def run(workers, order):
-        pairs = Pairs(rows_of(tree), SPACE, augment=Augment((8,8),rotate=30,bounds=(12,20)), broken='skip')
+        pairs = SegmentationDataset(rows_of(tree), SPACE, augment=Augment((8,8),rotate=30,bounds=(12,20)), broken='skip')
         got = dict(zip(order, DataLoader(pairs, batch_size=None, sampler=order, num_workers=workers)))
         return got, pairs.bad.tolist()
     order = list(range(8)); random.Random(0).shuffle(order)
@@ -224,25 +229,25 @@ def test_all_are_bad(tree):
     for p in (tree/'labels').iterdir(): p.write_bytes(b'')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        with pytest.raises(ValueError, match=r'none of 8 pairs can be read; the first: .*p0\.png'): Pairs(rows_of(tree), SPACE, augment=Augment((8,8)), broken='skip')[5]
+        with pytest.raises(ValueError, match=r'none of 8 pairs can be read; the first: .*p0\.png'): SegmentationDataset(rows_of(tree), SPACE, augment=Augment((8,8)), broken='skip')[5]
 
 def test_a_repaired_file_is_said_to_be(tree):
     p = tree/'labels'/'p1.png'; whole = p.read_bytes(); p.write_bytes(b'')
-    pairs = Pairs(rows_of(tree), SPACE, augment=Augment((8,8)), broken='skip')
+    pairs = SegmentationDataset(rows_of(tree), SPACE, augment=Augment((8,8)), broken='skip')
     with pytest.warns(UserWarning): pairs[1]
     p.write_bytes(whole)
     assert pairs.skipped()==['pair 1 of 8 can be read again']
 
 def test_errors_cross_processes(tree):
     (tree/'labels'/'p0.png').write_bytes(b'')
-    with pytest.raises(BadFile, match=r'p0\.png'): next(iter(DataLoader(Pairs(rows_of(tree),SPACE), num_workers=1)))
+    with pytest.raises(BadFile, match=r'p0\.png'): next(iter(DataLoader(SegmentationDataset(rows_of(tree),SPACE), num_workers=1)))
     assert BadFile('x','y').kind=='y' and Unpaired('x').rows is None
 
 # --- turning and training scale
 def test_rotation_is_seeded_by_picture_and_epoch_alone(tree):
     augment = Augment((12,12), scale=(.75,1.25), rotate=30, bounds=(14,18), keep_ratio=False, seed=3)
     def run(workers, order):
-        pairs = Pairs(rows_of(tree), SPACE, augment=augment)
+        pairs = SegmentationDataset(rows_of(tree), SPACE, augment=augment)
         out = []
         for epoch in range(2):
             pairs.set_epoch(epoch)
@@ -254,12 +259,12 @@ def test_rotation_is_seeded_by_picture_and_epoch_alone(tree):
     assert not all(torch.equal(a[0][i][0],a[1][i][0]) for i in range(8))
 
 def test_no_rotation_leaves_the_draws_alone(tree):
-    x,y = Pairs(rows_of(tree),SPACE)[0]
+    x,y = SegmentationDataset(rows_of(tree),SPACE)[0]
     for i in range(20): assert all(torch.equal(a,b) for a,b in zip(Augment((9,9))(x,y,i), Augment((9,9),rotate=30,rotate_chance=0)(x,y,i)))
 
 def test_augment_turns_both_ways_and_keeps_to_its_bounds(monkeypatch):
     image, label, seen = torch.zeros(3,30,50,dtype=torch.uint8), torch.zeros(30,50,dtype=torch.long), []
-    monkeypatch.setattr('idrnet_nb.data.rotate', lambda image, label, degrees, *_: (seen.append(degrees), (image,label))[1])
+    monkeypatch.setattr('idrnet_nb.data.transforms.rotate', lambda image, label, degrees, *_: (seen.append(degrees), (image,label))[1])
     for i in range(300): assert Augment(None, (1,1), rotate=30, bounds=(20,10), keep_ratio=False)(image, label, i)[1].shape==(10,20)
     assert 150<len(seen)<210 and -30<=min(seen)<-28 and 28<max(seen)<=30 and abs(sum(seen)/len(seen))<4
     assert Augment(None, (2,2), rotate=0, bounds=(20,10))(image, label)[1].shape==(20,33)
@@ -296,7 +301,7 @@ def test_fit_size_is_that_of_evaluation():
     rng = random.Random(0)
     for _ in range(200):
         size, bounds = [(rng.randint(1,900),rng.randint(1,900)) for _ in range(2)]
-        assert fit_size(size,bounds)==Protocol(resize=bounds,keep_ratio=True).fit(size)
+        assert fit_size(size,bounds)==EvalProtocol(resize=bounds,keep_ratio=True).fit(size)
         assert sorted(fit_size(size,bounds,False))==sorted(bounds)
         f = rng.uniform(.5,2)
         assert fit_size(size,bounds,True,f)==fit_size(size,[max(1,int(b*f)) for b in bounds])
@@ -311,10 +316,10 @@ TABLES = {'t.csv': PLAIN, 'bom.csv': '\ufeff'+PLAIN.replace('\n','\r\n').replace
 def test_tables(tree, name, monkeypatch, tmp_path):
     (tree/name).write_text(TABLES[name], encoding='utf-8')
     monkeypatch.chdir(tmp_path)
-    a,b = Pairs(csv_pairs(tree/name), SPACE), Pairs(rows_of(tree), SPACE)
+    a,b = SegmentationDataset(csv_pairs(tree/name), SPACE), SegmentationDataset(rows_of(tree), SPACE)
     assert len(a)==2 and all(torch.equal(x,y) for i in range(2) for x,y in zip(a[i],b[i]))
     (tree/name).write_text(TABLES[name].replace('images/p0', f'{tree}/images/p0'), encoding='utf-8')
-    assert torch.equal(Pairs(csv_pairs(tree/name),SPACE)[0][0], b[0][0])                       # whole paths too
+    assert torch.equal(SegmentationDataset(csv_pairs(tree/name),SPACE)[0][0], b[0][0])                       # whole paths too
 
 @pytest.mark.parametrize('name,text,said', [
     ('t.csv','a,b\n1,2\n',r"line 2 has no column 'image', but a, b"), ('t.csv','image,label\n',"no rows"),
@@ -339,10 +344,10 @@ def held(root, **kw):
 def test_hub_masks_keep_their_ids(tree, mode):
     for p in (tree/'labels').iterdir():
         im = Image.open(p); im.putpalette([9,200,30]*256); im.save(p)
-    want = Pairs(rows_of(tree), SPACE)
+    want = SegmentationDataset(rows_of(tree), SPACE)
     plain = hub(tree, **({'mode':mode} if mode else {}))
     for d in plain, held(tree, **({'mode':mode} if mode else {})):
-        got = Pairs(hub_pairs(d,'pixel_values','annotation'), SPACE)
+        got = SegmentationDataset(hub_pairs(d,'pixel_values','annotation'), SPACE)
         assert len(got)==8 and all(torch.equal(a,b) for i in (0,7) for a,b in zip(got[i],want[i]))
         assert check_data(got.rows, SPACE, progress=False).to_json()==check(tree).to_json()
 
@@ -350,14 +355,14 @@ def test_hub_rows_are_named(tree):
     save(tree/'labels'/'p2.png', np.full((12,16),99)); (tree/'images'/'p4.png').write_bytes(b'x')
     rows = hub_pairs(held(tree),'pixel_values','annotation')
     for i,word in (2,'99'),(4,'cannot be read'):
-        with pytest.raises(BadFile, match=f"row '{i}'.*{word}"): Pairs(rows,SPACE)[i]
+        with pytest.raises(BadFile, match=f"row '{i}'.*{word}"): SegmentationDataset(rows,SPACE)[i]
     report = check_data(rows, SPACE, 2, progress=False)
     assert [(k,p) for k,p,_ in report.faults]==[('unseen ids',"row '2', label"),('broken',"row '4', image")]
 
 def test_hub_columns_may_be_crossed(tree):
     d = hub(tree).rename_columns(dict(pixel_values='label',annotation='image')).add_column('id', list(range(10,18)))
     rows = hub_pairs(d, 'label', 'image')
-    assert rows['id'][:2]==['10','11'] and torch.equal(Pairs(rows,SPACE)[1][1], Pairs(rows_of(tree),SPACE)[1][1])
+    assert rows['id'][:2]==['10','11'] and torch.equal(SegmentationDataset(rows,SPACE)[1][1], SegmentationDataset(rows_of(tree),SPACE)[1][1])
 
 @pytest.mark.parametrize('text,classes,encoded', [
     ('a\nb\n', ('a','b'), {0:0,1:1,255:255}), ('\ufeffa\r\n\r\n# no\r\nb\r\n', ('a','b'), {0:0,1:1}), ('b, 7\na, 3, #010203\nVoid, 0\n', ('b','a'), {7:0,3:1,0:255,255:255}),
@@ -393,11 +398,11 @@ def test_masks_in_colours():
         ids_from_colours(np.array([[space.palette[0],(0,0,1),(9,9,9),(9,9,9)]],np.uint8), LabelSpace('one',['a'],[space.palette[0]]))
 
 def test_life_of_a_folder_of_your_own(tree, capsys):
-    "Classes, check, pairs, one batch: what 46_your_data does."
+    "Classes, check, pairs, one batch: what 6_trainings/07_your_data does."
     (tree/'c.txt').write_text('\n'.join(f'class {i}' for i in range(11))+'\nvoid, 11\n')
     assert run(capsys, '--images', tree/'images', '--labels', tree/'labels', '--classes', tree/'c.txt')[0]==0
     space = space_from_file(tree/'c.txt')
-    x,y = next(iter(DataLoader(Pairs(rows_of(tree), space, augment=Augment((8,8))), batch_size=4)))
+    x,y = next(iter(DataLoader(SegmentationDataset(rows_of(tree), space, augment=Augment((8,8))), batch_size=4)))
     assert x.shape==(4,3,8,8) and set(y.unique().tolist())<={*range(11),255}
     row = rows_of(tree)[0]
-    assert read_picture(row['image']).shape[:2]==read_label(row['label'],space).shape
+    assert read_image(row['image']).shape[:2]==read_mask(row['label'],space).shape

@@ -5,12 +5,14 @@ from dataclasses import asdict, fields
 import pytest
 from PIL import Image
 from idrnet_nb import cli
-from idrnet_nb.data import LABEL_SPACES, Augment
-from idrnet_nb.idrnet import HeadConfig, segmentor
-from idrnet_nb.infer import Protocol, save_model
-from idrnet_nb.layouts import write_layout
-from idrnet_nb.recipe import laptop
-from idrnet_nb.train import TrainConfig
+from idrnet_nb.data.label_spaces import LABEL_SPACES
+from idrnet_nb.data.transforms import Augment
+from idrnet_nb.models.head import HeadConfig
+from idrnet_nb.models.segmentor import build_segmentor
+from idrnet_nb.training.inference import EvalProtocol, save_model
+from idrnet_nb.data.fake_datasets import write_fake_dataset
+from idrnet_nb.training.recipes import laptop
+from idrnet_nb.training.config import TrainConfig
 
 SPACE = LABEL_SPACES['camvid']
 
@@ -18,17 +20,17 @@ SPACE = LABEL_SPACES['camvid']
 def files(tmp_path_factory):
     "A made-up CamVid, the same as somebody's own folders, a class list, weights of a backbone, a recipe file, a model."
     folder = tmp_path_factory.mktemp('files')
-    root = write_layout('camvid', folder/'camvid', SPACE, train=10, unseen=4, size=(48,64))
+    root = write_fake_dataset('camvid', folder/'camvid', SPACE, train=10, unseen=4, size=(48,64))
     (folder/'classes.txt').write_text('\n'.join(SPACE.classes)+'\nvoid, 11\n')
     for part in 'train', 'val', 'test':
         pairs = sorted((root/part).iterdir())
         text = 'image,label\n' + ''.join(f'{p},{root}/{part}annot/{p.name}\n' for p in pairs)
         (folder/f'{part}.csv').write_text(text)
     from safetensors.torch import save_file
-    net = segmentor('fcn', 'tiny', 2, width=8, attention_width=8, aux_width=8).backbone.net
+    net = build_segmentor('fcn', 'tiny', 2, width=8, attention_width=8, aux_width=8).backbone.net
     save_file(net.state_dict(), folder/'tiny.safetensors')
     (folder/'recipe.json').write_text(json.dumps(laptop(SPACE, backbone='tiny', width=16).to_json()))
-    model = segmentor('fcn', 'tiny', SPACE.num_classes, width=8, attention_width=8, aux_width=8)
+    model = build_segmentor('fcn', 'tiny', SPACE.num_classes, width=8, attention_width=8, aux_width=8)
     save_model(model, folder/'model', SPACE, (48,64))
     Image.new('RGB', (9,6), 'red').save(folder/'a.png')
     return folder
@@ -59,17 +61,17 @@ class Trained:
 
 @pytest.fixture
 def trained(monkeypatch):
-    import idrnet_nb.infer, idrnet_nb.train
-    from idrnet_nb.metrics import Meter
+    import idrnet_nb.training.inference, idrnet_nb.training.trainer
+    from idrnet_nb.training.metrics import Meter
     spy = Trained()
     def judged(model, data, protocol=None, **how):
         rows = list(data.rows['id']) if hasattr(data, 'rows') else len(data)
         spy.calls[-1].update(judged=rows, protocol=asdict(protocol) if protocol else None)
         return Meter(model.head.config.num_classes, model.head.config.ignore)
     def saved(model, out, space, size, **about): spy.calls[-1].update(saved=str(out), results=about['results'])
-    monkeypatch.setattr(idrnet_nb.train, 'train', spy)
-    monkeypatch.setattr(idrnet_nb.infer, 'evaluate', judged)
-    monkeypatch.setattr(idrnet_nb.infer, 'save_model', saved)
+    monkeypatch.setattr(idrnet_nb.training.trainer, 'train', spy)
+    monkeypatch.setattr(idrnet_nb.training.inference, 'evaluate', judged)
+    monkeypatch.setattr(idrnet_nb.training.inference, 'save_model', saved)
     return spy
 
 def words_of(start, files):
@@ -95,13 +97,13 @@ def test_the_table_knows_every_option(files): assert set(options(files))==set(na
 
 @pytest.mark.parametrize('start', ['world', 'set', 'recipe', 'own', 'folders'])
 def test_an_option_has_an_effect_or_is_refused(start, files, trained, capsys, monkeypatch):
-    import idrnet_nb.backbone
-    real = idrnet_nb.backbone.timm_pyramid
+    import idrnet_nb.models.backbone
+    real = idrnet_nb.models.backbone.timm_pyramid
     asked = []
     def pyramid(name, pretrained=False, *args, **how): # no network: what timm would be asked for
         asked.append(pretrained)
         return real(name, False, *args, **how)
-    monkeypatch.setattr(idrnet_nb.backbone, 'timm_pyramid', pyramid)
+    monkeypatch.setattr(idrnet_nb.models.backbone, 'timm_pyramid', pyramid)
     base = ['train', *words_of(start, files)]
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 10**8)
     assert run(capsys, *base)[0]==0
@@ -225,7 +227,7 @@ def test_a_class_list_called_like_a_published_set(files, trained, capsys):
 
 WORDS = ['0', '-1', 'nan', 'inf', '-inf', '', ' ', 'x', '1e400', '99999999999999999999', '[', '(1,', '1,2,3', 'None', 'True', '0.5', '{}', '\u0663']
 
-def fields_of(part): return [f.name for f in fields(dict(train=TrainConfig, head=HeadConfig, augment=Augment, protocol=Protocol)[part])]
+def fields_of(part): return [f.name for f in fields(dict(train=TrainConfig, head=HeadConfig, augment=Augment, protocol=EvalProtocol)[part])]
 
 @pytest.mark.parametrize('start', ['set', 'recipe'])
 @pytest.mark.parametrize('part', ['train', 'head', 'augment', 'protocol', 'backbone'])
@@ -278,14 +280,14 @@ def limit_of_pixels(monkeypatch):
 
 @pytest.fixture
 def quick(monkeypatch, trained):
-    import idrnet_nb.benchmark, idrnet_nb.compare, idrnet_nb.speed
-    from idrnet_nb.core import pick_device
+    import idrnet_nb.experiments.benchmark, idrnet_nb.experiments.compare, idrnet_nb.experiments.speed
+    from idrnet_nb.common.device import pick_device
     checked = lambda device: pick_device(device) # all that a run does with it at first
-    monkeypatch.setattr(idrnet_nb.compare, 'compare', lambda task, arms, seeds, out, config, device, jobs, *rest, **args:
-        (checked(device), [idrnet_nb.compare.parse_arm(a) for a in arms]))
-    monkeypatch.setattr(idrnet_nb.benchmark, 'work_off', lambda *args, **how: [])
-    monkeypatch.setattr(idrnet_nb.benchmark, '_told', lambda *args: {})
-    monkeypatch.setattr(idrnet_nb.speed, 'speed', lambda file, quick, device, progress: checked(device))
+    monkeypatch.setattr(idrnet_nb.experiments.compare, 'compare', lambda task, arms, seeds, out, config, device, jobs, *rest, **args:
+        (checked(device), [idrnet_nb.experiments.compare.parse_variant(a) for a in arms]))
+    monkeypatch.setattr(idrnet_nb.experiments.benchmark, 'run_missing', lambda *args, **how: [])
+    monkeypatch.setattr(idrnet_nb.experiments.benchmark, '_told', lambda *args: {})
+    monkeypatch.setattr(idrnet_nb.experiments.speed, 'speed', lambda file, quick, device, progress: checked(device))
 
 @pytest.mark.parametrize('command', ['train', 'compare', 'bench', 'speed', 'recipes', 'convert', 'check-data', 'evaluate', 'predict'])
 def test_every_option_with_every_odd_value(command, files, capsys, tmp_path, monkeypatch, request):
@@ -364,14 +366,14 @@ def test_a_terminal_in_ascii(files, tmp_path):
         assert done.returncode in (0,1) and b'Traceback' not in done.stderr and b'pairs' in done.stdout, done.stderr
 
 def test_jobs_on_data_that_no_other_process_can_make(tmp_path):
-    from idrnet_nb.compare import Task, compare
-    from idrnet_nb.world import WORLD, World
-    task = Task('mine', WORLD, list(World(4, 32)), list(World(2, 32)))
+    from idrnet_nb.experiments.compare import Task, compare
+    from idrnet_nb.method.toy_world import TOY_WORLD, ToyWorld
+    task = Task('mine', TOY_WORLD, list(ToyWorld(4, 32)), list(ToyWorld(2, 32)))
     with pytest.raises(ValueError, match="jobs=2, but task 'mine'.*jobs=1"): compare(task, ('fcn',), (0,1), tmp_path, TrainConfig(steps=1, batch_size=2), 'cpu', 2, False, width=8)
 
 def test_an_error_that_nobody_foresaw(capsys, monkeypatch):
-    import idrnet_nb.recipe
-    monkeypatch.setattr(idrnet_nb.recipe, 'RECIPES', None)
+    import idrnet_nb.training.recipes
+    monkeypatch.setattr(idrnet_nb.training.recipes, 'RECIPES', None)
     assert cli.main(['recipes', 'x'])==2
     err = capsys.readouterr().err
     assert 'TypeError' in err and 'IDRNET_TRACEBACK=1' in err and err.count('\n')==1

@@ -3,14 +3,19 @@ import json, os, subprocess, sys, warnings
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
-from idrnet_nb.core import LabelSpace
+from idrnet_nb.data.labels import LabelSpace
 from dataclasses import replace
 from scipy.io import savemat
-from idrnet_nb import data
-from idrnet_nb.check import check_data
-from idrnet_nb.data import (DATASETS, HUB, LABEL_SPACES, Augment, BadFile, Pairs, camvid, cityscapes, fit_size, from_hub, hflip, largest_share, left_right, lip,
-    pad_to, photometric, random_crop, read_label, read_picture, resize, rotate, stanford_background)
-from idrnet_nb.layouts import scene, write_layout
+from idrnet_nb.data import transforms as data
+from idrnet_nb.data.validate import check_data
+from idrnet_nb.data.datasets import DATASETS, camvid, cityscapes, lip, stanford_background
+from idrnet_nb.data.hub_datasets import HUB, from_hub
+from idrnet_nb.data.label_spaces import LABEL_SPACES, left_right
+from idrnet_nb.data.transforms import (Augment, fit_size, hflip, largest_share, pad_to,
+    photometric, random_crop, resize, rotate)
+from idrnet_nb.data.readers import BadFile, read_mask, read_image
+from idrnet_nb.data.dataset import SegmentationDataset
+from idrnet_nb.data.fake_datasets import fake_scene, write_fake_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get('IDRNET_DATA', ROOT.parent/'shared'/'data'))
@@ -70,7 +75,7 @@ def layout(name, folder):
 def test_camvid_splits(split, n):
     rows = camvid(real('CamVid'), split)
     assert len(rows)==n
-    pairs = Pairs(rows, SPACE)
+    pairs = SegmentationDataset(rows, SPACE)
     for i in range(0, n, 50):
         image,label = pairs[i]
         assert image.shape==(3,360,480) and label.shape==(360,480)
@@ -79,7 +84,7 @@ def test_camvid_splits(split, n):
 def test_camvid_every_label_is_known():
     seen = np.zeros(256,np.int64)
     for split in ('train','val','test'):
-        for row in camvid(real('CamVid'),split): seen += np.bincount(read_label(row['label'],SPACE).ravel(),minlength=256)
+        for row in camvid(real('CamVid'),split): seen += np.bincount(read_mask(row['label'],SPACE).ravel(),minlength=256)
     assert (seen[:11]>0).all() and seen[255]>0 and seen[11:255].sum()==0
 
 @pytest.mark.parametrize('folder,space', [('stanford','stanford_background'),('ccp','ccp16'),('ccp','ccp59')])
@@ -88,7 +93,7 @@ def test_other_folders(folder, space):
     rows, train = b.load(root), b.load(root,'train')
     assert len(rows)==b.pictures=={'stanford':143,'ccp':204}[folder] and len(train)=={'stanford':572,'ccp':800}[folder]
     assert not set(rows['id'][:])&set(train['id'][:]) and rows['id'][:]==(root/'val.txt').read_text().split()
-    pairs = Pairs(rows, LABEL_SPACES[space], size=(60,80), augment=Augment((64,64)))
+    pairs = SegmentationDataset(rows, LABEL_SPACES[space], size=(60,80), augment=Augment((64,64)))
     for i in range(0,len(pairs),20):
         image,label = pairs[i]
         assert image.shape==(3,64,64) and set(label.unique().tolist())<={*range(LABEL_SPACES[space].num_classes),255}
@@ -99,7 +104,7 @@ def test_real_layouts(name, folder, train, judged):
     root, b = real('layouts')/folder, DATASETS[name]
     for split,n in (('train',train),(b.split,judged)):
         if not n: continue
-        pairs = Pairs(b.load(root,split), b.space)
+        pairs = SegmentationDataset(b.load(root,split), b.space)
         assert len(pairs)==n and b.load(root,split)['id'][:]==sorted(b.load(root,split)['id'][:])
         for image,label in pairs:
             ids = set(label.unique().tolist())
@@ -117,7 +122,7 @@ def test_coco_stuff_masks_of_the_other_release():
 def test_cityscapes_layout():
     root = real('layouts')/'cityscapes'
     rows = cityscapes(root)
-    image,label = Pairs(rows, LABEL_SPACES['cityscapes'])[0]
+    image,label = SegmentationDataset(rows, LABEL_SPACES['cityscapes'])[0]
     train = np.array(Image.open(rows[0]['label']['path'].replace('labelIds','labelTrainIds')))
     assert image.shape[1:]==label.shape and (label.numpy()==train).mean()>.99           # both maps were shrunk, each by itself
 
@@ -147,7 +152,7 @@ def test_published_layouts(name, tmp_path):
     for split in splits:
         rows = b.load(root, split)
         assert [i.split('/')[-1] for i in rows['id'][:]]==(['t'] if split=='train' else ['a','b','c'])
-        for image,label in Pairs(rows, b.space): assert image.shape==(3,*label.shape) and set(label.unique().tolist())<={*range(b.space.num_classes),255}
+        for image,label in SegmentationDataset(rows, b.space): assert image.shape==(3,*label.shape) and set(label.unique().tolist())<={*range(b.space.num_classes),255}
     assert b.load(root)['id'][:]==b.load(root, b.split)['id'][:]
     with pytest.raises(ValueError, match=rf"{b.load.__name__}: no split 'dev'; there are train(, val)? and "): b.load(root, 'dev')
 
@@ -204,10 +209,10 @@ def test_cityscapes_training_ids(tmp_path):
 def test_cityscapes_by_either_mask(tmp_path):
     "The same classes whichever mask is there, through Pairs and check_data; a wrong name is said, of any mask and not only the first."
     space, b = LABEL_SPACES['cityscapes'], DATASETS['cityscapes']
-    roots = [write_layout('cityscapes', tmp_path/n, s, 3, 2, (48,64)) for n,s in (('drawn',space), ('mapped',replace(space,raw_to_train=None)))]
+    roots = [write_fake_dataset('cityscapes', tmp_path/n, s, 3, 2, (48,64)) for n,s in (('drawn',space), ('mapped',replace(space,raw_to_train=None)))]
     assert [len([*r.rglob('*_labelTrainIds.png')]) for r in roots]==[0,5]
     for split in 'train','val':
-        drawn,mapped = [Pairs(b.load(r,split), b.space) for r in roots]
+        drawn,mapped = [SegmentationDataset(b.load(r,split), b.space) for r in roots]
         for (_,x),(_,y) in zip(drawn,mapped): assert torch.equal(x,y) and {255}<set(x.unique().tolist())<={*range(19),255}
         assert len(drawn)==len(mapped)==(3 if split=='train' else 2)
     reports = [check_data(b.load(r), b.space, progress=False) for r in roots]
@@ -218,25 +223,25 @@ def test_cityscapes_by_either_mask(tmp_path):
             other = f.with_name(f.name.replace('TrainIds','Ids') if 'TrainIds' in f.name else f.name.replace('Ids','TrainIds'))
             f.rename(other)
             words = 'holds training ids' if 'mapped' in str(r) else r'is named labelTrainIds, but holds label ids \[.*\] of 0\.\.33'
-            with pytest.raises(BadFile, match=words) as e: read_label(other, space)
+            with pytest.raises(BadFile, match=words) as e: read_mask(other, space)
             assert e.value.kind=='unseen ids' and other.name in str(e.value)
         with pytest.raises(ValueError, match='training ids|named labelTrainIds'): b.load(r,'train')
     mask = next(roots[1].rglob('val/**/*_labelTrainIds.png'))
-    assert np.array_equal(read_label(mask, replace(space,raw_to_train=None)), read_label(mask, space)) # a space of one's own is left alone
-    assert read_label(mask, LabelSpace.from_json(space.to_json())).tolist()==read_label(mask, space).tolist()
+    assert np.array_equal(read_mask(mask, replace(space,raw_to_train=None)), read_mask(mask, space)) # a space of one's own is left alone
+    assert read_mask(mask, LabelSpace.from_json(space.to_json())).tolist()==read_mask(mask, space).tolist()
 
 def test_stanford_as_it_is_published(tmp_path):
     root = layout('stanford_background', tmp_path)
     masks = [p for p in sorted((root/'labels').iterdir())]
-    want = {p.stem:read_label(p, LABEL_SPACES['stanford_background']) for p in masks}
+    want = {p.stem:read_mask(p, LABEL_SPACES['stanford_background']) for p in masks}
     for p in masks:
         np.savetxt(p.with_name(p.stem+'.regions.txt'), np.where((raw := np.array(Image.open(p)).astype(int))==255, -1, raw), fmt='%d')
         (p.with_name(p.stem+'.surfaces.txt')).write_text('0 1'); p.unlink()
-    for row in (rows := stanford_background(root)): assert np.array_equal(read_label(row['label'], LABEL_SPACES['stanford_background']), want[row['id']])
+    for row in (rows := stanford_background(root)): assert np.array_equal(read_mask(row['label'], LABEL_SPACES['stanford_background']), want[row['id']])
     assert len(rows)==3
     for text,word in (('0 8\n','does not know: 8'), ('0 -2\n','does not know: -2'), ('','cannot be read|`H W`|no rows'), ('1.5 2','whole numbers'), ('a b','whole numbers')):
         (root/'labels'/'b.regions.txt').write_text(text)
-        with pytest.raises(ValueError, match=rf'b\.regions\.txt.*({word})'): read_label(root/'labels'/'b.regions.txt', LABEL_SPACES['stanford_background'])
+        with pytest.raises(ValueError, match=rf'b\.regions\.txt.*({word})'): read_mask(root/'labels'/'b.regions.txt', LABEL_SPACES['stanford_background'])
 
 def test_mat_masks(tmp_path):
     space, f = LABEL_SPACES['coco_stuff_10k'], tmp_path/'m.mat'
@@ -244,16 +249,16 @@ def test_mat_masks(tmp_path):
     for kind in (np.uint8,np.uint16,np.float64):
         savemat(f, dict(S=ids.astype(kind)), do_compression=kind is np.uint16)
         for source in (f, str(f), dict(path=str(f),bytes=None), dict(path='m.mat',bytes=f.read_bytes())):
-            out = read_label(source, space)
+            out = read_mask(source, space)
             assert out.dtype==np.uint8 and out.tolist()==[[255,0,181],[91,14,0]]
     whole = f.read_bytes()
     for spoil,word in ((whole[:-40],'cut short'), (b'',''), (b'MATLAB 7.3 MAT-file'.ljust(116)+b' '*8+b'\x00\x02IM'+b'\x89HDF'*20,''), (b'no','')):
         f.write_bytes(spoil)
-        with pytest.raises(ValueError, match=r'label: .*m\.mat.* cannot be read: .*fetch it again'): read_label(f, space)
+        with pytest.raises(ValueError, match=r'label: .*m\.mat.* cannot be read: .*fetch it again'): read_mask(f, space)
     for content,word in ((dict(T=ids),'no variable S'), (dict(S=ids+.5),'fractions'), (dict(S=ids+91),r'm\.mat.*does not know: 183'), (dict(S=np.zeros((2,3,3))),'`H W`')):
         savemat(f, content)
-        with pytest.raises(ValueError, match=word): read_label(f, space)
-    with pytest.raises(FileNotFoundError, match='no file'): read_label(tmp_path/'gone.mat', space)
+        with pytest.raises(ValueError, match=word): read_mask(f, space)
+    with pytest.raises(FileNotFoundError, match='no file'): read_mask(tmp_path/'gone.mat', space)
 
 # --- pictures
 def test_kinds_of_pictures(tmp_path):
@@ -261,51 +266,51 @@ def test_kinds_of_pictures(tmp_path):
     f = tmp_path/'x.png'
     for im in Image.fromarray(grey), Image.fromarray(grey.astype(np.uint16)<<8), Image.fromarray(np.dstack([grey]*3)), Image.fromarray(grey).convert('LA'):
         im.save(f)
-        out = read_picture(f)
+        out = read_image(f)
         assert out.dtype==np.uint8 and np.array_equal(out, np.dstack([grey]*3)) and out.flags.writeable
     Image.fromarray(np.dstack([grey,grey,grey,np.where(grey==50,255,0).astype(np.uint8)])).save(f)
-    assert read_picture(f)[0].tolist()==[[255]*3,[50]*3,[255]*3]                         # laid on white
+    assert read_image(f)[0].tolist()==[[255]*3,[50]*3,[255]*3]                         # laid on white
     p = Image.fromarray(grey//50); p.putpalette([9,8,7]*6); p.save(f, transparency=0)
-    assert read_picture(f)[0,0].tolist()==[255]*3 and read_picture(str(f))[0,1].tolist()==[9,8,7]
+    assert read_image(f)[0,0].tolist()==[255]*3 and read_image(str(f))[0,1].tolist()==[9,8,7]
     Image.new('CMYK',(2,2)).save(tmp_path/'c.jpg'); Image.new('1',(2,2)).save(tmp_path/'b.png')
-    assert read_picture(tmp_path/'c.jpg').shape==read_picture(tmp_path/'b.png').shape==(2,2,3)
+    assert read_image(tmp_path/'c.jpg').shape==read_image(tmp_path/'b.png').shape==(2,2,3)
 
 def test_grey_and_rgba_pairs(tree):
     with Image.open(tree/'train'/'p0.png') as im: g,a = im.convert('L'),im.convert('RGBA')
     g.save(tree/'train'/'p0.png'); a.save(tree/'train'/'p1.png')
-    pairs = Pairs(camvid(tree), SPACE)
+    pairs = SegmentationDataset(camvid(tree), SPACE)
     assert pairs[0][0].shape==pairs[1][0].shape==(3,20,30) and (pairs[0][0][0]==pairs[0][0][2]).all()
 
 @pytest.mark.parametrize('spoil', [lambda b: b[:len(b)//2], lambda b: b[:20], lambda b: b'', lambda b: b'GIF89a', lambda b: b[:60]+b'\0'*40+b[100:]])
 @pytest.mark.parametrize('folder,what', [('train','picture'),('trainannot','label')])
 def test_broken_png(tree, spoil, folder, what):
     f = tree/folder/'p1.png'; f.write_bytes(spoil(f.read_bytes()))
-    with pytest.raises(ValueError, match=rf"{what}: .*{folder}.p1\.png.* cannot be read: it is .*; fetch it again"): Pairs(camvid(tree),SPACE)[1]
+    with pytest.raises(ValueError, match=rf"{what}: .*{folder}.p1\.png.* cannot be read: it is .*; fetch it again"): SegmentationDataset(camvid(tree),SPACE)[1]
 
 def test_cut_jpeg_and_missing(tree, tmp_path):
     rows = camvid(tree)
     (tree/'train'/'p1.png').unlink()
-    with pytest.raises(FileNotFoundError, match=r"picture: no file .*p1\.png"): Pairs(rows,SPACE)[1]
+    with pytest.raises(FileNotFoundError, match=r"picture: no file .*p1\.png"): SegmentationDataset(rows,SPACE)[1]
     Image.fromarray(np.zeros((64,64,3),np.uint8)).save(tmp_path/'c.jpg'); b = (tmp_path/'c.jpg').read_bytes()
     (tmp_path/'c.jpg').write_bytes(b[:-30])
-    with pytest.raises(ValueError, match='cut short'): read_picture(tmp_path/'c.jpg')
-    with pytest.raises(ValueError, match='picture held in memory.* no image'): read_picture(dict(bytes=b'x',path=None))
+    with pytest.raises(ValueError, match='cut short'): read_image(tmp_path/'c.jpg')
+    with pytest.raises(ValueError, match='picture held in memory.* no image'): read_image(dict(bytes=b'x',path=None))
 
 # --- labels
 def test_rgb_label(tree):
     with Image.open(tree/'trainannot'/'p2.png') as im: im = im.convert('RGB')
     im.save(tree/'trainannot'/'p2.png')
-    with pytest.raises(ValueError, match=r'p2\.png.* is RGB, but one index a pixel'): Pairs(camvid(tree),SPACE)[2]
+    with pytest.raises(ValueError, match=r'p2\.png.* is RGB, but one index a pixel'): SegmentationDataset(camvid(tree),SPACE)[2]
 def test_unseen_id(tree):
     Image.fromarray(np.full((20,30),12,np.uint8)).save(tree/'trainannot'/'p2.png')
-    with pytest.raises(ValueError, match=r"p2\.png.*'camvid' does not know: 12 \(600 pixels\)"): Pairs(camvid(tree),SPACE)[2]
+    with pytest.raises(ValueError, match=r"p2\.png.*'camvid' does not know: 12 \(600 pixels\)"): SegmentationDataset(camvid(tree),SPACE)[2]
 def test_jpeg_label(tmp_path):
     Image.new('L',(8,8)).save(tmp_path/'m.jpg')
-    with pytest.raises(ValueError, match=r'm\.jpg.*JPEG'): read_label(tmp_path/'m.jpg', SPACE)
+    with pytest.raises(ValueError, match=r'm\.jpg.*JPEG'): read_mask(tmp_path/'m.jpg', SPACE)
 def test_many_classes(tmp_path):
     space = LabelSpace('many', [str(i) for i in range(300)], [(0,0,0)]*300, ignore=999)
     Image.fromarray(np.array([[299,0]],np.uint16)).save(tmp_path/'m.png')
-    assert read_label(tmp_path/'m.png',space).tolist()==[[299,0]]
+    assert read_mask(tmp_path/'m.png',space).tolist()==[[299,0]]
 
 # --- pairs
 def test_missing_partners(tree):
@@ -313,7 +318,7 @@ def test_missing_partners(tree):
     with pytest.raises(ValueError, match=r"2 without a partner: missing mask of 'p0', picture of 'p2'"): camvid(tree)
 def test_size_mismatch(tree):
     Image.fromarray(np.zeros((20,31),np.uint8)).save(tree/'trainannot'/'p1.png')
-    pairs = Pairs(camvid(tree), SPACE, size=(10,10), augment=Augment((8,8)))
+    pairs = SegmentationDataset(camvid(tree), SPACE, size=(10,10), augment=Augment((8,8)))
     with pytest.raises(ValueError, match=r"train.p1\.png' is 20×30 .*trainannot.p1\.png' is 20×31"): pairs[1]
 def test_two_kinds_of_one_name(tree):
     Image.new('RGB',(30,20)).save(tree/'train'/'p0.JPG')
@@ -325,7 +330,7 @@ def test_hidden_and_other_files_are_passed_over(tree):
     assert camvid(tree)['id'][:]==['p0','p1','p2']
 def test_rows_in_memory(tree):
     rows = camvid(tree).map(lambda r: {c:dict(bytes=Path(r[c]['path']).read_bytes(),path=None) for c in ('image','label')}, load_from_cache_file=False)
-    a,b = Pairs(camvid(tree),SPACE)[1], Pairs(rows,SPACE)[1]
+    a,b = SegmentationDataset(camvid(tree),SPACE)[1], SegmentationDataset(rows,SPACE)[1]
     assert rows[1]['image']['bytes'] and all(torch.equal(x,y) for x,y in zip(a,b))
 
 # --- augmentation
@@ -336,7 +341,7 @@ def pair():
 
 def test_workers_do_not_matter(tree):
     def run(workers, order, keep):
-        pairs = Pairs(camvid(tree), SPACE, augment=Augment((16,24),seed=5))
+        pairs = SegmentationDataset(camvid(tree), SPACE, augment=Augment((16,24),seed=5))
         loader = torch.utils.data.DataLoader(pairs, batch_size=1, sampler=order, num_workers=workers, persistent_workers=keep)
         out = []
         for epoch in range(2):
@@ -424,8 +429,8 @@ def augment_as_first_written(a, image, label, index, epoch):
     dict(crop=(30,30),cat_max_ratio=.3), dict(crop=(73,73),scale=(.75,1.25),bounds=(80,80),keep_ratio=False)], ids=str)
 @pytest.mark.parametrize('size', [None,(41,57)])
 def test_no_pixel_changed_for_speed(tmp_path, how, size):
-    rows, a = camvid(write_layout('camvid', tmp_path/'c', SPACE, 3, 1, (72,96))), Augment(**how)
-    pairs, plain = Pairs(rows, SPACE, size, a), Pairs(rows, SPACE)
+    rows, a = camvid(write_fake_dataset('camvid', tmp_path/'c', SPACE, 3, 1, (72,96))), Augment(**how)
+    pairs, plain = SegmentationDataset(rows, SPACE, size, a), SegmentationDataset(rows, SPACE)
     for epoch in range(6):
         pairs.set_epoch(epoch)
         for i in range(3):
@@ -433,12 +438,12 @@ def test_no_pixel_changed_for_speed(tmp_path, how, size):
             if size: image,label = resize_as_first_written(image, label, size)
             for got,want in zip(pairs[i], augment_as_first_written(a, image, label, i, epoch)):
                 assert torch.equal(got,want) and got.dtype==want.dtype and got.is_contiguous()
-    assert all(t.is_contiguous() for t in plain[0]) and all(t.is_contiguous() for t in Pairs(rows, SPACE, (31,44))[0])
+    assert all(t.is_contiguous() for t in plain[0]) and all(t.is_contiguous() for t in SegmentationDataset(rows, SPACE, (31,44))[0])
 
 def test_an_ignore_index_of_its_own_is_refused(tmp_path):
     "The rim would get an id that the label space does not know."
-    rows = camvid(write_layout('camvid', tmp_path/'c', SPACE, 1, 1, (72,96)))
-    with pytest.raises(ValueError, match='augment.ignore=254, but the ignore index of label space .camvid. is 255'): Pairs(rows, SPACE, augment=Augment((30,30), ignore=254))
+    rows = camvid(write_fake_dataset('camvid', tmp_path/'c', SPACE, 1, 1, (72,96)))
+    with pytest.raises(ValueError, match='augment.ignore=254, but the ignore index of label space .camvid. is 255'): SegmentationDataset(rows, SPACE, augment=Augment((30,30), ignore=254))
 
 def test_ids_beyond_a_byte(pair):
     "Ids that do not fit into a byte go the long way, and come out as they went in."
@@ -470,7 +475,7 @@ def hub(monkeypatch):
         def coded(x, kind='PNG', **kw): Image.fromarray(x).save(f := io.BytesIO(), kind, **kw); return dict(path=None,bytes=f.getvalue())
         space, out = LABEL_SPACES[state.space], {c:[] for c in state.columns}
         for i in range(state.n):
-            image,label = scene(space, (40,56), np.random.default_rng(i))
+            image,label = fake_scene(space, (40,56), np.random.default_rng(i))
             mask = np.array([*space.palette,(224,224,192)],np.uint8)[label.clip(max=space.num_classes)] if state.paint else label.astype(np.uint8)
             if state.space=='ade20k': mask = np.where(label==255,0,label+1).astype(np.uint8)
             for c,x in zip(state.columns,(image,mask)): out[c].append(coded(x))
@@ -481,7 +486,7 @@ def hub(monkeypatch):
     monkeypatch.setattr(datasets, 'load_dataset', load); monkeypatch.setattr(huggingface_hub.HfApi, 'dataset_info', info)
     return state
 
-def labels(state): return [scene(LABEL_SPACES[state.space], (40,56), np.random.default_rng(i))[1] for i in range(state.n)]
+def labels(state): return [fake_scene(LABEL_SPACES[state.space], (40,56), np.random.default_rng(i))[1] for i in range(state.n)]
 
 def test_hub_has_what_it_says():
     assert set(HUB)==set(DATASETS) and [n for n,h in HUB.items() if h.id]==['ade20k','pascal_voc','coco_stuff_164k','atr']
@@ -497,7 +502,7 @@ def test_from_hub(hub, name, split, part, column):
     rows = from_hub(name, split)
     assert hub==[('info',HUB[name].id,None), ('load',HUB[name].id,part,SHA)]                # the very commit that was asked for
     assert rows.info.description==f'{HUB[name].id} at {SHA}, part {part}' and SHA in rows.info.homepage and rows.info.license==DATASETS[name].where
-    pairs = Pairs(rows, HUB[name].space)
+    pairs = SegmentationDataset(rows, HUB[name].space)
     assert [np.array_equal(y.numpy(),want) for (_,y),want in zip(pairs,labels(hub))]==[True,True] and pairs[0][0].shape==(3,40,56)
     assert check_data(rows, HUB[name].space, progress=False).ok and rows['id'][:]==['0','1']
 
@@ -512,7 +517,7 @@ def test_painted_masks_from_the_hub(hub):
     hub.paint = 'png'
     rows = from_hub('pascal_voc')
     for workers in 0,2:
-        loader = torch.utils.data.DataLoader(Pairs(rows, HUB['pascal_voc'].space), batch_size=None, num_workers=workers)
+        loader = torch.utils.data.DataLoader(SegmentationDataset(rows, HUB['pascal_voc'].space), batch_size=None, num_workers=workers)
         assert [np.array_equal(y.numpy(),want) for (_,y),want in zip(loader,labels(hub))]==[True,True]
     assert 255 in np.unique(labels(hub)[0]) and check_data(rows, HUB['pascal_voc'].space, progress=False).ok
     for paint,kind in ('jpeg','JPEG mask'),('odd','no index mask'),('broken','broken'): # not guessed at: the reader says what it is, of which row
@@ -546,7 +551,7 @@ def test_wrong_words_for_the_hub(hub):
     assert 'forbid passing it on' in HUB['cityscapes'].note
 
 def test_importing_is_light():
-    code = "import sys, idrnet_nb.data; print([m for m in ('datasets','PIL','matplotlib','timm','fastcore') if m in sys.modules])"
+    code = "import sys, idrnet_nb.data.dataset; print([m for m in ('datasets','PIL','matplotlib','timm','fastcore') if m in sys.modules])"
     out = subprocess.run([sys.executable,'-c',code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.strip()=='[]'
 
@@ -568,7 +573,7 @@ def test_the_loader_tool(tmp_path, monkeypatch):
         def __init__(self, row, device): pass
         def __call__(self, *batch): self.seen.append(len(batch)); time.sleep(.001)
     monkeypatch.setattr(tool, 'Step', Quick)
-    pairs = Pairs(camvid(write_layout('camvid', tmp_path/'c', SPACE, 8, 1, (32,48))), SPACE, augment=Augment((16,16)))
+    pairs = SegmentationDataset(camvid(write_fake_dataset('camvid', tmp_path/'c', SPACE, 8, 1, (32,48))), SPACE, augment=Augment((16,16)))
     rows = tool.measure('180x240', pairs, [0,1], torch.device('cpu'), rounds=1, seconds=.01)
     assert [r['workers'] for r in rows]==[0,1] and all(r[k]>0 for r in rows for k in ('loader','step','together')) and rows[0]['step']==rows[1]['step']
     assert set(rows[0])|set(tool.here(torch.device('cpu')))==set(tool.COLUMNS) and {*Quick.seen}=={2,5} # pictures and label; the word of the batch that lies ready

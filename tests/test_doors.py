@@ -9,20 +9,26 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from idrnet_nb.classes import memory_sums
-from idrnet_nb.core import IGNORE, LabelSpace, check_ignore, check_labels, colour_map, palette
-from idrnet_nb.head import mean_loss, pixel_loss, upsampled_loss
-from idrnet_nb.idrnet import HeadConfig, IDRContext, SegHead, Segmentor, learn_memory, learn_relations, segmentor
-from idrnet_nb.infer import Protocol, evaluate, load_model, probabilities, save_model, trained_size
-from idrnet_nb.intervene import class_stats
-from idrnet_nb.loss import Criterion, hard_mean, lovasz, soft_dice
-from idrnet_nb.metrics import Meter, boundary_counts, confusion
-from idrnet_nb.train import TrainConfig, train
+from idrnet_nb.method.grouping import memory_sums
+from idrnet_nb.common.checks import IGNORE, check_ignore, check_labels
+from idrnet_nb.data.labels import LabelSpace, colour_map, palette
+from idrnet_nb.method.layers import mean_loss, pixel_losses
+from idrnet_nb.models.tiled_cross_entropy import tiled_cross_entropy
+from idrnet_nb.models.head import HeadConfig, SegHead
+from idrnet_nb.method.idr import IDRContext, learn_memory, learn_relations
+from idrnet_nb.models.segmentor import Segmentor, build_segmentor
+from idrnet_nb.training.inference import (EvalProtocol, evaluate, load_model, probabilities,
+    save_model, trained_size)
+from idrnet_nb.method.deletion import class_loss_stats
+from idrnet_nb.training.losses import Criterion, hard_mean, lovasz, soft_dice
+from idrnet_nb.training.metrics import Meter, boundary_counts, confusion_matrix
+from idrnet_nb.training.config import TrainConfig
+from idrnet_nb.training.trainer import train
 
 K, SMALL = 3, dict(width=8, attention_width=4, aux_width=4)
 SPACE = LabelSpace('made up', ('a','b','c'), tuple(map(tuple, palette(3).tolist())), {0:0, 1:1, 2:2, 9:255})
 
-def model_of(k=K, **settings): return segmentor('fcn', num_classes=k, backbone_args=dict(width=4), **{**SMALL, **settings})
+def model_of(k=K, **settings): return build_segmentor('fcn', num_classes=k, backbone_args=dict(width=4), **{**SMALL, **settings})
 def images_of(b=2, h=16, w=24): return torch.randint(0, 256, (b,3,h,w), dtype=torch.uint8)
 def labels_of(b=2, h=16, w=24, k=K): return torch.randint(0, k, (b,h,w))
 
@@ -142,8 +148,8 @@ def test_images_of_another_scale(name):
     change, word = BAD_SCALES[name]
     model, x, y = model_of(), change(images_of()), labels_of()
     model.eval()(images_of()) # what was seen before makes no difference
-    for door in (lambda: model.eval()(x), lambda: model.train()(x, y), lambda: probabilities(model, x), lambda: probabilities(model, x, Protocol((8,8))),
-                 lambda: evaluate(model, list(zip(x, y))), lambda: evaluate(model, list(zip(x, y)), protocol=Protocol((8,8), window=(4,4))),
+    for door in (lambda: model.eval()(x), lambda: model.train()(x, y), lambda: probabilities(model, x), lambda: probabilities(model, x, EvalProtocol((8,8))),
+                 lambda: evaluate(model, list(zip(x, y))), lambda: evaluate(model, list(zip(x, y)), protocol=EvalProtocol((8,8), window=(4,4))),
                  lambda: train(model_of(), list(zip(x, y)), TrainConfig(steps=1, batch_size=2), 'cpu', progress=False)):
         with pytest.raises(ValueError, match=word): door()
 
@@ -195,7 +201,7 @@ SHAPES = {
 @pytest.mark.parametrize('name', SHAPES)
 def test_images_of_another_shape(name):
     change, word = SHAPES[name]
-    for door in (model_of().eval(), model_of().train(), lambda x: probabilities(model_of(), x), lambda x: probabilities(model_of(), x, Protocol((8,8)))):
+    for door in (model_of().eval(), model_of().train(), lambda x: probabilities(model_of(), x), lambda x: probabilities(model_of(), x, EvalProtocol((8,8)))):
         with pytest.raises(ValueError, match=word): door(change(images_of()))
 
 @pytest.mark.parametrize('size', [(0,5), (-1,5), (5,), 7, 'ab', (2.5,5), (None,5), (1,2,3)], ids=str)
@@ -216,8 +222,8 @@ def test_two_devices():
     finally: torch.cuda.set_sync_debug_mode('default')
 
 def test_a_backbone_that_wants_other_numbers():
-    with pytest.raises(ValueError, match='multiply both by 255'): segmentor('fcn', backbone_args=dict(mean=(.485,.456,.406), std=(.229,.224,.225)), **SMALL)
-    ints = segmentor('fcn', backbone_args=dict(mean=(0,0,0), std=(255,255,255)), **SMALL) # whole numbers are numbers
+    with pytest.raises(ValueError, match='multiply both by 255'): build_segmentor('fcn', backbone_args=dict(mean=(.485,.456,.406), std=(.229,.224,.225)), **SMALL)
+    ints = build_segmentor('fcn', backbone_args=dict(mean=(0,0,0), std=(255,255,255)), **SMALL) # whole numbers are numbers
     assert ints.mean.dtype==torch.float32
     x = images_of()+.5
     assert not torch.equal(ints.eval()(x)['out'], ints(x.floor())['out'])
@@ -231,12 +237,12 @@ def test_labels_of_any_integers(kind):
     y[0,:3] = 255 if kind is not torch.int8 else 100
     ignore = 255 if kind is not torch.int8 else 100
     z, logits, small = y.to(kind), torch.randn(2,K,16,24), torch.randn(2,K,4,6)
-    losses = [lambda y: pixel_loss(logits, y, ignore), lambda y: mean_loss(pixel_loss(logits, y, ignore), y, ignore), lambda y: upsampled_loss(small, y, ignore)[0],
-              lambda y: upsampled_loss(logits, y, ignore)[0], lambda y: soft_dice(logits, y, ignore), lambda y: lovasz(logits, y, ignore),
+    losses = [lambda y: pixel_losses(logits, y, ignore), lambda y: mean_loss(pixel_losses(logits, y, ignore), y, ignore), lambda y: tiled_cross_entropy(small, y, ignore)[0],
+              lambda y: tiled_cross_entropy(logits, y, ignore)[0], lambda y: soft_dice(logits, y, ignore), lambda y: lovasz(logits, y, ignore),
               lambda y: hard_mean(logits[:,0], y, ignore, (1.,2.,3.), .5, 3)]
     losses += [lambda y, c=c: Criterion(c, class_weights=(1.,2.,3.))(logits, y, ignore) for c in ('ce', 'focal+dice', 'lovasz')]
     for loss in losses: torch.testing.assert_close(loss(z), loss(y), rtol=0, atol=0)
-    for count in (lambda y: confusion(y*0, y, K, ignore), lambda y: boundary_counts(y*0, y, K, .1, ignore)):
+    for count in (lambda y: confusion_matrix(y*0, y, K, ignore), lambda y: boundary_counts(y*0, y, K, .1, ignore)):
         if kind is not torch.uint16: assert torch.equal(count(z), count(y))
     meter = Meter(K, ignore, boundary=.1)
     meter.update(y.clamp(max=2).to(kind), z)
@@ -261,7 +267,7 @@ def test_labels_of_any_integers(kind):
 def test_an_ignore_index_that_a_byte_cannot_hold():
     "300 is 44 in a byte, and -100 is 156: labels are widened before anything is compared or padded."
     y = torch.full((2,13,13), 44, dtype=torch.uint8)
-    assert confusion(y, y, 50, 300).sum()==y.numel() and mean_loss(torch.ones(2,13,13), y, 300)==1
+    assert confusion_matrix(y, y, 50, 300).sum()==y.numel() and mean_loss(torch.ones(2,13,13), y, 300)==1
     model = model_of(50, ignore=300).eval()
     assert model(images_of(2,13,13), y)['loss']>0
     y[:] = 156
@@ -278,7 +284,7 @@ def test_labels_that_are_no_class_ids(name):
     x, y, logits = images_of(), change(labels_of()), torch.randn(2,K,16,24)
     pyramid = [torch.randn(2,c,4,6) for c in (6,8)]
     for door in (lambda: model_of().train()(x, y), lambda: model_of().eval()(x, y), lambda: SegHead((6,8), HeadConfig(K, **SMALL))(pyramid, y),
-                 lambda: upsampled_loss(logits, y), lambda: Criterion()(logits, y), lambda: Criterion('dice')(logits, y), lambda: soft_dice(logits, y),
+                 lambda: tiled_cross_entropy(logits, y), lambda: Criterion()(logits, y), lambda: Criterion('dice')(logits, y), lambda: soft_dice(logits, y),
                  lambda: Meter(K).update(y, y)):
         with pytest.raises(ValueError, match=word if door.__code__.co_names[0]!='Meter' else f'{word}|whole numbers'): door()
     if name in ('numpy', 'one label'): return
@@ -292,16 +298,16 @@ MANY = 300
 def test_ignore_is_never_a_class():
     logits, small, y = torch.randn(1,MANY,4,4), torch.randn(1,MANY,2,2), torch.full((1,4,4), 255)
     word = rf'ignore=255 is the id of one of the {MANY} classes'
-    for door in (lambda i=IGNORE: pixel_loss(logits, y, i), lambda i=IGNORE: upsampled_loss(small, y, i), lambda i=IGNORE: upsampled_loss(logits, y, i),
+    for door in (lambda i=IGNORE: pixel_losses(logits, y, i), lambda i=IGNORE: tiled_cross_entropy(small, y, i), lambda i=IGNORE: tiled_cross_entropy(logits, y, i),
                  lambda i=IGNORE: soft_dice(logits, y, i), lambda i=IGNORE: lovasz(logits, y, i), lambda i=IGNORE: Criterion()(logits, y, i),
                  lambda i=IGNORE: Criterion('dice')(logits, y, i), lambda i=IGNORE: hard_mean(torch.ones(1,4,4), y, i, [1.]*MANY),
-                 lambda i=IGNORE: confusion(y, y, MANY, i), lambda i=IGNORE: boundary_counts(y, y, MANY, ignore=i), lambda i=IGNORE: Meter(MANY, i),
+                 lambda i=IGNORE: confusion_matrix(y, y, MANY, i), lambda i=IGNORE: boundary_counts(y, y, MANY, ignore=i), lambda i=IGNORE: Meter(MANY, i),
                  lambda i=IGNORE: check_labels(y, MANY, i), lambda i=IGNORE: colour_map(y[0], palette(MANY), i), lambda i=IGNORE: check_ignore(MANY, i, 'x'),
                  lambda i=IGNORE: HeadConfig(MANY, ignore=i), lambda i=IGNORE: model_of(MANY, ignore=i)):
         with pytest.raises(ValueError, match=word): door()
         for fine in (MANY, 10**6, -1, -100): door(fine)
     for small_k in (2, 255): check_ignore(small_k, IGNORE, 'x')
-    assert pixel_loss(logits, y, -1).mean()>0 and confusion(y, y, MANY, -1).sum()==16 # class 255 counts
+    assert pixel_losses(logits, y, -1).mean()>0 and confusion_matrix(y, y, MANY, -1).sum()==16 # class 255 counts
 
 def test_more_than_255_classes_are_learnt(tmp_path):
     "Class 255 has a loss, is counted, and travels; ignored pixels are beyond."
@@ -316,20 +322,21 @@ def test_more_than_255_classes_are_learnt(tmp_path):
 
 def test_statistics_of_more_classes_than_a_byte_has():
     loss, label = torch.rand(1,6), torch.tensor([[0,1,1,255,254,0]], dtype=torch.uint8)
-    mean, _, n = class_stats(loss, label, MANY)
+    mean, _, n = class_loss_stats(loss, label, MANY)
     assert n[0,255]==1 and mean[0,255]==loss[0,3] and n.sum()==6
     sums, n = memory_sums(torch.rand(1,2,2,3), label.view(1,2,3), MANY)
     assert n[255]==1 and np.isfinite(sums).all()
 
 def test_what_comes_in_at_the_rim_is_of_the_space():
-    "`Augment()` says 255, which is a class of a large space: `Pairs` gives it the space's own."
-    from idrnet_nb.data import Augment, Pairs
+    "`Augment()` says 255, which is a class of a large space: `SegmentationDataset` gives it the space's own."
+    from idrnet_nb.data.transforms import Augment
+    from idrnet_nb.data.dataset import SegmentationDataset
     space = LabelSpace('many', [f'c{i}' for i in range(MANY)], palette(MANY), ignore=MANY)
-    pairs = Pairs([], space, augment=Augment((40,40), (.5,.5), photometric=False, seed=3))
+    pairs = SegmentationDataset([], space, augment=Augment((40,40), (.5,.5), photometric=False, seed=3))
     assert pairs.augment.ignore==MANY and pairs.augment.seed==3
     _, label = pairs.augment(torch.zeros(3,32,32, dtype=torch.uint8), torch.full((32,32), 255), 0)
     assert label.unique().tolist()==[255, MANY]
 
 def test_what_if_asks_for_the_same_images():
-    from idrnet_nb.inside import what_if
+    from idrnet_nb.experiments.what_if import what_if
     with pytest.raises(ValueError, match=r'images\*255'): what_if(model_of().eval(), images_of(1)[0]/255, 0)

@@ -3,11 +3,13 @@ import copy, json, math, os, sys
 import pytest, torch
 import torch.nn.functional as F
 from torch import nn
-from idrnet_nb.context import PPM, pool_regions, region_weights
-from idrnet_nb.core import LabelSpace, palette, seed_everything
-from idrnet_nb.export import export_onnx, export_program, least_side
-from idrnet_nb.head import upsample
-from idrnet_nb.idrnet import FRAMEWORKS, segmentor
+from idrnet_nb.method.spatial_context import PPM, pool_regions, region_weights
+from idrnet_nb.data.labels import LabelSpace, palette
+from idrnet_nb.common.device import seed_everything
+from idrnet_nb.models.export import export_onnx, export_program, least_side
+from idrnet_nb.method.layers import upsample
+from idrnet_nb.models.head import FRAMEWORKS
+from idrnet_nb.models.segmentor import build_segmentor
 
 FULL = os.environ.get('IDRNET_FULL')=='1'
 full = pytest.mark.skipif(not FULL, reason='set IDRNET_FULL=1')
@@ -17,7 +19,7 @@ SMALL = dict(width=12, attention_width=6, aux_width=8)
 def shaken(framework, idr=True, backbone='tiny', k=K, **settings):
     "A model in which nothing is 0 or 1 by accident and every class is predicted somewhere, in training mode."
     seed_everything(0)
-    model = segmentor(framework, backbone, k, idr=idr, **{**SMALL, **settings})
+    model = build_segmentor(framework, backbone, k, idr=idr, **{**SMALL, **settings})
     for m in (model if backbone=='tiny' else model.head).modules(): m.momentum = 1. # norms: the statistics of one batch
     for name,b in model.named_buffers():
         if name.endswith(('memory','relation_mean','relation_var')): b.normal_()
@@ -233,14 +235,14 @@ WRONG = [ # argument, value, error, words
 @pytest.mark.parametrize('name,value,error,words_', WRONG, ids=lambda x: str(x)[:20])
 def test_wrong_arguments(how, name, value, error, words_, tmp_path, monkeypatch):
     if how=='onnx': pytest.importorskip('onnxruntime')
-    monkeypatch.setattr('idrnet_nb.export._follow', lambda *a: pytest.fail('the work had begun'))
+    monkeypatch.setattr('idrnet_nb.models.export._follow', lambda *a: pytest.fail('the work had begun'))
     with pytest.raises(error, match=words_): calls(tmp_path)[how](shaken('fcn', idr=False), **{name:value})
     assert not list(tmp_path.iterdir())
 
 @pytest.mark.parametrize('how,ending', (('program','.pt2'), ('onnx','.onnx')))
 def test_wrong_places(how, ending, tmp_path, monkeypatch):
     if how=='onnx': pytest.importorskip('onnxruntime')
-    monkeypatch.setattr('idrnet_nb.export._follow', lambda *a: pytest.fail('the work had begun'))
+    monkeypatch.setattr('idrnet_nb.models.export._follow', lambda *a: pytest.fail('the work had begun'))
     (tmp_path/f'folder{ending}').mkdir(); (tmp_path/'file').write_text('mine')
     call, model = calls(tmp_path)[how], shaken('fcn', idr=False)
     with pytest.raises(ValueError, match='is a folder; give the name of a file'): call(model, tmp_path/f'folder{ending}')
@@ -312,11 +314,11 @@ def test_models_of_other_types_are_written_in_float32(dtype, tmp_path):
     assert off(run, copy.deepcopy(model).float(), 2, 20, 31) <= 1e-6 and next(model.parameters()).dtype==dtype
 
 def test_a_plugged_model_is_written_with_its_plug(tmp_path):
-    from idrnet_nb.plug import add_idr, idr_of
+    from idrnet_nb.models.plugin import add_idr, get_idr
     model = add_idr(shaken('fcn', idr=False), at='head.final.score').eval()
     plain = copy.deepcopy(model)
     with torch.no_grad():
-        for p in idr_of(model).parameters(): p.add_(torch.randn_like(p)*.3)
+        for p in get_idr(model).parameters(): p.add_(torch.randn_like(p)*.3)
     assert least_side(model)==9 and least_side(shaken('fcn', idr=False))==5 # the working grid of the plug is coarser
     run = export_program(model, tmp_path/'m.pt2').module()
     for size in ((1,9,9), (2,33,20)): assert off(run, model, *size) <= 1e-6 and off(run, plain, *size) > 1e-3

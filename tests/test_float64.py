@@ -5,12 +5,13 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from idrnet_nb.backbone import Backbone
-from idrnet_nb.classes import memory_sums
-from idrnet_nb.idrnet import FRAMEWORKS, HeadConfig, SegHead, Segmentor, segmentor
-from idrnet_nb.infer import Protocol, probabilities
-from idrnet_nb.intervene import update_relations
-from idrnet_nb.loss import Criterion
+from idrnet_nb.models.backbone import Backbone
+from idrnet_nb.method.grouping import memory_sums
+from idrnet_nb.models.head import FRAMEWORKS, HeadConfig, SegHead
+from idrnet_nb.models.segmentor import Segmentor, build_segmentor
+from idrnet_nb.training.inference import EvalProtocol, probabilities
+from idrnet_nb.method.deletion import update_relation
+from idrnet_nb.training.losses import Criterion
 from test_twins import judge_brick, judge_context, judge_memory, judge_stats, judge_sums, judge_tables, num, pixels
 
 K = 5
@@ -49,7 +50,7 @@ def test_the_watch_sees():
 
 @pytest.mark.parametrize('framework', FRAMEWORKS)
 def test_every_framework_reckons_in_float64(framework):
-    assert not watched_step(segmentor(framework, 'tiny', K, **SMALL, deletions=2))
+    assert not watched_step(build_segmentor(framework, 'tiny', K, **SMALL, deletions=2))
 
 @pytest.mark.parametrize('backbone', [dict(name='resnet18', output_stride=8), dict(name='mobilenetv2_050'), TINY_SWIN], ids=lambda b: b['name'])
 def test_backbones_reckon_in_float64(backbone):
@@ -61,13 +62,13 @@ CRITERIA = Criterion('ce', class_weights=(1,2,3,4,.5)), Criterion('ce', ohem=.7,
 
 @pytest.mark.parametrize('criterion', CRITERIA, ids=lambda c: c.loss)
 def test_losses_reckon_in_float64(criterion):
-    assert not watched_step(segmentor('fcn', 'tiny', K, **SMALL), criterion=criterion)
+    assert not watched_step(build_segmentor('fcn', 'tiny', K, **SMALL), criterion=criterion)
 
 @pytest.mark.parametrize('average', ['probabilities','grid_probabilities','logits'])
 def test_inference_reckons_in_float64(average):
-    model = segmentor('fcn', 'tiny', K, **SMALL).double().eval()
+    model = build_segmentor('fcn', 'tiny', K, **SMALL).double().eval()
     images = batch()[0].double()
-    for p in Protocol(average=average), Protocol((24,30), window=(16,16), scales=(.75,1.), flip=True, average=average):
+    for p in EvalProtocol(average=average), EvalProtocol((24,30), window=(16,16), scales=(.75,1.), flip=True, average=average):
         with Watch() as watch: assert probabilities(model, images, p).dtype==torch.float64
         assert not watch.found
 
@@ -80,7 +81,7 @@ def test_tables_move_as_in_a_loop(momentum):
     "Nine images, two classes deleted: rows move up to nine times."
     table, change, seen = torch.randn(K,K).double(), torch.randn(9,K).double(), torch.rand(9,K)<.8
     deleted = torch.randint(0, 2, (9,))
-    got = update_relations(table, change, deleted, seen, momentum)
+    got = update_relation(table, change, deleted, seen, momentum)
     assert got.dtype==torch.float64 and off(got, judge_tables(num(table), num(change), deleted.tolist(), seen, momentum))<1e-14
 
 @pytest.mark.parametrize('size', [(13,10), (31,47), (5,3)])

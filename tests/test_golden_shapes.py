@@ -18,7 +18,7 @@ CASES = [ # file whose names are taken, K, B, picture, grid strides, channels, C
     ('upernet_ppm_before', 7, 2, (40,72), (4,8,8,8), [6,7,8,9], 14, None)]
 
 def write(path, like, k, b, size, strides, channels, width, fpn):
-    from idrnet_nb.relation import to_pixels
+    from idrnet_nb.method.relation import to_pixels
     with safe_open(GOLDEN/f'{like}.safetensors', 'pt') as f:
         case, names = json.loads(f.metadata()['case']), [n[7:] for n in f.keys() if n.startswith('state0.')]
     case.update(K=k, B=b, img=size, steps=2, channels=channels, feats_channels=width, fpn_channels=fpn, refine_channels=6, aux_channels=5, interventions=[], present=[], losses=[])

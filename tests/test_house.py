@@ -28,10 +28,10 @@ def settings():
 
 # ---- what is there
 
-ROOMS = ('index 00_core 01_world 02_metrics 03_backbone 04_head 05_share 06_log 07_processes 10_context 11_attention 12_classes 13_relation '
-         '14_intervene 15_idrnet 16_loss 17_layouts 18_checkpoint 19_plan 20_data 21_train 22_infer 23_plug 24_author 25_compare 26_export 27_check 28_recipe 29_cli '
-         '30_world 31_benchmark 32_camvid 33_inside 34_stanford 35_people 36_ablation 37_speed 38_models '
-         '40_ade20k 41_cityscapes 42_cocostuff 43_pascal_context 44_lip 45_cihp 46_your_data').split()
+ROOMS = ('index 1_method/01_notation 1_method/02_toy_world 4_training/02_metrics 2_models/03_backbone 1_method/03_layers 2_models/06_hub 4_training/07_logger 0_common/04_distributed 1_method/04_spatial_context 1_method/05_attention 1_method/06_grouping 1_method/07_relation '
+         '1_method/08_deletion 1_method/09_idr 4_training/01_losses 3_data/12_fake_datasets 4_training/06_checkpoint 4_training/03_config 3_data/10_dataset 4_training/08_trainer 4_training/09_inference 2_models/09_plugin 2_models/11_author_weights 5_experiments/02_compare 2_models/12_export 3_data/13_validate 4_training/10_recipes 4_training/11_cli '
+         '5_experiments/03_toy_world 5_experiments/04_benchmark 5_experiments/05_camvid 5_experiments/06_what_if 5_experiments/07_stanford 5_experiments/08_people 5_experiments/09_ablation 5_experiments/10_speed 5_experiments/11_every_model '
+         '6_trainings/01_ade20k 6_trainings/02_cityscapes 6_trainings/03_cocostuff 6_trainings/04_pascal_context 6_trainings/05_lip 6_trainings/06_cihp 6_trainings/07_your_data').split()
 
 def test_rooms():
     none([f'nbs/{r}.ipynb is missing' for r in ROOMS if not (NBS/f'{r}.ipynb').exists()])

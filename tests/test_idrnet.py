@@ -2,8 +2,9 @@
 import copy
 import pytest, torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from idrnet_nb.core import seed_everything
-from idrnet_nb.idrnet import FRAMEWORKS, HeadConfig, SegHead, segmentor
+from idrnet_nb.common.device import seed_everything
+from idrnet_nb.models.head import FRAMEWORKS, HeadConfig, SegHead
+from idrnet_nb.models.segmentor import build_segmentor
 
 CHANNELS, K = [6,6,7,9], 5
 ARMS = [(f,i) for f in FRAMEWORKS for i in (False,'attention',True)]
@@ -47,7 +48,7 @@ def test_no_graph_break(framework):
 
 def test_whole_segmentor_compiles():
     torch._dynamo.reset()
-    model = segmentor('pspnet', 'tiny', K, **SMALL)
+    model = build_segmentor('pspnet', 'tiny', K, **SMALL)
     images, label = torch.randint(0,256,(2,3,30,34),dtype=torch.uint8), torch.randint(0,K,(2,30,34))
     out = torch.compile(model, fullgraph=True, backend='eager')(images, label)
     assert out['out'].shape == (2,K,30,34) and out['loss'].isfinite()
@@ -93,7 +94,7 @@ def test_no_wide_map_no_square_map_no_upsampled_features():
 @pytest.mark.parametrize('dtype', (torch.bfloat16, torch.float16))
 def test_autocast_20_steps(dtype):
     seed_everything(0)
-    model = segmentor('upernet', 'tiny', K, **SMALL)
+    model = build_segmentor('upernet', 'tiny', K, **SMALL)
     opt = torch.optim.SGD(model.parameters(), .01)
     images = torch.randint(0,256,(2,3,32,32),dtype=torch.uint8)
     label = (images.float().mean(1)//52).long().clamp(max=K-1)
@@ -112,7 +113,7 @@ def test_autocast_20_steps(dtype):
 def test_two_runs_give_the_same_bits():
     def run():
         seed_everything(3)
-        model = segmentor('deeplabv3', 'tiny', K, **SMALL)
+        model = build_segmentor('deeplabv3', 'tiny', K, **SMALL)
         opt = torch.optim.AdamW(model.parameters(), 1e-3)
         images, label = torch.randint(0,256,(2,3,32,32),dtype=torch.uint8), torch.randint(0,K,(2,32,32))
         for _ in range(3): opt.zero_grad(); model(images, label)['loss'].backward(); opt.step()

@@ -5,12 +5,15 @@ import pytest, torch
 import torch.nn.functional as F
 from matplotlib.text import Text
 from PIL import Image
-from idrnet_nb.core import LabelSpace, palette, seed_everything
-from idrnet_nb.head import pixel_loss
-from idrnet_nb.idrnet import FRAMEWORKS, segmentor
-from idrnet_nb.infer import Protocol, load_model, probabilities, save_model
-from idrnet_nb.inside import (HOWS, WhatIf, _Look, animate, changed_by, explorer, explorer_static, show_changed, show_graph,
-                              show_memory, show_steps, show_table_clustered, what_if, what_if_all)
+from idrnet_nb.data.labels import LabelSpace, palette
+from idrnet_nb.common.device import seed_everything
+from idrnet_nb.method.layers import pixel_losses
+from idrnet_nb.models.head import FRAMEWORKS
+from idrnet_nb.models.segmentor import build_segmentor
+from idrnet_nb.training.inference import EvalProtocol, load_model, probabilities, save_model
+from idrnet_nb.experiments.what_if import (HOWS, WhatIf, _Look, animate, changed_by, explorer,
+    explorer_static, show_changed, show_graph, show_memory, show_steps, show_matrix_clustered,
+    what_if, what_if_all)
 
 K, SMALL, SIZE = 5, dict(width=8, attention_width=6, aux_width=8), (33,47)
 SPACE = LabelSpace('five', ('sky','road','car','tree','pole'), palette(K))
@@ -27,7 +30,7 @@ def no_windows():
 def make(framework='fcn', idr=True, seed=0):
     "A model whose norms, tables and memory have seen something, and that says many classes."
     seed_everything(seed)
-    model = segmentor(framework, 'tiny', K, idr=idr, **SMALL, dropout=0.)
+    model = build_segmentor(framework, 'tiny', K, idr=idr, **SMALL, dropout=0.)
     for _ in range(6): model(patches(3), torch.randint(K, (3,*SIZE)))
     model.eval()
     with torch.no_grad():
@@ -185,7 +188,7 @@ def test_losses_and_moves():
     y[y==4] = 255
     d = _Look(model, x, None).there('context')[0]
     r = what_if(model, x, d, y, SPACE)
-    each = pixel_loss(model(x[None])['out'], y[None])[0]
+    each = pixel_losses(model(x[None])['out'], y[None])[0]
     for c in range(K):
         if (y==c).any(): torch.testing.assert_close(r.loss_before[c], each[y==c].mean(), atol=1e-5, rtol=1e-4)
         else: assert r.loss_before[c].isnan() and r.loss_after[c].isnan()
@@ -209,7 +212,7 @@ def test_sizes_and_kinds(size, kind, tmp_path):
         torch.testing.assert_close(r.before, probabilities(model, x[None])[0])
 
 def test_protocol_and_space_travel(tmp_path):
-    model, p = make(), Protocol((24,40))
+    model, p = make(), EvalProtocol((24,40))
     save_model(model, tmp_path/'m', SPACE, (24,40), protocol=asdict(p))
     again, _ = load_model(tmp_path/'m')
     x = some(again)
@@ -217,7 +220,7 @@ def test_protocol_and_space_travel(tmp_path):
         d = _Look(again, x, None).there(how)[0]
         r = what_if(again, x, SPACE.classes[d], how=how)
         torch.testing.assert_close(r.before, probabilities(model, x[None], p)[0]); assert r.space.name == 'five' and r.after.shape == (K,*SIZE)
-    torch.testing.assert_close(what_if(again, x, d, how='picture', protocol=Protocol()).before, probabilities(model, x[None])[0])
+    torch.testing.assert_close(what_if(again, x, d, how='picture', protocol=EvalProtocol()).before, probabilities(model, x[None])[0])
 
 @pytest.mark.parametrize('seed', (0,2,3))
 def test_changed_by_loops(seed):
@@ -275,7 +278,7 @@ def texts(ax): return [t.get_text() for t in ax.texts]
 def test_tables_of_any_size(k):
     t = torch.randn(k, k, generator=torch.Generator().manual_seed(k)); t[0,-1] = torch.nan
     names = [f'class {i}' for i in range(k)]
-    ax = show_table_clustered(t, names).axes[1]
+    ax = show_matrix_clustered(t, names).axes[1]
     n = min(k, 40)
     assert ax.images[0].get_array().shape == (n,n) and len(ax.get_yticklabels()) == n and ax.images[0].norm.vmin == -ax.images[0].norm.vmax
     order = [names.index(l.get_text()) for l in ax.get_yticklabels()]
@@ -291,7 +294,7 @@ def test_clusters_lie_together():
     for a in (0,2,4):
         for b in (1,3,5): t[a,b] = 1.
     for a in (0,2,4): t[a] += .01*torch.arange(6)
-    order = [l.get_text() for l in show_table_clustered(t, list('abcdef')).axes[1].get_yticklabels()]
+    order = [l.get_text() for l in show_matrix_clustered(t, list('abcdef')).axes[1].get_yticklabels()]
     assert {*order[:3]} in ({*'ace'}, {*'bdf'})
 
 def test_graph_draws_the_strongest():
@@ -373,7 +376,7 @@ def test_explorer_without_widgets(monkeypatch):
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_half_precision_models(dtype):
     "A model kept in half precision answers float pictures, and can be asked what if."
-    model = segmentor('fcn', num_classes=4, width=16, attention_width=8, aux_width=8).eval().to(dtype)
+    model = build_segmentor('fcn', num_classes=4, width=16, attention_width=8, aux_width=8).eval().to(dtype)
     image = torch.rand(3,40,48)*255
     assert model(image[None])['out'].dtype==dtype
     there = probabilities(model, image[None]).argmax(1).unique()[0].item()

@@ -3,13 +3,14 @@ import os, socket, subprocess, sys
 from pathlib import Path
 import pytest
 import torch
-from idrnet_nb.checkpoint import load_checkpoint
-from idrnet_nb.core import seed_everything
-from idrnet_nb.data import LABEL_SPACES, DATASETS
-from idrnet_nb.layouts import write_layout
-from idrnet_nb.log import read_log
-from idrnet_nb.recipe import RECIPES, mini
-from idrnet_nb.train import train
+from idrnet_nb.training.checkpoint import load_checkpoint
+from idrnet_nb.common.device import seed_everything
+from idrnet_nb.data.label_spaces import LABEL_SPACES
+from idrnet_nb.data.datasets import DATASETS
+from idrnet_nb.data.fake_datasets import write_fake_dataset
+from idrnet_nb.training.logger import read_log
+from idrnet_nb.training.recipes import RECIPES, mini
+from idrnet_nb.training.trainer import train
 
 BIN = Path(sys.executable).parent
 ENV = {**os.environ, 'OMP_NUM_THREADS':'1', 'HF_HUB_OFFLINE':'1', 'CUDA_VISIBLE_DEVICES':'', 'ACCELERATE_USE_CPU':'true'}
@@ -23,7 +24,7 @@ def ran(*words, **how):
     return done.stdout
 
 @pytest.fixture(scope='module')
-def root(tmp_path_factory): return write_layout('lip', tmp_path_factory.mktemp('data')/'LIP', LABEL_SPACES['lip'], train=8, unseen=5, size=(48,48))
+def root(tmp_path_factory): return write_fake_dataset('lip', tmp_path_factory.mktemp('data')/'LIP', LABEL_SPACES['lip'], train=8, unseen=5, size=(48,48))
 
 def words(root, out): return ['idrnet', 'train', '--data', 'lip', '--root', root, '--recipe', 'laptop_fcn_lip', '--mini', '--set', 'epochs=3', 'log_every=1',
                               '--judge', 'val', '--device', 'cpu', '--quiet', '--out', out]
@@ -70,13 +71,14 @@ def test_processes_share_an_evaluation(root, tmp_path):
     "The counts of two processes, five pictures between them, are those of one; each picture's too, in order."
     (tmp_path/'judge.py').write_text(f'''
 import sys, torch
-from idrnet_nb.processes import join, share
-from idrnet_nb.core import seed_everything
-from idrnet_nb.data import DATASETS, Pairs
-from idrnet_nb.infer import evaluate
-from idrnet_nb.recipe import RECIPES, mini
+from idrnet_nb.common.distributed import join, share
+from idrnet_nb.common.device import seed_everything
+from idrnet_nb.data.datasets import DATASETS
+from idrnet_nb.data.dataset import Pairs
+from idrnet_nb.training.inference import evaluate
+from idrnet_nb.training.recipes import RECIPES, mini
 join('cpu'); seed_everything(0)
-net, data = mini(RECIPES['laptop_fcn_lip']).build().eval(), Pairs(DATASETS['lip'].load({str(root)!r}, 'val'), DATASETS['lip'].space)
+net, data = mini(RECIPES['laptop_fcn_lip']).build().eval(), SegmentationDataset(DATASETS['lip'].load({str(root)!r}, 'val'), DATASETS['lip'].space)
 both, alone = (evaluate(net, data, batch_size=1, boundary=.02, together=t) for t in (True,False))
 assert torch.equal(both.total, alone.total) and torch.equal(both.per_picture, alone.per_picture) and len(both)==5, share()
 assert str(both.scores())==str(alone.scores())

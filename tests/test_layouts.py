@@ -6,10 +6,12 @@ import numpy as np, pytest, torch
 from PIL import Image
 from scipy.io import loadmat
 from torch import nn
-from idrnet_nb.check import check_data
-from idrnet_nb.core import LabelSpace, palette
-from idrnet_nb.data import DATASETS, LABEL_SPACES, Pairs, left_right
-from idrnet_nb.layouts import scene, write_layout
+from idrnet_nb.data.validate import check_data
+from idrnet_nb.data.labels import LabelSpace, palette
+from idrnet_nb.data.datasets import DATASETS
+from idrnet_nb.data.label_spaces import LABEL_SPACES, left_right
+from idrnet_nb.data.dataset import SegmentationDataset
+from idrnet_nb.data.fake_datasets import scene, write_fake_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 SPLITS = dict(coco_stuff_10k=('train','test'), camvid=('train','val','test'), atr=('train','val','test'))
@@ -20,7 +22,7 @@ RAW = dict(camvid={*range(12)}, ade20k={*range(151)}, cityscapes={*range(34)}, c
     pascal_context_59={*range(60)}, pascal_context_60={*range(60)}, lip={*range(20)}, cihp={*range(20)}, atr={*range(18)}, stanford_background={*range(-1,8)},
     ccp59={*range(59)}, ccp16={*range(59)}) # ids that the published masks hold
 
-def made(name, folder, *args, **kw): return write_layout(name, folder/name, DATASETS[name].space, *args, **kw)
+def made(name, folder, *args, **kw): return write_fake_dataset(name, folder/name, DATASETS[name].space, *args, **kw)
 
 def raw_of(file):
     "What a mask file holds, read without this package."
@@ -35,7 +37,7 @@ def test_is_read_as_published(name, tmp_path):
     for split in SPLITS.get(name, ('train','val')):
         rows = b.load(root, split)
         assert len(rows)==(3 if split=='train' else 2)
-        for row,(image,label) in zip(rows, Pairs(rows, b.space)):
+        for row,(image,label) in zip(rows, SegmentationDataset(rows, b.space)):
             n += 1
             want_image,want = scene(b.space, (48,64), np.random.default_rng((4,n)))
             if name in NO_VOID: want = np.where(want==255, 0, want)
@@ -75,11 +77,11 @@ def test_lists_and_what_lies_beside(tmp_path):
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path):
     def all_of(root, seed):
-        write_layout('stanford_background', root, LABEL_SPACES['stanford_background'], 2, 1, (32,40), seed)
+        write_fake_dataset('stanford_background', root, LABEL_SPACES['stanford_background'], 2, 1, (32,40), seed)
         return {p.relative_to(root).as_posix():p.read_bytes() for p in root.rglob('*.*')}
     a,b,c = [all_of(tmp_path/str(i), seed) for i,seed in enumerate((0,0,1))]
     assert a==b and a.keys()==c.keys() and all(a[k]!=c[k] for k in a if 'images' in k)
-    code = ("import hashlib, numpy as np; from idrnet_nb.data import LABEL_SPACES; from idrnet_nb.layouts import scene; "
+    code = ("import hashlib, numpy as np; from idrnet_nb.data.dataset import LABEL_SPACES; from idrnet_nb.data.fake_datasets import scene; "
             "print(hashlib.sha256(b''.join(x.tobytes() for s in ('ade20k','lip') for x in scene(LABEL_SPACES[s], (40,56), np.random.default_rng(1)))).hexdigest())")
     once,twice = [subprocess.run([sys.executable,'-c',code], cwd=ROOT, capture_output=True, text=True, check=True).stdout for _ in range(2)]
     assert once==twice and len(once)>60
@@ -95,7 +97,7 @@ def test_several_raw_ids_of_a_class(tmp_path):
     assert len(voids)>3 and 255 not in voids
 
 def test_cityscapes_masks_are_named_by_what_they_hold(tmp_path):
-    root = write_layout('cityscapes', tmp_path/'c', replace(LABEL_SPACES['cityscapes'], raw_to_train=None), 2, 1, (32,40))
+    root = write_fake_dataset('cityscapes', tmp_path/'c', replace(LABEL_SPACES['cityscapes'], raw_to_train=None), 2, 1, (32,40))
     masks = sorted(root.rglob('*_labelTrainIds.png'))
     assert len(masks)==3 and not [*root.rglob('*_labelIds.png')] and {int(i) for m in masks for i in np.unique(raw_of(m))}<={*range(19),255}
 
@@ -105,23 +107,23 @@ def test_nothing_is_written_over(before, tmp_path):
     if before=='is a file': root.write_text('x')
     else: root.mkdir(); (root/'p.png').write_bytes(b'x') if before=='file' else (root/'train').mkdir()
     there = sorted(p.name for p in tmp_path.rglob('*'))
-    with pytest.raises(FileExistsError, match="CamVid' is not empty and stays as it is"): write_layout('camvid', root, LABEL_SPACES['camvid'], 1, 1)
+    with pytest.raises(FileExistsError, match="CamVid' is not empty and stays as it is"): write_fake_dataset('camvid', root, LABEL_SPACES['camvid'], 1, 1)
     assert sorted(p.name for p in tmp_path.rglob('*'))==there
 
 def test_wrong_words(tmp_path):
-    with pytest.raises(ValueError, match="no set 'imagenet'; there are camvid, ade20k, .*ccp16"): write_layout('imagenet', tmp_path, LABEL_SPACES['camvid'])
+    with pytest.raises(ValueError, match="no set 'imagenet'; there are camvid, ade20k, .*ccp16"): write_fake_dataset('imagenet', tmp_path, LABEL_SPACES['camvid'])
     for kw in dict(train=0),dict(unseen=0),dict(train=-1):
-        with pytest.raises(ValueError, match='a split needs a picture or more'): write_layout('camvid', tmp_path/'x', LABEL_SPACES['camvid'], **kw)
-    with pytest.raises(ValueError, match=r'size=\(31, 40\)'): write_layout('camvid', tmp_path/'y', LABEL_SPACES['camvid'], size=(31,40))
+        with pytest.raises(ValueError, match='a split needs a picture or more'): write_fake_dataset('camvid', tmp_path/'x', LABEL_SPACES['camvid'], **kw)
+    with pytest.raises(ValueError, match=r'size=\(31, 40\)'): write_fake_dataset('camvid', tmp_path/'y', LABEL_SPACES['camvid'], size=(31,40))
     (tmp_path/'empty').mkdir()
-    assert write_layout('camvid', str(tmp_path/'empty'), LABEL_SPACES['camvid'], 1, 1, (32,32))==tmp_path/'empty'
+    assert write_fake_dataset('camvid', str(tmp_path/'empty'), LABEL_SPACES['camvid'], 1, 1, (32,32))==tmp_path/'empty'
 
 @pytest.mark.parametrize('k,ignore', [(1,255),(2,255),(300,999)])
 def test_spaces_of_ones_own(k, ignore, tmp_path):
     space = LabelSpace('own', [f'c{i}' for i in range(k)], palette(k), ignore=ignore)
     for name in 'camvid','pascal_voc','coco_stuff_10k':
-        root = write_layout(name, tmp_path/name, space, 1, 1, (32,48))
-        label = Pairs(DATASETS[name].load(root,'train'), space)[0][1]
+        root = write_fake_dataset(name, tmp_path/name, space, 1, 1, (32,48))
+        label = SegmentationDataset(DATASETS[name].load(root,'train'), space)[0][1]
         assert np.array_equal(label.numpy(), scene(space, (32,48), np.random.default_rng((0,1)))[1]) and (k==1 or ignore in label)
 
 def test_scenes():
@@ -164,7 +166,7 @@ def test_a_small_net_learns_it(name, tmp_path):
     "Sixty steps on eight pictures, judged on four that it never saw."
     torch.manual_seed(0)
     b, root = DATASETS[name], made(name, tmp_path, 8, 4, (64,96))
-    (x,y),(u,v) = [[torch.stack(t) for t in zip(*Pairs(b.load(root,s), b.space))] for s in ('train',b.split)]
+    (x,y),(u,v) = [[torch.stack(t) for t in zip(*SegmentationDataset(b.load(root,s), b.space))] for s in ('train',b.split)]
     net = Small(b.space.num_classes)
     opt = torch.optim.AdamW(net.parameters(), 5e-3)
     for _ in range(60):
@@ -175,5 +177,5 @@ def test_a_small_net_learns_it(name, tmp_path):
     assert np.mean(ious)>.45, ious
 
 def test_importing_is_light():
-    code = "import sys, idrnet_nb.layouts; print([m for m in ('datasets','PIL','matplotlib','timm','fastcore','scipy','idrnet_nb.data') if m in sys.modules])"
+    code = "import sys, idrnet_nb.data.fake_datasets; print([m for m in ('datasets','PIL','matplotlib','timm','fastcore','scipy','idrnet_nb.data.dataset') if m in sys.modules])"
     assert subprocess.run([sys.executable,'-c',code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()=='[]'

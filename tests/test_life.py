@@ -2,18 +2,18 @@
 import json, signal, subprocess, sys, time
 import numpy as np
 from PIL import Image
-from idrnet_nb.checkpoint import checkpoints
+from idrnet_nb.training.checkpoint import checkpoints
 from idrnet_nb.cli import main
-from idrnet_nb.data import DATASETS
-from idrnet_nb.infer import load_model
-from idrnet_nb.layouts import write_layout
-from idrnet_nb.log import read_log
+from idrnet_nb.data.datasets import DATASETS
+from idrnet_nb.training.inference import load_model
+from idrnet_nb.data.fake_datasets import write_fake_dataset
+from idrnet_nb.training.logger import read_log
 
 def idrnet(*words): return main([str(w) for w in words])
 
 def test_a_whole_life(tmp_path, capfd):
     space, out = DATASETS['cityscapes'].space, tmp_path/'run'
-    root = write_layout('cityscapes', tmp_path/'city', space, train=8, unseen=3, size=(48,96))
+    root = write_fake_dataset('cityscapes', tmp_path/'city', space, train=8, unseen=3, size=(48,96))
     assert idrnet('check-data', '--data', 'cityscapes', '--root', root, '--json', tmp_path/'check.json', '--quiet')==0
     assert json.loads((tmp_path/'check.json').read_text())['train']['pictures']==8
     words = ['train', '--data', 'cityscapes', '--root', root, '--recipe', 'laptop_fcn_cityscapes', '--mini', '--set', 'epochs=12', 'log_every=1',

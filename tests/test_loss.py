@@ -5,8 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
-from idrnet_nb.head import mean_loss, pixel_loss
-from idrnet_nb.loss import Criterion, _kept, balanced_weights, focal, hard_mean, lovasz, soft_dice
+from idrnet_nb.method.layers import mean_loss, pixel_losses
+from idrnet_nb.training.losses import (Criterion, _kept, balanced_weights, focal, hard_mean,
+    lovasz, soft_dice)
 
 WORDS = ('ce', 'focal', 'dice', 'lovasz', 'ce+dice', '0.5*ce+1.5*lovasz')
 
@@ -55,7 +56,7 @@ def test_equal_to_loops(part):
 def test_usual_is_the_models():
     for seed in range(30):
         logits, label = case(seed)
-        assert torch.equal(Criterion()(logits, label), mean_loss(pixel_loss(logits, label), label))
+        assert torch.equal(Criterion()(logits, label), mean_loss(pixel_losses(logits, label), label))
         w = tuple((torch.arange(logits.shape[1])+1.).tolist())
         if (label!=255).any(): torch.testing.assert_close(Criterion(class_weights=w)(logits, label), F.cross_entropy(logits, label, torch.tensor(w), ignore_index=255))
 
@@ -143,7 +144,7 @@ def test_one_program_for_several_criteria():
 
 def test_hard_and_weighted_pixels():
     for seed in range(210):
-        logits, label = case(seed, torch.float64); each = pixel_loss(logits, label); px, k = pixels(logits, label), logits.shape[1]
+        logits, label = case(seed, torch.float64); each = pixel_losses(logits, label); px, k = pixels(logits, label), logits.shape[1]
         r = random.Random(seed); weights = None if seed%3==0 else tuple(r.choice((0.,.1,2.,3.)) for _ in range(k))
         for below,least in ((.7,1), (.2,3), (0.,2), (.4,0), (None,1)):
             sure = sorted(p[c].item() for p,c in px)
@@ -188,73 +189,76 @@ def test_settings_travel():
 @pytest.mark.parametrize('seed', range(40))
 def test_strips_are_the_whole_map(seed, monkeypatch):
     "Random sizes, up and down, several strips a picture: losses, mean and gradient are those of the long way."
-    from idrnet_nb import head
+    from idrnet_nb.method import layers
+    from idrnet_nb.models import tiled_cross_entropy
     g = torch.Generator().manual_seed(seed)
     n = lambda low, high: int(torch.randint(low, high, (), generator=g))
     b, k, h, w, H, W = n(1,4), n(1,7), n(1,9), n(1,9), n(1,40), n(1,40)
     most = n(1,300)
-    real = head._strips
-    monkeypatch.setattr(head, '_strips', lambda h, H, size, _: real(h, H, size, most*k))
+    real = tiled_cross_entropy._strips
+    monkeypatch.setattr(tiled_cross_entropy, '_strips', lambda h, H, size, _: real(h, H, size, most*k))
     z = (3*torch.randn(b, k, h, w, generator=g, dtype=torch.float64)).requires_grad_()
     y = torch.randint(0, k, (b,H,W), generator=g); y[torch.rand(y.shape, generator=g)<.3] = 255
-    each = head.pixel_loss(head.upsample(z, (H,W)), y)
-    mean = head.mean_loss(each, y)
+    each = layers.pixel_losses(layers.upsample(z, (H,W)), y)
+    mean = layers.mean_loss(each, y)
     want, = torch.autograd.grad(mean, z)
-    ours, mine = head.upsampled_loss(z, y)
+    ours, mine = tiled_cross_entropy.tiled_cross_entropy(z, y)
     got, = torch.autograd.grad(ours*2, z)
     assert torch.allclose(mine, each) and torch.allclose(ours, mean) and torch.allclose(got, 2*want, atol=1e-12)
 
 def test_strips_against_finite_differences():
-    from idrnet_nb.head import upsampled_loss
+    from idrnet_nb.models.tiled_cross_entropy import tiled_cross_entropy
     z, y = torch.randn(1, 3, 2, 3, dtype=torch.float64, requires_grad=True), torch.randint(0, 3, (1,7,8))
-    assert torch.autograd.gradcheck(lambda z: upsampled_loss(z, y)[0], z)
-    first, = torch.autograd.grad(upsampled_loss(z, y)[0], z, create_graph=True)
+    assert torch.autograd.gradcheck(lambda z: tiled_cross_entropy(z, y)[0], z)
+    first, = torch.autograd.grad(tiled_cross_entropy(z, y)[0], z, create_graph=True)
     with pytest.raises(RuntimeError): first.sum().backward() # said, and not silently zero
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_strips_under_autocast(dtype):
-    from idrnet_nb.head import mean_loss, pixel_loss, upsample, upsampled_loss
+    from idrnet_nb.method.layers import mean_loss, pixel_losses, upsample
+    from idrnet_nb.models.tiled_cross_entropy import tiled_cross_entropy
     torch.manual_seed(0)
     z, y = torch.randn(2,5,4,4).to(dtype).requires_grad_(), torch.randint(0,5,(2,16,16))
-    with torch.autocast('cpu', dtype=dtype): mean, each = upsampled_loss(z, y)
+    with torch.autocast('cpu', dtype=dtype): mean, each = tiled_cross_entropy(z, y)
     assert mean.dtype==each.dtype==torch.float32
-    long = mean_loss(pixel_loss(upsample(z.float(), (16,16)), y), y)
+    long = mean_loss(pixel_losses(upsample(z.float(), (16,16)), y), y)
     assert torch.allclose(mean, long, atol=1e-5)
     got, = torch.autograd.grad(mean, z)
     assert got.dtype==dtype and torch.allclose(got.float(), torch.autograd.grad(long, z)[0].float(), atol=1e-3)
 
 def test_strips_under_a_loss_scale():
     "fp16 with GradScaler's scale to begin with: many pixels have a small slope each, and 65536 is more than fp16 can say."
-    from idrnet_nb.head import upsampled_loss
+    from idrnet_nb.models.tiled_cross_entropy import tiled_cross_entropy
     torch.manual_seed(0)
     z, y = torch.randn(2,30,16,16).half().requires_grad_(), torch.randint(0,30,(2,128,128))
-    got, = torch.autograd.grad(65536*upsampled_loss(z, y)[0], z)
+    got, = torch.autograd.grad(65536*tiled_cross_entropy(z, y)[0], z)
     exact = z.detach().double().requires_grad_()
-    want, = torch.autograd.grad(65536*upsampled_loss(exact, y)[0], exact)
+    want, = torch.autograd.grad(65536*tiled_cross_entropy(exact, y)[0], exact)
     assert got.dtype==torch.float16 and got.isfinite().all() and ((got.double()-want).norm()/want.norm()<1e-3)
 
 def test_labels_of_other_pictures():
-    from idrnet_nb.head import upsampled_loss
-    with pytest.raises(ValueError, match='logits of 1 pictures, labels of 2'): upsampled_loss(torch.randn(1,3,4,4), torch.zeros(2,8,8, dtype=torch.long))
+    from idrnet_nb.models.tiled_cross_entropy import tiled_cross_entropy
+    with pytest.raises(ValueError, match='logits of 1 pictures, labels of 2'): tiled_cross_entropy(torch.randn(1,3,4,4), torch.zeros(2,8,8, dtype=torch.long))
 
 @pytest.mark.parametrize('compiled', [False, True])
 def test_strips_hold_little(compiled):
     "150 classes at eight times the grid: less than an eighth of what whole maps hold, also where a compiler builds the step."
-    from idrnet_nb.head import mean_loss, pixel_loss, upsample, upsampled_loss
-    from idrnet_nb.measure import peak_bytes
+    from idrnet_nb.method.layers import mean_loss, pixel_losses, upsample
+    from idrnet_nb.models.tiled_cross_entropy import tiled_cross_entropy
+    from idrnet_nb.models.profiling import peak_memory
     z, y = torch.randn(2,150,32,32, requires_grad=True), torch.randint(0,150,(2,256,256))
-    whole = peak_bytes(lambda: mean_loss(pixel_loss(upsample(z, (256,256)), y), y).backward())
-    f = torch.compile(upsampled_loss, fullgraph=True, backend='aot_eager') if compiled else upsampled_loss
+    whole = peak_memory(lambda: mean_loss(pixel_losses(upsample(z, (256,256)), y), y).backward())
+    f = torch.compile(tiled_cross_entropy, fullgraph=True, backend='aot_eager') if compiled else tiled_cross_entropy
     f(z, y)
-    assert peak_bytes(lambda: f(z, y)[0].backward())<whole/8
+    assert peak_memory(lambda: f(z, y)[0].backward())<whole/8
 
 def test_a_grid_answer_has_the_same_losses():
     "`enlarge=False` leaves out large logits and nothing else."
     import copy
-    from idrnet_nb.core import seed_everything
-    from idrnet_nb.idrnet import segmentor
+    from idrnet_nb.common.device import seed_everything
+    from idrnet_nb.models.segmentor import build_segmentor
     seed_everything(0)
-    one = segmentor('upernet', 'tiny', 5, width=8, attention_width=8, aux_width=8, dropout=0.).train()
+    one = build_segmentor('upernet', 'tiny', 5, width=8, attention_width=8, aux_width=8, dropout=0.).train()
     two, x, y, noise = copy.deepcopy(one), torch.randint(0, 256, (2,3,50,61), dtype=torch.uint8), torch.randint(0, 5, (2,50,61)), torch.rand(2,5)
     a, b = one(x, y, noise=noise), two(x, y, noise=noise, enlarge=False)
     assert a['out'].shape[-2:]==(50,61)!=b['out'].shape[-2:] and torch.equal(a['loss'], b['loss'])
@@ -266,7 +270,7 @@ def test_strips_read_nothing_from_the_device():
     "Tensors without values: whatever asked for one would raise."
     from torch._subclasses import FakeTensorMode
     from torch._subclasses.fake_tensor import DataDependentOutputException
-    from idrnet_nb.head import _walk
+    from idrnet_nb.models.tiled_cross_entropy import _walk
     with FakeTensorMode():
         z, y = torch.randn(2,150,16,16), torch.randint(0,150,(2,128,128))
         mean, each, slope = _walk(z, y, 255, True)

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from scipy.ndimage import binary_erosion
-from idrnet_nb.metrics import Meter, boundary_counts, confusion, iou, scores
+from idrnet_nb.training.metrics import Meter, boundary_counts, confusion_matrix, iou, scores
 
 def case(seed):
     "pred, label, k: odd sizes, void, absent and invented classes, one class, all void."
@@ -23,7 +23,7 @@ def test_torchmetrics_agrees():
     for seed in range(200):
         pred, label, k = case(seed)
         if k<2 or (label==255).all(): continue
-        ours, seen = scores(confusion(pred, label, k)), ~iou(confusion(pred, label, k)).isnan()
+        ours, seen = scores(confusion_matrix(pred, label, k)), ~iou(confusion_matrix(pred, label, k)).isnan()
         for cls,each,mean in ((tm.MulticlassJaccardIndex,'iou','miou'), (tm.MulticlassF1Score,'dice','mdice')):
             theirs = cls(k, average='none', ignore_index=255)(pred, label)
             np.testing.assert_allclose(np.array(ours[each])[seen], 100*theirs[seen].numpy(), atol=1e-3)
@@ -33,7 +33,7 @@ def test_torchmetrics_agrees():
     assert compared>100
 
 def test_nothing_to_count():
-    s = scores(confusion(torch.zeros(2,3).long(), torch.full((2,3),255), 4))
+    s = scores(confusion_matrix(torch.zeros(2,3).long(), torch.full((2,3),255), 4))
     assert all(v!=v for v in (s['miou'],s['mdice'],*s['dice']))
 
 def band(mask, d): # Cheng et al.: the mask minus itself worn off by d steps, the outside of the picture being no mask
@@ -62,7 +62,7 @@ def test_meter_adds_boundaries():
 
 def test_streams_without_a_look(monkeypatch):
     "On another device than the CPU nothing is asked of the values; odd ids are told when the total is read. (Played on the CPU.)"
-    from idrnet_nb import metrics
+    from idrnet_nb.training import metrics
     monkeypatch.setattr(metrics, '_tally', lambda at, n: torch.zeros(n, dtype=torch.int64).scatter_add_(0, at, torch.ones_like(at)))
     meter, usual = Meter(7, keep=False), Meter(7, keep=False)
     for seed in range(20): meter.update(*case(seed)[:2])
@@ -79,13 +79,13 @@ def test_no_sync_on_cuda():
     torch.cuda.set_sync_debug_mode('error')
     try: meter.update(pred, label)
     finally: torch.cuda.set_sync_debug_mode('default')
-    assert torch.equal(meter.total, 2*confusion(pred, label, 7).cpu())
+    assert torch.equal(meter.total, 2*confusion_matrix(pred, label, 7).cpu())
 
 # --- memory
 
 MEMORY = '''
 import resource, sys, torch
-from idrnet_nb.metrics import Meter
+from idrnet_nb.training.metrics import Meter
 n, keep = int(sys.argv[1]), sys.argv[2]=='keep'
 meter, g = Meter(150, keep=keep), torch.Generator().manual_seed(0)
 label = torch.randint(0, 150, (1,16,16), generator=g).repeat_interleave(20,1).repeat_interleave(20,2)

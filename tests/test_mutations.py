@@ -11,7 +11,7 @@ import pytest, torch
 import torch.nn.functional as F
 
 import golden_check, test_twins
-from idrnet_nb.idrnet import HeadConfig, SegHead
+from idrnet_nb.models.head import HeadConfig, SegHead
 from mutate import (argument, by_function, edited, find, move, mutated, node_of, result, rewrite,
                     source_of)
 
@@ -22,14 +22,14 @@ def at(module, *same, **other):
     return {word:f'{module}:{name}' for word, name in (*zip(same, same), *other.items())}
 
 WHERE = { # where everything is that mutations speak of
-    **at('idrnet_nb.head', 'upsample', taps='_taps', walk='_walk', strip_loss='_strip_loss',
+    **at('idrnet_nb.method.layers', 'upsample', taps='_taps', walk='_walk', strip_loss='_strip_loss',
          finish='Classifier.finish', keep='Classifier.keep'),
-    **at('idrnet_nb.context', 'region_weights'),
-    **at('idrnet_nb.attention', 'attend'),
-    **at('idrnet_nb.classes', 'class_weights', 'bilinear_weights', 'update_memory'),
-    **at('idrnet_nb.relation', 'relation_weights', 'relate', 'class_context'),
-    **at('idrnet_nb.intervene', 'pick_class', 'silence', 'without', 'class_stats', 'update_relations'),
-    **at('idrnet_nb.idrnet', 'lesion', 'learn_relations', 'learn_memory', refine='IDRContext.refine',
+    **at('idrnet_nb.method.spatial_context', 'region_weights'),
+    **at('idrnet_nb.method.attention', 'attend'),
+    **at('idrnet_nb.method.grouping', 'class_weights', 'bilinear_weights', 'update_memory'),
+    **at('idrnet_nb.method.relation', 'relation_weights', 'relate', 'class_context'),
+    **at('idrnet_nb.method.deletion', 'sample_deleted', 'silence', 'without', 'class_loss_stats', 'update_relation'),
+    **at('idrnet_nb.method.idr', 'lesion', 'learn_relations', 'learn_memory', refine='IDRContext.refine',
          forward='SegHead.forward', answer='_answer', diagnose='_diagnose'),
     # attributes and settings: what each is called now
     'memory':'memory', 'refiner':'refiner', 'config':'config', 'memory_momentum':'memory_momentum',
@@ -39,7 +39,7 @@ MUTATIONS = { # what is wrong -> (who must notice, edits)
     'table read transposed': ('golden',
         argument('relation_weights', 0, '_.T')),
     'table written transposed': ('golden',
-        argument('update_relations', 0, '_.T'), result('update_relations', '_.T')),
+        argument('update_relation', 0, '_.T'), result('update_relation', '_.T')),
     'relation weights transposed': ('golden',
         rewrite('relate', "einsum(_w, _m, 'b i j, b j c -> b i c')",
                           "einsum(_w.mT, _m, 'b i j, b j c -> b i c')")),
@@ -58,23 +58,23 @@ MUTATIONS = { # what is wrong -> (who must notice, edits)
     'deleted class still speaks': ('golden',
         rewrite('lesion', 'without(_p, _d)', '_p')),
     'loss with minus loss without': ('golden',
-        argument('update_relations', 1, '-_')),
+        argument('update_relation', 1, '-_')),
     'sample variance': ('twin test_class_stats',
-        rewrite('class_stats', '_s(_x**2) / _n.clamp(min=1)', '_s(_x**2) / (_n-1).clamp(min=1)')),
+        rewrite('class_loss_stats', '_s(_x**2) / _n.clamp(min=1)', '_s(_x**2) / (_n-1).clamp(min=1)')),
     'void pixels have statistics': ('golden',
-        rewrite('class_stats', 'torch.where(_v, _l, _k)', 'torch.where(_v, _l, 0)')),
+        rewrite('class_loss_stats', 'torch.where(_v, _l, _k)', 'torch.where(_v, _l, 0)')),
     'void pixels count in the mean loss': ('golden',
         rewrite('walk', '(_l != _i).sum()', '(_l == _l).sum()')),
     'one pixel is enough for a variance': ('twin test_learning',
         rewrite('learn_relations', '_n > 1', '_n > 0')),
     'pictures of a batch not one after the other': ('twin test_update_relations',
-        rewrite('update_relations', '_h.flip(0).cumsum(0).flip(0) - _h', '0 * _h')),
+        rewrite('update_relation', '_h.flip(0).cumsum(0).flip(0) - _h', '0 * _h')),
     'counter not incremented': ('golden',
         rewrite('learn_relations', '_c.add_(_n)', '_c.add_(0)')),
     'counter not incremented within a batch': ('twin test_pick_class',
-        rewrite('pick_class', '_c + F.one_hot(...)', '_c + 0')),
+        rewrite('sample_deleted', '_c + F.one_hot(...)', '_c + 0')),
     'class picked without its counter': ('twin test_pick_class',
-        rewrite('pick_class', '(_t * _c).masked_fill(...)', '_t.masked_fill(...)')),
+        rewrite('sample_deleted', '(_t * _c).masked_fill(...)', '_t.masked_fill(...)')),
     'memory learnt before the first pass reads it': ('golden',
         rewrite('diagnose', 'learn_memory(...)', 'None'),
         rewrite('forward', 'answer(_h, _p, _o)', '''(_self.training and learn_memory(

@@ -30,7 +30,7 @@ def test_names_are_those_on_record(was, now):
     assert not wrong, '\n'.join(['names that people have on disk have changed (tools/record_names.py):', *wrong])
 
 def test_the_record_is_whole(was):
-    from idrnet_nb.idrnet import FRAMEWORKS
+    from idrnet_nb.models.head import FRAMEWORKS
     kinds, backbones = ('plain','attention','idr'), ('tiny','resnet18')
     assert {*was['models']}=={f'{f} {k} {b}' for f in FRAMEWORKS for k in kinds for b in backbones}
     assert {*was['plugged']}=={'smp','torchvision','transformers'}

@@ -4,10 +4,14 @@ from pathlib import Path
 import numpy as np, pytest
 from datasets import Dataset
 from PIL import Image
-from idrnet_nb.check import DataFault, Report, check_data, check_pair, check_parts, raise_faults
-from idrnet_nb.core import LabelSpace, palette
-from idrnet_nb.data import (DATASETS, LABEL_SPACES, Unpaired, csv_pairs, flip_lines, folder_pairs, hub_pairs, left_right, name_differences,
-    sides, space_from_file, why_missing)
+from idrnet_nb.data.validate import (DataFault, Report, check_data, check_pair, check_parts,
+    raise_faults)
+from idrnet_nb.data.labels import LabelSpace, palette
+from idrnet_nb.data.datasets import DATASETS
+from idrnet_nb.data.label_spaces import LABEL_SPACES, flip_lines, left_right, sides
+from idrnet_nb.data.pairing import (Unpaired, csv_pairs, folder_pairs, hub_pairs, name_differences,
+    why_missing)
+from idrnet_nb.data.class_lists import space_from_file
 
 RNG = np.random.default_rng(0)
 

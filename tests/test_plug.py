@@ -7,9 +7,11 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
-from idrnet_nb.core import seed_everything
-from idrnet_nb.idrnet import FRAMEWORKS, segmentor
-from idrnet_nb.plug import IDRClassifier, IDRHead, add_idr, find_seam, idr_loss, idr_of, load_plugged, remove_idr, save_plugged
+from idrnet_nb.common.device import seed_everything
+from idrnet_nb.models.head import FRAMEWORKS
+from idrnet_nb.models.segmentor import build_segmentor
+from idrnet_nb.models.plugin import (IDRClassifier, IDRHead, add_idr, find_seam, idr_loss, get_idr,
+    load_plugged, remove_idr, save_plugged)
 
 K = 4
 
@@ -61,7 +63,7 @@ def batch(b=2, h=32, w=32, k=K):
     return x, y
 
 def toy(k=K, c=6): return nn.Sequential(nn.Conv2d(3,c,3,padding=1), nn.BatchNorm2d(c), nn.ReLU(), nn.Conv2d(c,k,1))
-def tables(model): return {n:b.clone() for n,b in idr_of(model).context.named_buffers(recurse=False)}
+def tables(model): return {n:b.clone() for n,b in get_idr(model).context.named_buffers(recurse=False)}
 def state(model): return {n:t.clone() for n,t in model.state_dict().items()}
 def same_state(model, before): return list(model.state_dict())==list(before) and all(t.equal(before[n]) for n,t in model.state_dict().items())
 
@@ -79,7 +81,7 @@ def test_same_answer_at_first(name):
     assert add_idr(model) is model and all(m.training==t for m,t in modes)
     assert {n.replace('.coarse.','.'):t for n,t in model.state_dict().items()}.keys() >= before.keys()
     assert all(t.equal(before[n.replace('.coarse.','.')]) for n,t in model.state_dict().items() if n.replace('.coarse.','.') in before) # statistics too
-    assert isinstance(model.get_submodule(LIBRARIES[name][1]), IDRClassifier) and idr_of(model).settings['pool']==LIBRARIES[name][2]
+    assert isinstance(model.get_submodule(LIBRARIES[name][1]), IDRClassifier) and get_idr(model).settings['pool']==LIBRARIES[name][2]
     torch.testing.assert_close(answer(model, x), plain, rtol=1e-6, atol=1e-6)
     assert type(model(x)) is type(make(name).eval()(x))
 
@@ -91,7 +93,7 @@ def test_ten_steps(name):
         loss = whole_loss(name, model, x, y)
         opt.zero_grad(); loss.backward(); opt.step(); losses.append(loss.item())
     assert all(abs(v)<1e4 for v in losses) and losses[-1]<losses[0]
-    idr = idr_of(model)
+    idr = get_idr(model)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in idr.parameters()) and all(b.isfinite().all() for b in model.buffers())
     for table in idr.relations: assert (table-torch.eye(K)).abs().max()>.1 and table[~torch.eye(K).bool()].any()
     assert idr.context.memory.any() and idr.context.count.sum().sub(40).abs()<1e-3 and idr.last is None
@@ -103,7 +105,7 @@ def test_save_and_load(name, tmp_path):
     for _ in range(2): opt.zero_grad(); whole_loss(name, model, x, y).backward(); opt.step()
     path = save_plugged(model, tmp_path/'m.safetensors')
     other = load_plugged(make(name), path)
-    assert answer(other, x).equal(answer(model, x)) and idr_of(other).settings==idr_of(model).settings and same_state(other, state(model))
+    assert answer(other, x).equal(answer(model, x)) and get_idr(other).settings==get_idr(model).settings and same_state(other, state(model))
     whole_loss(name, other.train(), x, y).backward() # it goes on learning, with its hook
 
 @each_library
@@ -126,9 +128,9 @@ def test_copy_after_a_training_forward(name):
     model, (x,y) = add_idr(make(name)).train(), batch()
     model(x)
     other = copy.deepcopy(model)
-    assert idr_of(other).last is None and idr_of(model).last is not None
+    assert get_idr(other).last is None and get_idr(model).last is not None
     whole_loss(name, other, x, y).backward()
-    assert idr_of(model).relations[0].equal(torch.eye(K)) and not idr_of(other).relations[0].equal(torch.eye(K))
+    assert get_idr(model).relations[0].equal(torch.eye(K)) and not get_idr(other).relations[0].equal(torch.eye(K))
     remove_idr(other)
     if is_hf(name): assert len(model._forward_hooks)==1 and not other._forward_hooks
     idr_loss(model, y)
@@ -142,7 +144,7 @@ def test_sizes_batch_one_and_void(name):
     model = add_idr(make(name)).train()
     if name=='upernet': # its pooled branches cannot train on one picture, with or without us
         for m in model.decode_head.modules():
-            if isinstance(m, nn.BatchNorm2d) and m not in set(idr_of(model).modules()): m.eval()
+            if isinstance(m, nn.BatchNorm2d) and m not in set(get_idr(model).modules()): m.eval()
     h,w = (40,24) if name=='smp' else (45,61)
     x, y = batch(1, h, w)
     loss = whole_loss(name, model, x, y)
@@ -192,7 +194,7 @@ def test_labels_however_they_are_given(name):
         torch.manual_seed(5)
         out = twin(*(places if not kwargs else () if 'pixel_values' in kwargs else (x,)), **kwargs)
         loss = out[0]
-        assert isinstance(out, tuple)==(kwargs.get('return_dict') is False) and idr_of(twin).last is None
+        assert isinstance(out, tuple)==(kwargs.get('return_dict') is False) and get_idr(twin).last is None
         want = loss if want is None else want
         torch.testing.assert_close(loss, want)
         if not isinstance(out, tuple): assert out.loss is out['loss'] and out.logits is out['logits']
@@ -221,7 +223,7 @@ def test_their_id_of_void(maker, word):
     model, (x,y) = add_idr(maker(**{word:0})).train(), batch()
     y[y==255] = 0
     assert model(x, labels=y).loss.isfinite()
-    relations, memory = idr_of(model).relations[0], idr_of(model).context.memory
+    relations, memory = get_idr(model).relations[0], get_idr(model).context.memory
     off = relations-relations.diag().diag()
     assert not off[:,0].any() and not memory[0].any() and off[:,1:].any() and memory[1:].any() # class 0 is void: nobody learns of it
 
@@ -297,23 +299,23 @@ def test_diagnostics_are_those_of_the_loops(pool, keep, ignore):
 def test_only_the_deletion_differs():
     "Refinement that can change nothing, heavy dropout: no class's loss moves; and the statistics of the norms saw one forward."
     model, (x,y) = add_idr(toy(), at='3', width=8, dropout=.5).train(), batch()
-    nn.init.zeros_(idr_of(model).context.refiner.out.norm.weight)
-    nn.init.normal_(idr_of(model).final.score.weight)
+    nn.init.zeros_(get_idr(model).context.refiner.out.norm.weight)
+    nn.init.normal_(get_idr(model).final.score.weight)
     for _ in range(3): model(x); idr_loss(model, y)
-    assert not idr_of(model).relations[0][~torch.eye(K).bool()].any()
-    assert {b.item() for n,b in idr_of(model).named_buffers() if n.endswith('num_batches_tracked')}=={3}
+    assert not get_idr(model).relations[0][~torch.eye(K).bool()].any()
+    assert {b.item() for n,b in get_idr(model).named_buffers() if n.endswith('num_batches_tracked')}=={3}
 
 def test_momenta_noise_and_weight():
     x, y = batch()
     for args in (dict(relation_momentum=0.), dict(memory_momentum=0.), dict(coarse_weight=0.)):
         model = add_idr(toy(), at='3').train(); model(x)
-        loss, context = idr_loss(model, y, **args), idr_of(model).context
+        loss, context = idr_loss(model, y, **args), get_idr(model).context
         assert context.relation_mean.equal(torch.eye(K))==('relation_momentum' in args) and (not context.memory.any())==('memory_momentum' in args)
         assert (loss==0)==('coarse_weight' in args)
     picks = []
     for junk in (1,2):
         torch.manual_seed(0); model = add_idr(toy(), at='3', dropout=0.).train(); model(x)
-        torch.manual_seed(junk); idr_loss(model, y, noise=torch.linspace(0,1,2*K).view(2,K)); picks.append(idr_of(model).context.count)
+        torch.manual_seed(junk); idr_loss(model, y, noise=torch.linspace(0,1,2*K).view(2,K)); picks.append(get_idr(model).context.count)
     assert picks[0].equal(picks[1])
 
 # --- how D2 starts
@@ -350,7 +352,7 @@ def test_compiled():
     for _ in range(2):
         a, b = (F.cross_entropy(m(x), y, ignore_index=255) + idr_loss(m, y, noise=noise) for m in (fast, twin))
         torch.testing.assert_close(a, b)
-    assert idr_of(fast) is idr_of(model)
+    assert get_idr(fast) is get_idr(model)
     for n,b in tables(model).items(): torch.testing.assert_close(b, tables(twin)[n], rtol=1e-4, atol=1e-5)
 
 @pytest.mark.parametrize('dtype', (torch.bfloat16, torch.float16))
@@ -397,7 +399,7 @@ def _work(rank, port, queue):
     torch.manual_seed(rank)
     opt, (x,y) = torch.optim.SGD(both.parameters(), .1), batch()
     for _ in range(2): opt.zero_grad(); whole_loss('', both, x, y).backward(); opt.step()
-    idr = idr_of(both)
+    idr = get_idr(both)
     queue.put([t.tolist() for t in (*idr.relations, idr.context.memory, idr.context.count, idr.coarse.weight, idr.final.score.weight)])
     dist.barrier(); dist.destroy_process_group()
 
@@ -413,22 +415,22 @@ def test_two_processes():
 
 def test_own_models():
     for framework in ('fcn','upernet'):
-        model, (x,y) = segmentor(framework, 'tiny', K, idr=False, width=8, attention_width=6, aux_width=4), batch()
+        model, (x,y) = build_segmentor(framework, 'tiny', K, idr=False, width=8, attention_width=6, aux_width=4), batch()
         x = (100*x+50).clamp(0, 255) # our own normalise themselves
         plain = model.eval()(x)['out']
         assert find_seam(model)=='head.final.score' and find_seam(model.head)=='final.score'
         torch.testing.assert_close(add_idr(model)(x)['out'], plain, rtol=1e-5, atol=1e-6)
         (model.train()(x, y)['loss'] + idr_loss(model, y)).backward()
-    with pytest.raises(ValueError, match='has IDR built in; build it with idr=False'): add_idr(segmentor('fcn', 'tiny', K, width=8, attention_width=6, aux_width=4))
+    with pytest.raises(ValueError, match='has IDR built in; build it with idr=False'): add_idr(build_segmentor('fcn', 'tiny', K, width=8, attention_width=6, aux_width=4))
 
 def test_only_the_plug_learns():
     model, (x,y) = toy().requires_grad_(False), batch()
     add_idr(model, at='3').train()
     whole_loss('', model, x, y).backward()
-    assert all((p.grad is None)==(not p.requires_grad) for p in model.parameters()) and idr_of(model).squeeze.conv.weight.grad.any()
+    assert all((p.grad is None)==(not p.requires_grad) for p in model.parameters()) and get_idr(model).squeeze.conv.weight.grad.any()
 
 def test_imports_nothing_of_theirs():
-    code = "import sys, idrnet_nb.plug; print([m for m in ('segmentation_models_pytorch','transformers','torchvision') if m in sys.modules])"
+    code = "import sys, idrnet_nb.models.plugin; print([m for m in ('segmentation_models_pytorch','transformers','torchvision') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()=='[]'
 
 # --- what a user may get wrong: a message that says so, and a model as it was
@@ -480,12 +482,12 @@ def test_a_picture_of_the_right_kind():
             if x.shape[-1]<self.least: raise RuntimeError('too small')
             return self.net(x)
     model = add_idr(Choosy(100), at='net.1')
-    assert model.seen==[(1,5,64,64),(1,5,256,256)] and idr_of(model).settings['pool']==2
+    assert model.seen==[(1,5,64,64),(1,5,256,256)] and get_idr(model).settings['pool']==2
     with pytest.raises(ValueError, match=r'fails on a picture \(1, 5, 256, 256\) \(RuntimeError: too small\)'): add_idr(Choosy(300), at='net.1')
-    assert idr_of(add_idr(Choosy(300), at='net.1', example=torch.zeros(2,5,400,304), stride=16)).settings['pool']==4
+    assert get_idr(add_idr(Choosy(300), at='net.1', example=torch.zeros(2,5,400,304), stride=16)).settings['pool']==4
 
 def test_no_idr():
-    for f in (idr_of, remove_idr, lambda m: idr_loss(m, None), lambda m: save_plugged(m, 'x.safetensors')):
+    for f in (get_idr, remove_idr, lambda m: idr_loss(m, None), lambda m: save_plugged(m, 'x.safetensors')):
         with pytest.raises(ValueError, match=r'Sequential has no IDR; call add_idr\(model\) first'): f(toy())
 
 def test_idr_loss_refuses():
@@ -503,7 +505,7 @@ def test_idr_loss_refuses():
         with pytest.raises(RuntimeError, match='no forward in training mode since the last call'): idr_loss(model, y)
     with pytest.raises(FloatingPointError, match='features at the seam'): model.train()(x*torch.nan)
     model(x)
-    with torch.no_grad(): idr_of(model).last['logits'][0,0,0,0] = torch.nan
+    with torch.no_grad(): get_idr(model).last['logits'][0,0,0,0] = torch.nan
     now = tables(model)
     with pytest.raises(FloatingPointError, match='scores at the seam: 1 of'): idr_loss(model, y)
     assert all(b.equal(now[n]) for n,b in tables(model).items())
@@ -611,8 +613,8 @@ def test_a_wrapper_is_not_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 def test_our_own_save_refuses_a_plugged_model(tmp_path):
-    from idrnet_nb.idrnet import segmentor
-    model = add_idr(segmentor('fcn', 'tiny', 4, idr=False, width=8, aux_width=8))
+    from idrnet_nb.models.segmentor import build_segmentor
+    model = add_idr(build_segmentor('fcn', 'tiny', 4, idr=False, width=8, aux_width=8))
     with pytest.raises(ValueError, match='save_plugged'): model.save_pretrained(tmp_path/'m')
     assert not (tmp_path/'m').exists()
 
@@ -628,8 +630,8 @@ def test_a_transformers_model_inside_a_module_of_ones_own(tmp_path):
     x, y = torch.randn(2,3,64,64), torch.randint(0,4,(2,64,64))
     model = add_idr(Mine(), at='net.decode_head.classifier').train()
     model(x, y).loss.backward()
-    assert idr_of(model).context.count.sum()>1.9 # its diagnostics ran
+    assert get_idr(model).context.count.sum()>1.9 # its diagnostics ran
     save_plugged(model, tmp_path/'m.safetensors')
     again = load_plugged(Mine(), tmp_path/'m.safetensors').train()
     again(x, y).loss.backward()
-    assert idr_of(again).context.count.sum()>3.9
+    assert get_idr(again).context.count.sum()>3.9

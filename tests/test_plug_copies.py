@@ -9,8 +9,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from idrnet_nb.idrnet import IDRContext, segmentor
-from idrnet_nb.plug import IDRClassifier, add_idr, find_seam, idr_loss, idr_of, load_plugged, remove_idr, save_plugged
+from idrnet_nb.method.idr import IDRContext
+from idrnet_nb.models.segmentor import build_segmentor
+from idrnet_nb.models.plugin import (IDRClassifier, add_idr, find_seam, idr_loss, get_idr,
+    load_plugged, remove_idr, save_plugged)
 from test_plug import K, answer, batch, hf_segformer, hf_upernet, smp_unet, toy, tv_fcn
 
 pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::DeprecationWarning')
@@ -59,7 +61,7 @@ def peft_of(model, **config):
 def test_peft_trains_its_copy(named, ran, tmp_path):
     x, y = batch()
     model = peft_of(add_idr(segformer()), modules_to_save=[named])
-    before = {n:t.clone() for n,t in idr_of(model).named_buffers(recurse=True)}
+    before = {n:t.clone() for n,t in get_idr(model).named_buffers(recurse=True)}
     plain = peft_of(segformer(), modules_to_save=[named])
     torch.manual_seed(3)
     first = model(pixel_values=x, labels=y).loss
@@ -68,7 +70,7 @@ def test_peft_trains_its_copy(named, ran, tmp_path):
     assert not told(lambda: train(model, lambda: model(pixel_values=x, labels=y).loss, 5))
     learnt = picks(model)
     assert sorted(learnt.values())==[0,12] and max(learnt, key=learnt.get).endswith(ran)
-    idr = idr_of(model)
+    idr = get_idr(model)
     assert not idr.relations[0].equal(torch.eye(K)) and any(not t.equal(before[n]) for n,t in idr.named_buffers())
     assert all(p.requires_grad for p in idr.parameters())
     with pytest.raises(ValueError, match=r'PeftModel is a wrapper; give what it wraps \(model.merge_and_unload'):
@@ -116,7 +118,7 @@ def test_low_rank_updates_of_the_seam_itself():
     peft, (x,y) = pytest.importorskip('peft', reason='peft is not installed'), batch()
     model = peft.get_peft_model(add_idr(segformer()), peft.LoraConfig(target_modules=['q_proj','coarse'], r=2)).train()
     train(model, lambda: model(pixel_values=x, labels=y).loss)
-    assert type(idr_of(model).coarse).__module__.startswith('peft') and [*picks(model).values()]==[4]
+    assert type(get_idr(model).coarse).__module__.startswith('peft') and [*picks(model).values()]==[4]
     want = answer(model.base_model.model, x)
     torch.testing.assert_close(answer(model.merge_and_unload(), x), want, rtol=1e-4, atol=1e-5)
     late = peft.get_peft_model(segformer(), peft.LoraConfig(target_modules=['decode_head.classifier'], r=2))
@@ -144,7 +146,7 @@ def test_the_student_learns(frozen, tmp_path):
         out, soft = model(x)
         return F.cross_entropy(out, y, ignore_index=255) + F.mse_loss(out, soft) + idr_loss(model, y)
     assert not told(lambda: train(model, loss, 5))
-    assert picks(model)=={'teacher.3':0, 'student.3':10} and idr_of(model) is idr_of(model.student)
+    assert picks(model)=={'teacher.3':0, 'student.3':10} and get_idr(model) is get_idr(model.student)
     with pytest.raises(ValueError, match=r"Pair has IDR 2 times, at \['teacher.3', 'student.3'\]; give the part"):
         save_plugged(model, tmp_path/'a')
     assert not [*tmp_path.iterdir()]
@@ -161,7 +163,7 @@ def test_nothing_tells_which_is_meant():
     model, (x,y) = nn.ModuleDict(dict(a=plugged(), b=plugged())), batch()
     for prepare in (lambda: None, lambda: (model.a(x), model.b(x))):
         prepare()
-        for f in (idr_of, lambda m: idr_loss(m, y)):
+        for f in (get_idr, lambda m: idr_loss(m, y)):
             with pytest.raises(ValueError, match=r"ModuleDict has IDR 2 times, at \['a.3', 'b.3'\], and nothing tells which is meant"):
                 f(model)
     idr_loss(model.a, y)
@@ -177,8 +179,8 @@ def test_averaged_models(tmp_path):
         for _ in range(2):
             train(model, lambda: whole(model, x, y), 1)
             mean.update_parameters(model)
-        learnt = idr_of(model).context.count.sum()
-        assert abs(learnt-4)<1e-3 and 0<idr_of(mean).context.count.sum()<=learnt and idr_of(mean) is idr_of(mean.module)
+        learnt = get_idr(model).context.count.sum()
+        assert abs(learnt-4)<1e-3 and 0<get_idr(mean).context.count.sum()<=learnt and get_idr(mean) is get_idr(mean.module)
         assert answer(mean, x).isfinite().all() and not alike(mean, model, x)
         with pytest.raises(ValueError, match=r'AveragedModel is a wrapper; give what it wraps \(model.module\)'):
             save_plugged(mean, tmp_path/'a')
@@ -196,8 +198,8 @@ def test_a_copy_knows_nothing_of_the_past(copied):
     assert len(told(lambda: [own(model, x, y).backward() for _ in range(5)]))==1
     model(x)
     twin = copied(model)
-    assert idr_of(twin).last is None and not told(lambda: train(twin, lambda: own(twin, x, y), 3)) and len(told(lambda: twin(x)))==1
-    assert twin is not model and idr_of(twin).trail is not idr_of(model).trail
+    assert get_idr(twin).last is None and not told(lambda: train(twin, lambda: own(twin, x, y), 3)) and len(told(lambda: twin(x)))==1
+    assert twin is not model and get_idr(twin).trail is not get_idr(model).trail
 
 def test_hooks_go_with_their_model():
     model, (x,y) = add_idr(segformer()).train(), batch()
@@ -343,7 +345,7 @@ def test_a_folder_of_transformers_is_read_back(maker, tmp_path):
     twin = copy.deepcopy(model)
     twin.save_pretrained(tmp_path/'a')
     other = load_plugged(make(), tmp_path/'a')
-    assert alike(other, model, x) and idr_of(other).settings==idr_of(model).settings and picks(other)==picks(model)
+    assert alike(other, model, x) and get_idr(other).settings==get_idr(model).settings and picks(other)==picks(model)
     other.save_pretrained(tmp_path/'b', max_shard_size='20KB')
     assert len([*(tmp_path/'b').glob('*.safetensors')])>1
     assert alike(load_plugged(type(model).from_pretrained(tmp_path/'b'), tmp_path/'b'), model, x)
@@ -454,7 +456,7 @@ def test_strange_headers(change, words, tmp_path):
     model = toy()
     with pytest.raises(ValueError, match=words): load_plugged(model, rewrite(path, json.dumps({**note, **change})))
     assert model.state_dict().keys()==toy().state_dict().keys()
-    assert idr_of(load_plugged(model, rewrite(path, json.dumps(note)))).settings==SETTINGS # and nothing was left behind
+    assert get_idr(load_plugged(model, rewrite(path, json.dumps(note)))).settings==SETTINGS # and nothing was left behind
 
 @pytest.mark.parametrize('text', ['', 'null', '3', '"x"', '[]', '{}', '{"format": 1}', '['*100_000, '{', '{"format": ' + '9'*5000 + '}'])
 def test_strange_notes(text, tmp_path):
@@ -473,12 +475,12 @@ def test_only_the_file_is_opened(tmp_path, monkeypatch):
 @pytest.mark.parametrize('dtype', (torch.bfloat16, torch.float16))
 def test_tables_stay_exact_in_a_model_of_half_precision(dtype):
     model, (x,y) = plugged().to(dtype), batch(4)
-    for b in idr_of(model).context.buffers(recurse=False): assert b.dtype==torch.float32
+    for b in get_idr(model).context.buffers(recurse=False): assert b.dtype==torch.float32
     assert {p.dtype for p in model.parameters()}=={dtype}
     for _ in range(140):
         F.cross_entropy(model(x.to(dtype)).float(), y, ignore_index=255)
         idr_loss(model, y)
-    assert idr_of(model).context.count.sum().round()==560
+    assert get_idr(model).context.count.sum().round()==560
     assert all(b.isfinite().all() for b in model.buffers())
 
 def test_casting_keeps_what_was_learnt():
@@ -493,7 +495,7 @@ def test_casting_keeps_what_was_learnt():
     assert {b.dtype for b in IDRContext(3, 4, 2).to('meta').to_empty(device='cpu').buffers(recurse=False)}=={torch.float32}
 
 def test_our_own_model_in_half_precision():
-    model = segmentor('fcn', 'tiny', K, width=8, attention_width=6, aux_width=4).bfloat16().train()
+    model = build_segmentor('fcn', 'tiny', K, width=8, attention_width=6, aux_width=4).bfloat16().train()
     x, y = torch.randint(0, 256, (2,3,32,32)), torch.randint(0, K, (2,32,32))
     for _ in range(2): model(x.bfloat16(), y)['loss'].backward()
     assert model.head.refiner.count.dtype==torch.float32 and model.head.refiner.count.sum().round()==4
@@ -501,7 +503,7 @@ def test_our_own_model_in_half_precision():
 def test_plugging_a_model_of_half_precision():
     model, (x,y) = add_idr(toy().bfloat16(), at='3').train(), batch()
     train(model, lambda: F.cross_entropy(model(x.bfloat16()).float(), y, ignore_index=255)+idr_loss(model, y))
-    assert idr_of(model).context.memory.dtype==torch.float32 and idr_of(model).context.memory.any()
+    assert get_idr(model).context.memory.dtype==torch.float32 and get_idr(model).context.memory.any()
 
 # --- labels and void
 
@@ -587,7 +589,7 @@ def test_a_seam_whose_weight_is_shared(tmp_path):
     model, (x,y) = add_idr(Tied(), at='last').train(), batch()
     train(model, lambda: whole(model, x, y))
     other = load_plugged(Tied(), save_plugged(model, tmp_path/'a.safetensors'))
-    for m in (model, other): assert idr_of(m).coarse.weight is m.first.weight
+    for m in (model, other): assert get_idr(m).coarse.weight is m.first.weight
     assert alike(other, model, x)
 
 @pytest.mark.parametrize('last,words', [
@@ -605,12 +607,12 @@ def test_other_seams_and_states():
     model = add_idr(with_seam(nn.Conv2d(6,K,1,groups=2)), at='2').train()
     train(model, lambda: whole(model, x, y))
     for training in (True, False):
-        assert idr_of(add_idr(toy().train(training), at='3')).training==training
+        assert get_idr(add_idr(toy().train(training), at='3')).training==training
     model = add_idr(tv_fcn(aux=True)).train() # two heads: the main one is plugged, the other stays
     assert [*picks(model)]==['classifier.4'] and isinstance(model.aux_classifier[4], nn.Conv2d)
     frozen = toy().requires_grad_(False)
     model = add_idr(frozen, at='3').train()
     train(model, lambda: whole(model, x, y))
-    assert picks(model)=={'3':4} and idr_of(model).final.score.weight.requires_grad
+    assert picks(model)=={'3':4} and get_idr(model).final.score.weight.requires_grad
     model.requires_grad_(False)
     assert len(told(lambda: [(model(x), idr_loss(model, y)) for _ in range(2)]))==1

@@ -3,7 +3,7 @@ import os, socket
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from idrnet_nb.idrnet import HeadConfig, SegHead
+from idrnet_nb.models.head import HeadConfig, SegHead
 
 K, CHANNELS = 4, [6,7]
 

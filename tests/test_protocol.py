@@ -5,23 +5,26 @@ import numpy as np, pytest, torch
 import torch.nn.functional as F
 from PIL import Image
 from idrnet_nb import cli
-from idrnet_nb.data import DATASETS, LABEL_SPACES, read_label, read_picture
-from idrnet_nb.idrnet import segmentor
-from idrnet_nb.infer import Protocol, evaluate, load_model, probabilities, save_model, window_starts
-from idrnet_nb.metrics import Meter
+from idrnet_nb.data.datasets import DATASETS
+from idrnet_nb.data.label_spaces import LABEL_SPACES
+from idrnet_nb.data.readers import read_mask, read_image
+from idrnet_nb.models.segmentor import build_segmentor
+from idrnet_nb.training.inference import (EvalProtocol, evaluate, load_model, probabilities,
+    save_model, window_starts)
+from idrnet_nb.training.metrics import Meter
 from test_data import LAYOUTS, layout, real
 
 K = 6
 SMALL = dict(width=8, attention_width=4, aux_width=4)
-R50 = Protocol((32,80), keep_ratio=True, average='logits')                              # the published ones, smaller
-SWIN = Protocol((40,160), keep_ratio=True, window=(40,40), step=(26,26))
+R50 = EvalProtocol((32,80), keep_ratio=True, average='logits')                              # the published ones, smaller
+SWIN = EvalProtocol((40,160), keep_ratio=True, window=(40,40), step=(26,26))
 MULTI = SWIN.but(scales=(.5,.75,1.,1.25,1.5,1.75), flip=True, flip_pairs=((1,2),(4,5)))
-LIP = Protocol((37,37), window=(31,31), step=(20,20), scales=(.75,1.,1.25), flip=True, flip_pairs=((1,2),(4,5)))
-PROTOCOLS = dict(plain=Protocol(), r50=R50, swin=SWIN, multi=MULTI, lip=LIP, exact=Protocol((37,29), average='logits'),
-    votes=Protocol(scales=(.6,1.), flip=True, flip_pairs=((0,3),), average='logits'), cut=Protocol(window=(16,24), average='logits'),
-    grid=R50.but(average='grid_probabilities'), grid_many=Protocol(scales=(.6,1.), flip=True, flip_pairs=((0,3),), average='grid_probabilities'),
-    grid_cut=Protocol((37,29), window=(16,24), flip=True, average='grid_probabilities'),
-    wide=Protocol(window=(9,200), step=(9,1), flip=True))
+LIP = EvalProtocol((37,37), window=(31,31), step=(20,20), scales=(.75,1.,1.25), flip=True, flip_pairs=((1,2),(4,5)))
+PROTOCOLS = dict(plain=EvalProtocol(), r50=R50, swin=SWIN, multi=MULTI, lip=LIP, exact=EvalProtocol((37,29), average='logits'),
+    votes=EvalProtocol(scales=(.6,1.), flip=True, flip_pairs=((0,3),), average='logits'), cut=EvalProtocol(window=(16,24), average='logits'),
+    grid=R50.but(average='grid_probabilities'), grid_many=EvalProtocol(scales=(.6,1.), flip=True, flip_pairs=((0,3),), average='grid_probabilities'),
+    grid_cut=EvalProtocol((37,29), window=(16,24), flip=True, average='grid_probabilities'),
+    wide=EvalProtocol(window=(9,200), step=(9,1), flip=True))
 SIZES = (30,47), (64,33), (5,90), (9,7)
 
 class Net(torch.nn.Module):
@@ -92,7 +95,7 @@ def net(): return Net().eval()
 # --- the protocol itself
 @pytest.mark.parametrize('p', PROTOCOLS.values(), ids=PROTOCOLS)
 def test_round_trip(p):
-    again = Protocol(**json.loads(json.dumps(asdict(p))))
+    again = EvalProtocol(**json.loads(json.dumps(asdict(p))))
     assert again==p and hash(again)==hash(p) and str(again)==str(p) and '\n' not in str(p)
     assert p.but()==p
 
@@ -106,16 +109,16 @@ def test_words_differ():
     (dict(resize=(0,8)),'height, width'), (dict(window=(8,8,8)),'2 whole numbers'), (dict(average='mean'),"average='mean' does not fit; average is 'probabilities'"),
     (dict(flip_pairs=[(1,)]),'lists of 2 whole numbers'), (dict(flip_pairs=[(1,-2)]),'pairs of class ids')], ids=str)
 def test_nonsense(parts, word):
-    with pytest.raises(ValueError, match=word): Protocol(**parts)
+    with pytest.raises(ValueError, match=word): EvalProtocol(**parts)
     with pytest.raises(ValueError, match=word): SWIN.but(**{'step':None, 'window':None, **parts})
 
 def test_published_sizes():
     "Worked out by hand from min(2048/longer, 512/shorter) and int(side·scale+.5)."
-    ade, swin, city = [Protocol(s, keep_ratio=True) for s in ((512,2048),(640,2560),(1024,2048))]
+    ade, swin, city = [EvalProtocol(s, keep_ratio=True) for s in ((512,2048),(640,2560),(1024,2048))]
     for size,want in (((512,683),(512,683)), ((364,500),(512,703)), ((300,400),(512,683)), ((1600,300),(2048,384)), ((2048,2048),(512,512)), ((1,9999),(1,2048))):
         assert ade.fit(size)==want, size
     assert swin.fit((512,683))==(640,854) and swin.fit((480,640))==(640,853) and city.fit((1024,2048))==(1024,2048) and city.fit((128,256))==(1024,2048)
-    assert ade.fit((683,512))==(683,512) and Protocol((473,473)).fit((1,2))==(473,473) and Protocol((2048,512), keep_ratio=True).fit((364,500))==(512,703)
+    assert ade.fit((683,512))==(683,512) and EvalProtocol((473,473)).fit((1,2))==(473,473) and EvalProtocol((2048,512), keep_ratio=True).fit((364,500))==(512,703)
 
 def test_a_new_window_brings_its_step():
     assert SWIN.but(window=(30,30)).step==(20,20) and SWIN.but(window=None).step is None and SWIN.but(window=(30,30),step=(7,7)).step==(7,7)
@@ -160,7 +163,7 @@ def before(model, images, scales=(1.,), flip=False, window=None, step=None):
 @torch.no_grad()
 def test_old_results_stay(look):
     "Where a scale makes whole pixels, nothing moved."
-    model = segmentor('fcn', 'tiny', K, **SMALL).eval()
+    model = build_segmentor('fcn', 'tiny', K, **SMALL).eval()
     images = torch.stack([picture(32,44),picture(32,44,1)])
     assert torch.allclose(probabilities(model, images, **look), before(model, images, **look), atol=1e-6)
 
@@ -175,7 +178,7 @@ def test_whole_logits_take_one_step(net):
 @torch.no_grad()
 def test_a_real_model_takes_one_step_too(framework):
     torch.manual_seed(0)
-    model = segmentor(framework, 'tiny', K, **SMALL).eval()
+    model = build_segmentor(framework, 'tiny', K, **SMALL).eval()
     x = picture(48,64)[None]
     inner = model.head(model.backbone((x.float()-model.mean)/model.std))['out']
     assert inner.shape[-2:]!=(48,64)
@@ -187,7 +190,7 @@ def test_a_real_model_takes_one_step_too(framework):
 def test_softmax_on_the_grid_of_a_real_model(size, pad_to):
     "The authors' order: softmax where the network answers, then one resize to the label; where the image was padded, the padding is cut off on the way."
     torch.manual_seed(0)
-    model = segmentor('fcn', 'tiny', K, **SMALL).eval()
+    model = build_segmentor('fcn', 'tiny', K, **SMALL).eval()
     model.backbone.pad_to = pad_to
     x, (h,w) = picture(*size)[None], size
     model.head.final.score.weight.mul_(4/model(picture(48,64)[None])['out'].std((2,3)).mean()) # nowhere sure, an untrained model has one answer in every order
@@ -206,7 +209,7 @@ def test_resize_is_bilinear_on_bytes():
     class Spy(Net):
         def forward(self, images, size=None, enlarge=True): seen.append(images); return super().forward(images, size, enlarge)
     image = picture(20,31)
-    probabilities(Spy().eval(), image[None], Protocol((7,50)))
+    probabilities(Spy().eval(), image[None], EvalProtocol((7,50)))
     (h,w), source = (7,50), image.numpy().astype(float)
     def line(n, m): # where each new pixel's centre lies among the old ones
         at = np.clip((np.arange(n)+.5)*m/n-.5, 0, None); low = np.minimum(np.floor(at).astype(int), m-1)
@@ -218,7 +221,7 @@ def test_resize_is_bilinear_on_bytes():
 
 def test_mirror_symmetry(net):
     "Looking in the mirror as well, a mirrored picture has the mirrored answer, with left and right exchanged."
-    image, p = picture(30,47), Protocol(flip=True, flip_pairs=((1,2),(4,5)), scales=(1.,2.))
+    image, p = picture(30,47), EvalProtocol(flip=True, flip_pairs=((1,2),(4,5)), scales=(1.,2.))
     a,b = probabilities(net, image[None], p), probabilities(net, image[None].flip(-1), p)
     assert torch.allclose(a, b.flip(-1)[:,[0,2,1,3,5,4]], atol=1e-5)
     assert not torch.allclose(a, b.flip(-1), atol=1e-2)
@@ -229,7 +232,7 @@ def test_batch_is_one_by_one(net):
         assert torch.allclose(probabilities(net, images, p), torch.cat([probabilities(net, i[None], p) for i in images]), atol=1e-5)
 
 def test_mode_and_state_are_left(net):
-    model = segmentor('fcn', 'tiny', K, **SMALL).train()
+    model = build_segmentor('fcn', 'tiny', K, **SMALL).train()
     state = {n:x.clone() for n,x in model.state_dict().items()}
     probabilities(model, picture(30,47)[None], MULTI)
     assert model.training and all(x.equal(state[n]) for n,x in model.state_dict().items())
@@ -257,8 +260,8 @@ def test_label_is_not_resized(net):
     class Knows(Net):
         def forward(self, images, size=None): return dict(out=F.one_hot((images[:,0]/40).round().long(), K).movedim(-1,1).float()*20)
     label = truth(30,47); image = torch.where(label==255, 0, label*40).byte().expand(3,30,47)
-    assert evaluate(Knows().eval(), [(image,label)], protocol=Protocol()).scores()['miou']==100
-    assert evaluate(Knows().eval(), [(image,label)], protocol=Protocol((15,23))).scores()['miou']<60
+    assert evaluate(Knows().eval(), [(image,label)], protocol=EvalProtocol()).scores()['miou']==100
+    assert evaluate(Knows().eval(), [(image,label)], protocol=EvalProtocol((15,23))).scores()['miou']<60
 
 def test_nothing_is_kept(net):
     "While a hundred pictures are judged, no more than a few answers are alive at a time."
@@ -281,10 +284,10 @@ def run(capsys, *words):
 
 def saved(folder, name, p=None, **about):
     torch.manual_seed(0)
-    model = segmentor('fcn', 'tiny', LABEL_SPACES[name].num_classes, **SMALL)
+    model = build_segmentor('fcn', 'tiny', LABEL_SPACES[name].num_classes, **SMALL)
     return save_model(model, folder, LABEL_SPACES[name], **({} if p is None else dict(protocol=json.loads(json.dumps(asdict(p))))), **about)
 
-OF = dict(ade20k=R50, cityscapes=Protocol((32,64), keep_ratio=True, average='logits'), coco_stuff_10k=SWIN, lip=Protocol((37,37), average='logits'))
+OF = dict(ade20k=R50, cityscapes=EvalProtocol((32,64), keep_ratio=True, average='logits'), coco_stuff_10k=SWIN, lip=EvalProtocol((37,37), average='logits'))
 
 @torch.no_grad()
 def judged(folder, root, name, p, n=None):
@@ -292,8 +295,8 @@ def judged(folder, root, name, p, n=None):
     model, space = load_model(folder)
     meter, rows = Meter(space.num_classes), DATASETS[name].load(root)
     for row in list(rows)[:n]:
-        label = torch.from_numpy(read_label(row['label'], space)).long()
-        image = torch.from_numpy(read_picture(row['image'])).permute(2,0,1)
+        label = torch.from_numpy(read_mask(row['label'], space)).long()
+        image = torch.from_numpy(read_image(row['image'])).permute(2,0,1)
         meter.update(probabilities(model, image[None], p).argmax(1), label[None])
     return meter
 
@@ -305,7 +308,7 @@ def test_one_command_and_the_dataset(name, tmp_path, capsys):
     want, lines, row = judged(model, root, name, OF[name]), out.splitlines(), json.loads((tmp_path/'out'/'scores.json').read_text())
     assert len(lines)==LABEL_SPACES[name].num_classes+3 and lines[-2]==f'protocol: {OF[name]}'
     assert lines[-3].split()[:2]==['mIoU', f'{want.scores()["miou"]:.2f}'] and f'{name}, 3 unseen' in lines[-3] and f'has {DATASETS[name].pictures}' in lines[-3]
-    assert Protocol(**row['protocol'])==OF[name] and row['pictures']==3 and row['data']==name
+    assert EvalProtocol(**row['protocol'])==OF[name] and row['pictures']==3 and row['data']==name
     assert list(row['iou'])==list(LABEL_SPACES[name].classes) and {'torch','device','date','version'}<=set(row)
     for got,v in zip(row['iou'].values(), want.scores()['iou']): assert got is None if v!=v else abs(got-v)<1e-3
     assert abs(row['miou']-want.scores()['miou'])<1e-3

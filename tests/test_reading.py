@@ -7,26 +7,18 @@ import numpy as np, pytest, torch
 from PIL import Image, ImageCms, ImageOps
 from scipy.io import savemat
 from torch.utils.data import DataLoader
-from idrnet_nb import data
-from idrnet_nb.check import check_data
-from idrnet_nb.core import LabelSpace
-from idrnet_nb.data import (
-    DATASETS,
-    LABEL_SPACES,
-    Augment,
-    BadFile,
-    DecodedImage,
-    Pairs,
-    decode_image,
-    decode_mask,
-    folder_pairs,
-    ids_from_colours,
-    match_pair,
-    read_label,
-    read_picture,
-    set_max_pixels,
-    upright,
-)
+from idrnet_nb.data import hub_datasets
+from idrnet_nb.data import transforms
+from idrnet_nb.data.validate import check_data
+from idrnet_nb.data.labels import LabelSpace
+from idrnet_nb.data.datasets import DATASETS
+from idrnet_nb.data.label_spaces import LABEL_SPACES
+from idrnet_nb.data.transforms import Augment
+from idrnet_nb.data.readers import (BadFile, DecodedImage, decode_image, decode_mask, read_mask,
+    read_image, set_max_pixels, apply_orientation)
+from idrnet_nb.data.dataset import SegmentationDataset, match_pair
+from idrnet_nb.data.pairing import folder_pairs
+from idrnet_nb.data.class_lists import ids_from_colours
 
 SPACE = LABEL_SPACES['camvid']
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,7 +86,7 @@ def test_images_follow_their_tag(kind, n, tmp_path):
 @pytest.mark.parametrize('kind', ['PNG', 'TIFF'])
 def test_masks_follow_their_own_tag(kind, n):
     got = decode_mask(held(encoded(Image.fromarray(MASK), kind, exif=tag(n))), SPACE)
-    assert np.array_equal(got.ids, upright(MASK, n if n < 9 else 1)) and got.tag == (n if 1 < n < 9 else 1)
+    assert np.array_equal(got.ids, apply_orientation(MASK, n if n < 9 else 1)) and got.tag == (n if 1 < n < 9 else 1)
 
 
 def write_pair(root, image, mask, image_tag=1, mask_tag=1, kind='JPEG', name='a'):
@@ -118,13 +110,13 @@ def test_both_tagged_alike(tmp_path, n, kind):
     rows = write_pair(tmp_path, grey_of(MASK), MASK, n, n, kind)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        image, label = Pairs(rows, SPACE)[0]
-    assert (image[0].float() / 40).round().eq(label).all() and np.array_equal(label.numpy(), upright(MASK, n))
+        image, label = SegmentationDataset(rows, SPACE)[0]
+    assert (image[0].float() / 40).round().eq(label).all() and np.array_equal(label.numpy(), apply_orientation(MASK, n))
 
 
 @pytest.mark.parametrize('n', range(2, 9))
 def test_a_mask_drawn_on_what_is_seen(tmp_path, n):
-    pairs = Pairs(write_pair(tmp_path, grey_of(MASK), upright(MASK, n), n), SPACE)
+    pairs = SegmentationDataset(write_pair(tmp_path, grey_of(MASK), apply_orientation(MASK, n), n), SPACE)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
         image, label = pairs[0]
@@ -136,7 +128,7 @@ def test_a_mask_drawn_on_what_is_seen(tmp_path, n):
 def test_a_mask_drawn_on_stored_pixels(tmp_path, n):
     "Its size tells: it is turned with the image."
     rows = write_pair(tmp_path, grey_of(MASK), MASK, n)
-    image, label = Pairs(rows, SPACE)[0]
+    image, label = SegmentationDataset(rows, SPACE)[0]
     assert image.shape[1:] == (30, 20) and (image[0].float() / 40).round().eq(label).all()
 
 
@@ -145,13 +137,13 @@ def test_what_cannot_be_told_is_said_once(tmp_path, a, b):
     for name in 'abc':
         rows = write_pair(
             tmp_path,
-            upright(grey_of(MASK), {6: 8, 8: 6}.get(a, a)),
-            upright(MASK, {6: 8, 8: 6}.get(b, b)),
+            apply_orientation(grey_of(MASK), {6: 8, 8: 6}.get(a, a)),
+            apply_orientation(MASK, {6: 8, 8: 6}.get(b, b)),
             a,
             b,
             name=name,
         )
-    pairs = Pairs(rows, SPACE)
+    pairs = SegmentationDataset(rows, SPACE)
     with pytest.warns(UserWarning) as said:
         items = [pairs[i] for i in range(3)]
     assert len(said) == 1 and all(
@@ -166,7 +158,7 @@ def test_what_cannot_be_told_is_said_once(tmp_path, a, b):
 
 
 def test_square_images_do_not_tell(tmp_path):
-    pairs = Pairs(write_pair(tmp_path, RGB[:, :20], MASK[:, :20], 6), SPACE)
+    pairs = SegmentationDataset(write_pair(tmp_path, RGB[:, :20], MASK[:, :20], 6), SPACE)
     with pytest.warns(UserWarning, match='sizes do not tell'):
         pairs[0]
 
@@ -174,21 +166,21 @@ def test_square_images_do_not_tell(tmp_path):
 def test_a_stale_tag_of_a_mask(tmp_path):
     "Only the stored pixels fit: the tag of the mask, or that of the image, is not true of the other."
     for a, b in (1, 6), (1, 8), (3, 5):
-        image, label = Pairs(write_pair(tmp_path, grey_of(MASK), MASK, a, b), SPACE)[0]
+        image, label = SegmentationDataset(write_pair(tmp_path, grey_of(MASK), MASK, a, b), SPACE)[0]
         assert image.shape[1:] == (20, 30) and (image[0].float() / 40).round().eq(label).all()
 
 
 def test_sizes_that_differ_whatever_the_tags(tmp_path):
     for a, b in (6, 1), (1, 6), (6, 6), (3, 1):
         with pytest.raises(BadFile, match='a.jpeg.* is .*a.png.* is') as e:
-            Pairs(write_pair(tmp_path, RGB, MASK[:15], a, b), SPACE)[0]
+            SegmentationDataset(write_pair(tmp_path, RGB, MASK[:15], a, b), SPACE)[0]
         assert e.value.kind == 'sizes differ'
 
 
 def test_doubts_cross_workers(tmp_path):
     for name in 'abcd':
         rows = write_pair(tmp_path, grey_of(MASK), MASK, 3, name=name)
-    pairs = Pairs(rows, SPACE)
+    pairs = SegmentationDataset(rows, SPACE)
     list(DataLoader(pairs, num_workers=2))
     assert bool(pairs.doubted)  # said by one worker, for all
     with warnings.catch_warnings():
@@ -212,21 +204,21 @@ def test_a_broken_block_of_exif(tmp_path):
         path = tmp_path / 'images' / 'a.png'
         path.write_bytes(with_chunk(encoded(Image.fromarray(RGB)), b'eXIf', content))
         try:
-            assert np.array_equal(read_picture(path), RGB)
+            assert np.array_equal(read_image(path), RGB)
         except BadFile as e:
             assert 'a.png' in str(e)
         check_data(rows, SPACE, progress=False)
         mask = with_chunk(encoded(Image.fromarray(MASK)), b'eXIf', content)
         try:
-            read_label(held(mask, 'm.png'), SPACE)
+            read_mask(held(mask, 'm.png'), SPACE)
         except BadFile as e:
             assert 'm.png' in str(e)
     path.write_bytes(with_chunk(encoded(Image.fromarray(RGB)), b'eXIf', b'no tiff at all'))
     with pytest.raises(BadFile, match=r"a\.png' cannot be read: .*broken \(SyntaxError"):
-        read_picture(path)
+        read_image(path)
     assert check_data(rows, SPACE, progress=False).kinds() == {'broken': 1}
     write_pair(tmp_path, RGB, MASK, kind='PNG', name='b')
-    pairs = Pairs(
+    pairs = SegmentationDataset(
         folder_pairs(tmp_path / 'images', tmp_path / 'labels'), SPACE, augment=Augment((8, 8)), broken='skip'
     )
     with pytest.warns(UserWarning, match=r'skipped: .*a\.png'):
@@ -308,7 +300,7 @@ def test_what_is_no_fault_of_the_content(tmp_path, monkeypatch):
         with monkeypatch.context() as m:
             m.setattr(Image, 'open', refuse)
             with pytest.raises(BadFile, match=rf"a\.png' cannot be read: .*{word}"):
-                read_picture(path)
+                read_image(path)
 
 
 # --- MATLAB
@@ -324,7 +316,7 @@ def test_mat_of_every_kind():
         for packed in False, True:
             for shape in (20, 30), (1, 1), (3, 1):
                 ids = np.resize(MASK, shape).astype(kind)
-                got = read_label(
+                got = read_mask(
                     held(
                         mat(
                             content=dict(a='x', b=np.zeros((2, 2, 2)), c={'d': 1}, S=ids, z=ids[:1] + 0),
@@ -345,7 +337,7 @@ def test_mat_of_every_kind():
         dict(s=MASK),
     ):
         with pytest.raises(BadFile, match=r'm\.mat'):
-            read_label(held(mat(content=content), 'm.mat'), SPACE)
+            read_mask(held(mat(content=content), 'm.mat'), SPACE)
 
 
 def test_mat_of_the_other_byte_order():
@@ -356,7 +348,7 @@ def test_mat_of_the_other_byte_order():
     array += element(1, b'S') + element(4, MASK.T.astype('>u2').tobytes())
     whole = b'MATLAB 5.0'.ljust(124) + b'\1\0MI' + element(14, array)
     for name in 'm.mat', 'M.MAT':
-        assert np.array_equal(read_label(held(whole, name), SPACE), MASK)
+        assert np.array_equal(read_mask(held(whole, name), SPACE), MASK)
 
 
 def test_a_large_variable_that_is_packed_small(limit):
@@ -364,9 +356,9 @@ def test_a_large_variable_that_is_packed_small(limit):
     packed = mat(content=dict(S=np.zeros((300, 300))), do_compression=True)
     set_max_pixels(100)
     with pytest.raises(BadFile, match='above 4896 bytes'):
-        read_label(held(packed, 'm.mat'), SPACE)
+        read_mask(held(packed, 'm.mat'), SPACE)
     set_max_pixels(300 * 300)
-    assert read_label(held(packed, 'm.mat'), SPACE).shape == (300, 300)
+    assert read_mask(held(packed, 'm.mat'), SPACE).shape == (300, 300)
 
 
 def test_no_damaged_mat_ends_the_process():
@@ -375,7 +367,7 @@ def test_no_damaged_mat_ends_the_process():
 import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]
 import numpy as np
 from test_reading import mat, damaged, held, MASK, SPACE
-from idrnet_nb.data import BadFile, decode_mask
+from idrnet_nb.data.readers import BadFile, decode_mask
 rng, named = np.random.default_rng(0), 0
 for packed in False,True:
     whole = mat(do_compression=packed)
@@ -427,20 +419,20 @@ def test_sixteen_bits_of_twelve(kind, bits):
         BadFile,
         match=f'{"1?" if kind in ("RGB", "RGBA", "LA") else ""}{"(12|8)" if kind in ("RGB", "RGBA", "LA") else bits}-bit numbers.*8 bits',
     ) as e:
-        read_picture(held(content(grey), 'dark.png'))
+        read_image(held(content(grey), 'dark.png'))
     assert e.value.kind == 'wrong range' and 'dark.png' in str(e.value)
     full = grey.astype(int) * (65535 // (2**bits - 1))
-    assert abs(read_picture(held(content(full.astype(np.uint16))))[..., 0] - (full >> 8)).max() <= 1
+    assert abs(read_image(held(content(full.astype(np.uint16))))[..., 0] - (full >> 8)).max() <= 1
     if kind == 'grey':
-        assert (read_picture(held(content(0 * grey))) == 0).all()  # truly black: read, and named by `empty`
+        assert (read_image(held(content(0 * grey))) == 0).all()  # truly black: read, and named by `empty`
 
 
 def test_numbers_beyond_sixteen_bits():
     for x in SMOOTH.astype(np.int32) - 1, SMOOTH.astype(np.int32) * 1000:
         with pytest.raises(BadFile, match=r"d\.tiff' holds numbers from -?\d+ to \d+, an image has 0..65535"):
-            read_picture(held(encoded(Image.fromarray(x), 'TIFF'), 'd.tiff'))
+            read_image(held(encoded(Image.fromarray(x), 'TIFF'), 'd.tiff'))
     with pytest.raises(BadFile, match='fractions'):
-        read_picture(held(encoded(Image.fromarray(SMOOTH / 255.0), 'TIFF')))
+        read_image(held(encoded(Image.fromarray(SMOOTH / 255.0), 'TIFF')))
 
 
 def test_modes_of_images():
@@ -448,19 +440,19 @@ def test_modes_of_images():
         kind = 'JPEG' if mode == 'YCbCr' else 'TIFF'
         got = decode_image(held(encoded(Image.fromarray(RGB).convert(mode), kind)))
         assert got.rgb.shape == (20, 30, 3) and got.empty() == ''
-    assert abs(read_picture(held(WHOLE['lab'])).astype(int) - RGB).mean() < 4
+    assert abs(read_image(held(WHOLE['lab'])).astype(int) - RGB).mean() < 4
 
 
 def test_frames(tmp_path):
     more = Image.fromarray(RGB[::-1])
     for kind in 'TIFF', 'GIF', 'WEBP', 'PNG':
         with pytest.raises(BadFile, match=r"s\.x' holds 2 frames") as e:
-            read_picture(
+            read_image(
                 held(encoded(Image.fromarray(RGB), kind, save_all=True, append_images=[more]), 's.x')
             )
         assert e.value.kind == 'several frames'
     with pytest.raises(BadFile, match='2 frames'):
-        read_label(
+        read_mask(
             held(
                 encoded(
                     Image.fromarray(MASK), 'TIFF', save_all=True, append_images=[Image.fromarray(MASK[::-1])]
@@ -470,10 +462,10 @@ def test_frames(tmp_path):
         )
     small = more.resize((15, 10))  # a smaller copy beside it, as maps have it
     assert np.array_equal(
-        read_picture(held(encoded(Image.fromarray(RGB), 'TIFF', save_all=True, append_images=[small]))), RGB
+        read_image(held(encoded(Image.fromarray(RGB), 'TIFF', save_all=True, append_images=[small]))), RGB
     )
     assert (
-        read_picture(held(encoded(Image.fromarray(RGB), 'MPO', save_all=True, append_images=[more]))).shape
+        read_image(held(encoded(Image.fromarray(RGB), 'MPO', save_all=True, append_images=[more]))).shape
         == RGB.shape
     )  # of a telephone
 
@@ -507,11 +499,11 @@ def test_the_limit_of_pixels(limit, tmp_path):
             BadFile,
             match=r"big\.png' has 600 pixels, more than the \d+ .*set_max_pixels\(600\).*--max-pixels 600",
         ) as e:
-            read_picture(path)
+            read_image(path)
         assert e.value.kind == 'too large'
     for n in 600, 700, 10**12, None:
         set_max_pixels(n)
-        assert read_picture(path).shape == (20, 30, 3)
+        assert read_image(path).shape == (20, 30, 3)
     for n in 0, -5, 1.5, '9':
         with pytest.raises(ValueError, match='set_max_pixels: n is'):
             set_max_pixels(n)
@@ -520,7 +512,7 @@ def test_the_limit_of_pixels(limit, tmp_path):
 def test_a_large_image_is_no_noise(tmp_path):
     "Between half the limit and the limit Pillow warns, without a name."
     Image.fromarray(RGB).save(tmp_path / 'big.png')
-    code = f"from PIL import Image; Image.MAX_IMAGE_PIXELS = 400\nfrom idrnet_nb.data import read_picture; print(read_picture({str(tmp_path / 'big.png')!r}).shape)"
+    code = f"from PIL import Image; Image.MAX_IMAGE_PIXELS = 400\nfrom idrnet_nb.data.dataset import read_image; print(read_image({str(tmp_path / 'big.png')!r}).shape)"
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr, done.stdout.strip()) == (0, '', '(20, 30, 3)')
 
@@ -528,7 +520,7 @@ def test_a_large_image_is_no_noise(tmp_path):
 def test_workers_know_the_limit(limit, tmp_path):
     rows = write_pair(tmp_path, RGB, MASK, kind='PNG')
     set_max_pixels(300)
-    packed = pickle.dumps(Pairs(rows, SPACE))
+    packed = pickle.dumps(SegmentationDataset(rows, SPACE))
     set_max_pixels(None)
     with pytest.raises(BadFile, match='600 pixels'):
         pickle.loads(packed)[0]  # as a started, not forked, worker gets it
@@ -536,7 +528,7 @@ def test_workers_know_the_limit(limit, tmp_path):
     (image,) = [
         x
         for x, _ in DataLoader(
-            Pairs(rows, SPACE), batch_size=None, num_workers=1, multiprocessing_context='spawn'
+            SegmentationDataset(rows, SPACE), batch_size=None, num_workers=1, multiprocessing_context='spawn'
         )
     ]
     assert image.shape == (3, 20, 30)
@@ -555,21 +547,21 @@ def test_masks_that_were_reduced_already(name):
         BadFile,
         match=rf"r\.png' holds 255, as no file of '{name}' does: its ids were made training ids already .*raw_to_train=None",
     ) as e:
-        read_label(held(encoded(Image.fromarray(reduced)), 'r.png'), space)
+        read_mask(held(encoded(Image.fromarray(reduced)), 'r.png'), space)
     assert e.value.kind == 'unseen ids'
     assert np.array_equal(
-        read_label(held(encoded(Image.fromarray(reduced))), replace(space, raw_to_train=None)), reduced
+        read_mask(held(encoded(Image.fromarray(reduced))), replace(space, raw_to_train=None)), reduced
     )
     published = np.array([[0, 1, k]], np.uint8)
-    assert read_label(held(encoded(Image.fromarray(published))), space).tolist() == [[255, 0, k - 1]]
+    assert read_mask(held(encoded(Image.fromarray(published))), space).tolist() == [[255, 0, k - 1]]
 
 
 def test_the_other_spaces_that_have_no_255():
     for name in 'camvid', 'ccp16':  # void is another id, or none
         with pytest.raises(BadFile, match='training ids already'):
-            read_label(held(encoded(Image.fromarray(np.array([[0, 5, 255]], np.uint8)))), LABEL_SPACES[name])
+            read_mask(held(encoded(Image.fromarray(np.array([[0, 5, 255]], np.uint8)))), LABEL_SPACES[name])
     with pytest.raises(BadFile, match='does not know: 12 '):
-        read_label(held(encoded(Image.fromarray(np.array([[0, 12, 255]], np.uint8)))), SPACE)
+        read_mask(held(encoded(Image.fromarray(np.array([[0, 12, 255]], np.uint8)))), SPACE)
     for name, b in DATASETS.items():
         if name not in (*FROM_ONE, 'camvid', 'ccp16'):
             assert b.space.encode(np.array([[255]])).tolist() == [[255]]
@@ -579,7 +571,7 @@ def test_a_folder_called_labelTrainIds_is_no_name_of_a_mask(tmp_path):
     (tmp_path / 'labelTrainIds').mkdir()
     path = tmp_path / 'labelTrainIds' / 'a_gtFine_labelIds.png'
     Image.fromarray(np.array([[7, 33, 0]], np.uint8)).save(path)
-    assert read_label(path, LABEL_SPACES['cityscapes']).tolist() == [[0, 18, 255]]
+    assert read_mask(path, LABEL_SPACES['cityscapes']).tolist() == [[0, 18, 255]]
 
 
 def test_what_to_write_into_the_list_of_classes():
@@ -612,7 +604,7 @@ def test_ids_as_large_as_they_come():
             space.encode(np.array([[2**64 - 1]], np.uint64))
         assert pickle.loads(pickle.dumps(space)).encode(raw).tolist() == space.encode(raw).tolist()
     assert LabelSpace('v', ['a'], [(0, 0, 0)], ignore=2**40).encode([[0, 2**40]]).tolist() == [[0, 2**40]]
-    assert data.largest_share(torch.tensor([[2**40, 1, 1, 2]]), 2**40) == 2 / 3
+    assert transforms.largest_share(torch.tensor([[2**40, 1, 1, 2]]), 2**40) == 2 / 3
     for wrong in dict(raw_to_train={2**63: 0}), dict(ignore=2**63):
         with pytest.raises(ValueError, match='2\\*\\*63|too large'):
             LabelSpace('v', ['a'], [(0, 0, 0)], **wrong)
@@ -644,11 +636,11 @@ def test_masks_that_are_no_index_mask(mode, word, tmp_path):
     im = Image.fromarray(RGB) if mode == 'colours' else Image.fromarray(MASK).convert(mode)
     (path := tmp_path / 'm.tiff').write_bytes(encoded(im, 'TIFF'))
     with pytest.raises(BadFile, match=rf"m\.tiff' is \w+, but one index a pixel was expected; .*{word}") as e:
-        read_label(path, SPACE)
+        read_mask(path, SPACE)
     assert e.value.kind == 'no index mask'
     if word == 'getchannel':  # what is said to do does it
         Image.open(path).getchannel(0).save(tmp_path / 'new.png')
-        assert np.array_equal(read_label(tmp_path / 'new.png', SPACE), MASK)
+        assert np.array_equal(read_mask(tmp_path / 'new.png', SPACE), MASK)
 
 
 def test_index_masks_of_every_kind():
@@ -658,10 +650,10 @@ def test_index_masks_of_every_kind():
         Image.fromarray(MASK.astype(np.int32)),
         Image.fromarray(MASK).convert('P'),
     ):
-        assert np.array_equal(read_label(held(encoded(im, 'TIFF')), SPACE), MASK)
-    assert read_label(held(encoded(Image.fromarray(MASK > 2))), SPACE).max() == 1
+        assert np.array_equal(read_mask(held(encoded(im, 'TIFF')), SPACE), MASK)
+    assert read_mask(held(encoded(Image.fromarray(MASK > 2))), SPACE).max() == 1
     with pytest.raises(BadFile, match='is a JPEG'):
-        read_label(
+        read_mask(
             held(encoded(Image.fromarray(MASK), 'MPO', save_all=True, append_images=[Image.fromarray(MASK)])),
             SPACE,
         )
@@ -670,15 +662,15 @@ def test_index_masks_of_every_kind():
 def test_text_masks():
     for text in '1 99999999999999999999999\n', '1 x', '1.0 2', '\x00', '1 2\n3':
         with pytest.raises(BadFile, match=r'a\.regions\.txt'):
-            read_label(held(text.encode(), 'a.regions.txt'), LABEL_SPACES['stanford_background'])
+            read_mask(held(text.encode(), 'a.regions.txt'), LABEL_SPACES['stanford_background'])
 
 
 def test_void_in_text_is_never_a_class():
     "-1 was made 255, which is a class where there are that many."
     many = LabelSpace('many', [str(i) for i in range(300)], [(0, 0, 0)] * 300, ignore=300)
-    assert read_label(held(b'-1 255\n0 299', 'a.regions.txt'), many).tolist() == [[300, 255], [0, 299]]
+    assert read_mask(held(b'-1 255\n0 299', 'a.regions.txt'), many).tolist() == [[300, 255], [0, 299]]
     own = LabelSpace('own', ['a', 'b'], [(0, 0, 0)] * 2, {4: 0, 7: 1})
-    assert read_label(held(b'-1 4\n7 -1', 'a.regions.txt'), own).tolist() == [[255, 0], [1, 255]]
+    assert read_mask(held(b'-1 4\n7 -1', 'a.regions.txt'), own).tolist() == [[255, 0], [1, 255]]
 
 
 # --- colours
@@ -693,7 +685,7 @@ def test_arrays_of_colours():
     holes[0, :3, 3] = 254
     for wrong, word in (
         (holes, '3 pixels are transparent'),
-        (colours[..., 0], 'one number a pixel.*read_label'),
+        (colours[..., 0], 'one number a pixel.*read_mask'),
         (colours / 255, 'float64.*round it'),
         (colours.astype(np.int16) - 200, 'from -200'),
         (np.moveaxis(colours, -1, 0), r'\(3, 4, 5\)'),
@@ -710,15 +702,15 @@ def test_painted_masks_of_the_hub_keep_their_tag():
     space = LABEL_SPACES['pascal_voc']
     colours = np.array(space.palette, np.uint8)[MASK]
     for im in Image.fromarray(colours), Image.fromarray(colours).convert('RGBA'):
-        batch = data._index_masks(dict(label=[held(encoded(im, exif=tag(6)))]), space, ((224, 224, 192),))
+        batch = hub_datasets._index_masks(dict(label=[held(encoded(im, exif=tag(6)))]), space, ((224, 224, 192),))
         got = decode_mask(batch['label'][0], space)
-        assert got.tag == 6 and np.array_equal(got.ids, upright(MASK, 6))
+        assert got.tag == 6 and np.array_equal(got.ids, apply_orientation(MASK, 6))
 
 
 def test_check_data_says_what_reading_found(tmp_path):
     "How many images are turned by a tag, what is unclear, what holds next to nothing."
     write_pair(tmp_path, RGB, MASK, 6, name='stored')
-    write_pair(tmp_path, RGB, upright(MASK, 8), 8, name='seen')
+    write_pair(tmp_path, RGB, apply_orientation(MASK, 8), 8, name='seen')
     write_pair(tmp_path, RGB, MASK, 3, 3, name='alike')
     write_pair(tmp_path, RGB, MASK, 3, name='unclear')
     write_pair(tmp_path, 0 * RGB, MASK, kind='PNG', name='black')

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest, torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from idrnet_nb import idrnet, recipe as room
-from idrnet_nb.data import DATASETS
-from idrnet_nb.head import mean_loss, pixel_loss, upsample
-from idrnet_nb.measure import count_flops
-from idrnet_nb.results import read_rows
-from idrnet_nb.recipe import RECIPES, REPORTED, cost, hours, mini, show_costs, timed
+from idrnet_nb.method import idr as idrnet
+from idrnet_nb.training import recipes as room
+from idrnet_nb.data.datasets import DATASETS
+from idrnet_nb.method.layers import mean_loss, pixel_losses, upsample
+from idrnet_nb.models.profiling import count_flops
+from idrnet_nb.experiments.results import read_rows
+from idrnet_nb.training.recipes import RECIPES, REPORTED, cost, hours, mini, show_costs, timed
 
 ROOT = Path(__file__).resolve().parents[1]
 FCN, UPER, LIP = (mini(RECIPES[f'idrnet_{n}'], 48) for n in ('fcn_resnet50os8_ade20k', 'upernet_resnet50os8_ade20k', 'aspp_resnet50os8_lip'))
@@ -73,9 +74,9 @@ def test_a_fake_step_holds_what_a_real_one_holds(recipe, amp, monkeypatch):
     "Equal where losses are taken on whole maps, as they are counted; training takes them strip by strip, and holds no more."
     short, counted = _real(recipe, amp), priced(how(recipe, amp='bf16'))['amp_bytes' if amp else 'peak_bytes']
     def whole(z, y, ignore):
-        each = pixel_loss(upsample(z, y.shape[-2:]), y, ignore)
+        each = pixel_losses(upsample(z, y.shape[-2:]), y, ignore)
         return mean_loss(each, y, ignore), each.detach()
-    monkeypatch.setattr(idrnet, 'upsampled_loss', whole)
+    monkeypatch.setattr(idrnet, 'tiled_cross_entropy', whole)
     assert math.isclose(counted, _real(recipe, amp), rel_tol=1e-3 if amp else 1e-6)
     assert short<=1.02*counted
 

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from idrnet_nb.core import LabelSpace, palette, seed_everything
-from idrnet_nb.data import Pairs, fit_size
-from idrnet_nb.infer import Protocol, evaluate, load_model, probabilities, save_model
-from idrnet_nb.recipe import RECIPES, Recipe, for_space, laptop, mini
-from idrnet_nb.train import train
+from idrnet_nb.data.labels import LabelSpace, palette
+from idrnet_nb.common.device import seed_everything
+from idrnet_nb.data.dataset import SegmentationDataset
+from idrnet_nb.data.transforms import fit_size
+from idrnet_nb.training.inference import EvalProtocol, evaluate, load_model, probabilities, save_model
+from idrnet_nb.training.recipes import RECIPES, Recipe, for_space, laptop, mini
+from idrnet_nb.training.trainer import train
 
 K = 3
 SPACE = LabelSpace('frames', ('ground', 'upright', 'lying'), tuple(map(tuple, palette(K).tolist())))
@@ -52,26 +54,26 @@ def test_which_recipes_the_rule_changes():
 @pytest.mark.parametrize('bounds', [(512,2048), (240,320), (320,240), (473,473), (1,1)], ids=str)
 def test_protocol_and_training_share_the_rule(bounds):
     for size in sizes(200):
-        assert Protocol(bounds, keep_ratio=True).fit(size)==fit_size(size, bounds)
-        assert Protocol(bounds, turn=True).fit(size)==fit_size(size, bounds, False)
-        assert Protocol(bounds).fit(size)==bounds # a size is a size, unless somebody asks
-        assert Protocol(turn=True).fit(size)==size # nothing to turn
+        assert EvalProtocol(bounds, keep_ratio=True).fit(size)==fit_size(size, bounds)
+        assert EvalProtocol(bounds, turn=True).fit(size)==fit_size(size, bounds, False)
+        assert EvalProtocol(bounds).fit(size)==bounds # a size is a size, unless somebody asks
+        assert EvalProtocol(turn=True).fit(size)==size # nothing to turn
 
 def test_turned_is_turned():
     "An image and the same on its side get the same pixels."
     for h,w in sizes(200):
-        if h!=w: assert Protocol((240,320), turn=True).fit((w,h))==Protocol((240,320), turn=True).fit((h,w))[::-1]
+        if h!=w: assert EvalProtocol((240,320), turn=True).fit((w,h))==EvalProtocol((240,320), turn=True).fit((h,w))[::-1]
 
 # --- words and files
 
 def test_it_is_said_and_saved():
-    p = Protocol((240,320), turn=True)
-    assert str(p).startswith('resized to 240x320, upright ones to 320x240; ') and str(Protocol((240,320))).startswith('resized to 240x320; ')
-    assert str(Protocol((64,64), turn=True))==str(Protocol((64,64))) # where there is nothing to turn
-    assert str(p.but(keep_ratio=True))==str(Protocol((240,320), keep_ratio=True))
-    assert Protocol(**json.loads(json.dumps(asdict(p))))==p
+    p = EvalProtocol((240,320), turn=True)
+    assert str(p).startswith('resized to 240x320, upright ones to 320x240; ') and str(EvalProtocol((240,320))).startswith('resized to 240x320; ')
+    assert str(EvalProtocol((64,64), turn=True))==str(EvalProtocol((64,64))) # where there is nothing to turn
+    assert str(p.but(keep_ratio=True))==str(EvalProtocol((240,320), keep_ratio=True))
+    assert EvalProtocol(**json.loads(json.dumps(asdict(p))))==p
     old = asdict(p); del old['turn']
-    assert Protocol(**json.loads(json.dumps(old)))==Protocol((240,320)) # a model is judged as it was when it was saved
+    assert EvalProtocol(**json.loads(json.dumps(old)))==EvalProtocol((240,320)) # a model is judged as it was when it was saved
 
 @pytest.mark.parametrize('name', ['laptop_fcn_camvid', 'idrnet_fcn_resnet50os8_ade20k', 'our_fcn_resnet50os8_ccp16'])
 def test_a_recipe_of_before_is_judged_as_it_is_trained(name):
@@ -101,12 +103,12 @@ def test_upright_images_are_judged_as_they_are_learnt(tmp_path):
     recipe = laptop(SPACE, 'fcn', (48,64), backbone='tiny', epochs=30, width=16)
     seed_everything(0)
     model = recipe.build()
-    data, unseen = recipe.pairs([portrait(i) for i in range(48)]), Pairs([portrait(i) for i in range(900,924)], SPACE)
+    data, unseen = recipe.pairs([portrait(i) for i in range(48)]), SegmentationDataset([portrait(i) for i in range(900,924)], SPACE)
     train(model, data, recipe.config(len(data), lr=5e-3), 'cpu', False)
     turned, laid = (evaluate(model, unseen, protocol=p).scores()['miou'] for p in (recipe.protocol, recipe.protocol.but(turn=False)))
     assert turned>laid+8, (turned, laid)
     save_model(model, tmp_path, SPACE, protocol=asdict(recipe.protocol)) # and predicted so, too
-    again, p = load_model(tmp_path)[0], Protocol(**load_model(tmp_path)[0].about['protocol'])
+    again, p = load_model(tmp_path)[0], EvalProtocol(**load_model(tmp_path)[0].about['protocol'])
     image = unseen[0][0]
     seen = []
     again.backbone.register_forward_pre_hook(lambda module,args: seen.append(tuple(args[0].shape[-2:])))

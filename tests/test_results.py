@@ -13,15 +13,19 @@ import pytest, torch
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]/'tools'), str(Path(__file__).parent)]
 import ablation as ablation_tool, cost, loader, plug_ab, softmax_order, test_battery, zoo # noqa: E402
-from idrnet_nb import benchmark, compare, speed # noqa: E402
-from idrnet_nb.ablation import VARIANTS, ablation_pairs # noqa: E402
-from idrnet_nb.benchmark import SUITES, config_of, cost_runs, key, pair_rows, work_off # noqa: E402
-from idrnet_nb.compare import build, parse_arm, read_arms # noqa: E402
-from idrnet_nb.idrnet import FRAMEWORKS, HeadConfig, segmentor # noqa: E402
-from idrnet_nb.infer import Protocol # noqa: E402
-from idrnet_nb.plug import IDRClassifier # noqa: E402
-from idrnet_nb.recipe import RECIPES # noqa: E402
-from idrnet_nb.results import read_rows # noqa: E402
+from idrnet_nb.experiments import benchmark
+from idrnet_nb.experiments import compare
+from idrnet_nb.experiments import speed # noqa: E402
+from idrnet_nb.experiments.ablation import ABLATIONS, ablation_pairs# noqa: E402
+from idrnet_nb.experiments.benchmark import SUITES, config_of, cost_runs, key, pair_rows, run_missing# noqa: E402
+from idrnet_nb.experiments.compare import build, read_variants
+from idrnet_nb.models.variants import parse_variant# noqa: E402
+from idrnet_nb.models.head import FRAMEWORKS, HeadConfig
+from idrnet_nb.models.segmentor import build_segmentor# noqa: E402
+from idrnet_nb.training.inference import EvalProtocol# noqa: E402
+from idrnet_nb.models.plugin import IDRClassifier# noqa: E402
+from idrnet_nb.training.recipes import RECIPES# noqa: E402
+from idrnet_nb.experiments.results import read_rows# noqa: E402
 
 RESULTS = Path(__file__).resolve().parents[1]/'nbs'/'results'
 RECORD = Path(__file__).parent/'data'/'results.json'
@@ -70,21 +74,21 @@ def head(framework, settings, **switch):
     "HeadConfig of a row; what is not of the head must be an argument of those who build the model."
     mine = {f.name for f in fields(HeadConfig)}
     settings = {**settings, **switch}
-    settings.pop('wide', None) # of `compare.SWITCHES`
-    strange = settings.keys()-mine-parameters(build, segmentor)
+    settings.pop('wide', None) # of `variants.SWITCHES`
+    strange = settings.keys()-mine-parameters(build, build_segmentor)
     assert not strange, f'nobody takes {strange}'
     return HeadConfig(3, **{**FRAMEWORKS[framework], **{k:v for k,v in settings.items() if k in mine}})
 
 def of_run(row, run):
-    framework, switch = parse_arm(run['arm'])
-    variant = VARIANTS[run['variant']] if 'variant' in run else None
+    framework, switch = parse_variant(run['arm'])
+    variant = ABLATIONS[run['variant']] if 'variant' in run else None
     if variant: assert run['arm'].endswith(variant.arm) and variant.settings.items()<=run['model'].items()
     assert row['size']=='x'.join(map(str, run['size']))
     return config_of(run, 1000), head(framework, run['model'], **switch)
 
 def of_costs(row, run):
     assert run['framework']==row['framework']
-    switches = [parse_arm(run['framework']+arm)[1] for arm in run['arms']]
+    switches = [parse_variant(run['framework']+arm)[1] for arm in run['arms']]
     return config_of(dict(run, seed=0), 1000), *(head(run['framework'], run['model'], **s) for s in switches)
 
 def of_pair(row, setting):
@@ -92,11 +96,11 @@ def of_pair(row, setting):
     return config_of(dict(setting, seed=0), 1000), head(framework, setting.get('model', {}))
 
 def of_comparison(row, config):
-    framework, switch = parse_arm(row['arm'])
+    framework, switch = parse_variant(row['arm'])
     return config_of(dict(config, seed=int(row['seed'])), 1000), head(framework, config['model'], **switch)
 
 def of_order(row, config):
-    protocol = Protocol(**config.pop('protocol'))
+    protocol = EvalProtocol(**config.pop('protocol'))
     assert protocol.average==row['average'] and {n:getattr(protocol, n) for n in softmax_order.LOOKS[row['looks']]}==softmax_order.LOOKS[row['looks']]
     return of_comparison(row, config)
 
@@ -139,7 +143,7 @@ def runs_found(runs, name, columns):
     def do(run):
         missing.add(key(run))
         raise ValueError('it would be made again')
-    try: work_off(runs, do, RESULTS/name, columns, progress=False)
+    try: run_missing(runs, do, RESULTS/name, columns, progress=False)
     except RuntimeError: pass # that is what it says of `do`
     there = {key(r) for r in runs}-missing
     return rows_found(name, lambda row: row['run'] in there)
@@ -154,7 +158,7 @@ def pairs_found(make, name):
     return sum(place(r) in made for r in read_rows(RESULTS/name))
 
 def arms_found(name, *comparisons):
-    found = [read_arms(RESULTS/name, arms) for arms in comparisons]
+    found = [read_variants(RESULTS/name, arms) for arms in comparisons]
     return sum(len(rows) for arms in found for rows in arms.values())
 
 def rows_found(name, good): return sum(map(good, read_rows(RESULTS/name)))
@@ -218,7 +222,7 @@ def test_tables_of_relations():
 
 def test_kept_models_load():
     "Models of format 1 that notebooks read."
-    from idrnet_nb.infer import load_model
+    from idrnet_nb.training.inference import load_model
     for folder, idr in ((RESULTS/'world_inside', True), (RESULTS/'world_inside'/'plain', False)):
         model, space = load_model(folder)
         assert model.head.with_idr==idr and space.num_classes==12

@@ -9,22 +9,30 @@ import numpy as np, pytest, torch
 from PIL import Image
 from safetensors import safe_open
 from torch import nn
-from idrnet_nb import checkpoint
-from idrnet_nb.backbone import pad_to_multiple
-from idrnet_nb.checkpoint import checkpoints, load_checkpoint, pack, save_checkpoint, unpack
-from idrnet_nb.core import IGNORE, LabelSpace, palette, seed_everything
-from idrnet_nb.data import Augment, Pairs
-from idrnet_nb.idrnet import FRAMEWORKS, segmentor
-from idrnet_nb.infer import evaluate
-from idrnet_nb.train import TrainConfig, batches, param_groups, picked, train
-from idrnet_nb.log import read_log
+from idrnet_nb.training import checkpoint
+from idrnet_nb.models.backbone import pad_to_multiple
+from idrnet_nb.training.checkpoint import (checkpoints, load_checkpoint, pack, save_checkpoint,
+    unpack)
+from idrnet_nb.common.checks import IGNORE
+from idrnet_nb.data.labels import LabelSpace, palette
+from idrnet_nb.common.device import seed_everything
+from idrnet_nb.data.transforms import Augment
+from idrnet_nb.data.dataset import SegmentationDataset
+from idrnet_nb.models.head import FRAMEWORKS
+from idrnet_nb.models.segmentor import build_segmentor
+from idrnet_nb.training.inference import evaluate
+from idrnet_nb.training.config import TrainConfig
+from idrnet_nb.training.sampler import batches, batch_indices
+from idrnet_nb.training.schedule import param_groups
+from idrnet_nb.training.trainer import train
+from idrnet_nb.training.logger import read_log
 
 K, SMALL = 4, dict(width=8, attention_width=6, aux_width=8)
 SPACE = LabelSpace('made up', tuple(f'class {i}' for i in range(K)), tuple(map(tuple, palette(K).tolist())))
 
 def make(framework='fcn', seed=0, **settings):
     seed_everything(seed)
-    return segmentor(framework, 'tiny', K, **{**SMALL, **settings})
+    return build_segmentor(framework, 'tiny', K, **{**SMALL, **settings})
 
 def png(array):
     import io
@@ -38,7 +46,7 @@ def rows(n=10, size=20):
     image = [r.integers(0, 256, (size,size,3)).astype(np.uint8) for _ in range(n)]
     return [dict(image=dict(bytes=png(x), path=f'photo{i}.png'), label=dict(bytes=png(y), path=f'mask{i}.png')) for i,(x,y) in enumerate(zip(image, label))]
 
-def pairs(n=10, augment=True): return Pairs(rows(n), SPACE, augment=Augment(crop=(16,16), seed=1) if augment else None)
+def pairs(n=10, augment=True): return SegmentationDataset(rows(n), SPACE, augment=Augment(crop=(16,16), seed=1) if augment else None)
 
 class Chance(torch.utils.data.Dataset):
     "Pictures that draw from python, numpy and torch, and know their epoch only as an attribute."
@@ -311,7 +319,7 @@ def live(folder, started, seed, stall=None):
 def test_killed_at_any_moment(tmp_path):
     "At least twenty kills at moments of chance, and four at the worst moments of a write. Each child begins with other weights, once there is a checkpoint."
     ctx = mp.get_context('forkserver')
-    ctx.set_forkserver_preload(['torch._dynamo', 'idrnet_nb.train', 'idrnet_nb.data', 'idrnet_nb.infer', 'pytest', 'PIL.PngImagePlugin', 'tqdm.auto'])
+    ctx.set_forkserver_preload(['torch._dynamo', 'idrnet_nb.training.trainer', 'idrnet_nb.data.dataset', 'idrnet_nb.training.inference', 'pytest', 'PIL.PngImagePlugin', 'tqdm.auto'])
     r, kills, best, steps, cut = random.Random(0), 0, -1., 0, tmp_path/'cut0'
     def child(folder, seed, stall=None):
         started = ctx.Event()
@@ -373,7 +381,7 @@ def test_parts_of_a_batch(parts):
     config = replace(CONFIG, steps=1, optimiser='sgd', accumulate=parts, weight_decay=0., warmup=0)
     _, seen, records = weights_after(config)
     model = make(dropout=0.); picking = seed_everything(config.seed); model.train()
-    items = [pairs(augment=False)[i] for i in picked(10, 4, config.seed, 0)]
+    items = [pairs(augment=False)[i] for i in batch_indices(10, 4, config.seed, 0)]
     images, labels = (torch.stack(x) for x in zip(*items)); noise = torch.rand(4, K, generator=picking)
     losses = []
     for x,y,z in zip(images.chunk(parts), labels.chunk(parts), noise.chunk(parts)): losses.append(model(x, y, noise=z)['loss']); losses[-1].backward()
@@ -423,7 +431,7 @@ def test_weights_and_hard_pixels(size, weights, below, least):
     data = [(x[:,:size,:size],y[:size,:size]) for x,y in pairs(4, False)]
     records = weights_after(replace(CONFIG, steps=1, class_weights=weights, ohem=below, ohem_least=least), data)[2]
     model = make(dropout=0.); picking = seed_everything(CONFIG.seed); model.train()
-    images, labels = (torch.stack(x) for x in zip(*[data[i] for i in picked(4, 4, CONFIG.seed, 0)]))
+    images, labels = (torch.stack(x) for x in zip(*[data[i] for i in batch_indices(4, 4, CONFIG.seed, 0)]))
     out = model(images, labels, noise=torch.rand(4, K, generator=picking))
     padded = pad_to_multiple(labels, model.backbone.pad_to, IGNORE)[0]
     for name,key,part,y in (('final','out',1.,labels), ('coarse','coarse',.4,padded), ('aux','aux',.4,padded)):
@@ -456,13 +464,13 @@ class Spoilt(nn.Module):
 
 def test_a_bad_loss_is_named(tmp_path):
     data, model = pairs(), Spoilt(make(), {4})
-    names = [f'photo{i}.png' for i in picked(10, 4, CONFIG.seed, 4)]
+    names = [f'photo{i}.png' for i in batch_indices(10, 4, CONFIG.seed, 4)]
     with pytest.raises(FloatingPointError, match=rf"step 4: loss part 'loss', 'coarse' is not finite .*its batch: {', '.join(names)}, saved in .*bad-step-00000004.safetensors"):
         train(model, data, CONFIG, 'cpu', False, out=tmp_path, save_every=2)
     assert all(p.isfinite().all() for p in model.parameters()) # the weights were not touched
     from safetensors.torch import load_file
     kept = load_file(tmp_path/'bad-step-00000004.safetensors')
-    data.set_epoch(2); want = [data[i] for i in picked(10, 4, CONFIG.seed, 4)]
+    data.set_epoch(2); want = [data[i] for i in batch_indices(10, 4, CONFIG.seed, 4)]
     same(dict(sorted(kept.items())), dict(images=torch.stack([x for x,_ in want]), labels=torch.stack([y for _,y in want])))
     with safe_open(tmp_path/'bad-step-00000004.safetensors', 'pt') as f: assert json.loads(f.metadata()['names'])==names
     assert [c['step'] for c in checkpoints(tmp_path/'checkpoints')]==[2,4]
@@ -478,7 +486,7 @@ def test_bad_losses_are_skipped(tmp_path):
 
 def test_a_bad_loss_on_a_gpu(tmp_path, monkeypatch):
     "Nobody looks at each step there; the first bad step is named all the same, and no checkpoint is written from it on."
-    import idrnet_nb.train as t
+    import idrnet_nb.training.trainer as t
     monkeypatch.setattr(t, 'check_losses', lambda losses, step: {n:l.item() for n,l in losses.items()})
     for every in (2, 7): # found when the log is written, or before a checkpoint
         with pytest.raises(FloatingPointError, match=r'step 3: the loss is not finite.*its batch: photo.*saved in'):
@@ -488,7 +496,7 @@ def test_a_bad_loss_on_a_gpu(tmp_path, monkeypatch):
 
 def test_wrong_labels_name_their_files():
     data = pairs(augment=False); data.rows[2]['label']['bytes'] = png(np.full((20,20), K-1, np.uint8))
-    small = segmentor('fcn', 'tiny', K-1, **SMALL)
+    small = build_segmentor('fcn', 'tiny', K-1, **SMALL)
     with pytest.raises(ValueError, match=r'labels of step 0: ids outside 0\.\.2 .*\(step 0: photo\d.png, photo'): train(small, data, CONFIG, 'cpu', False)
     with pytest.raises(ValueError, match=r'\(step 0: photo'): train(small, torch.utils.data.Subset(data, range(5,10)), replace(CONFIG, batch_size=5), 'cpu', False)
     with pytest.raises(ValueError, match=r'\(step 0: picture \d, picture'): train(small, [data[i] for i in range(4)], CONFIG, 'cpu', False)
@@ -518,7 +526,7 @@ def test_bar_tells_the_time_left(tmp_path, capsys):
 
 # --- memory
 
-class Tight(type(segmentor('fcn', 'tiny', K, **SMALL))):
+class Tight(type(build_segmentor('fcn', 'tiny', K, **SMALL))):
     "Cannot take more than `most` pictures at once."
     most, words = 2, 'CUDA out of memory. Tried to allocate 2.00 GiB'
     def forward(self, images, label=None, **args):
@@ -554,7 +562,7 @@ def test_other_losses_learn_and_resume(how, tmp_path):
     assert records!=finish(tmp_path/'usual', pairs(), CONFIG)[1]
 
 def test_criterion_reaches_every_part():
-    from idrnet_nb.loss import Criterion
+    from idrnet_nb.training.losses import Criterion
     model, (x,y) = make().eval(), torch.utils.data.default_collate([pairs(augment=False)[i] for i in range(2)])
     out, criterion = model(x, y, criterion=Criterion('dice')), Criterion('dice')
     assert torch.equal(out['losses']['final'], criterion(out['out'], y, IGNORE))

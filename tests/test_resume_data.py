@@ -8,13 +8,18 @@ import pytest, torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, Subset
 
-from idrnet_nb.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from idrnet_nb.core import IGNORE, LabelSpace, palette, seed_everything
-from idrnet_nb.data import Augment, Pairs, folder_pairs
-from idrnet_nb.idrnet import segmentor
-from idrnet_nb.infer import Judge, Protocol, save_model
-from idrnet_nb.train import TrainConfig, train
-from idrnet_nb.world import World
+from idrnet_nb.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from idrnet_nb.common.checks import IGNORE
+from idrnet_nb.data.labels import LabelSpace, palette
+from idrnet_nb.common.device import seed_everything
+from idrnet_nb.data.transforms import Augment
+from idrnet_nb.data.dataset import SegmentationDataset
+from idrnet_nb.data.pairing import folder_pairs
+from idrnet_nb.models.segmentor import build_segmentor
+from idrnet_nb.training.inference import Evaluator, EvalProtocol, save_model
+from idrnet_nb.training.config import TrainConfig
+from idrnet_nb.training.trainer import train
+from idrnet_nb.method.toy_world import ToyWorld
 
 K, NAMES = 3, ('sky', 'road', 'car')
 CONFIG = TrainConfig(steps=6, batch_size=2, lr=1e-2, warmup=2, seed=3, log_every=2)
@@ -26,7 +31,7 @@ def space(names=NAMES, ids=(0,1,2), ignore=IGNORE, name='made up'):
 
 def model(k=K, seed=0):
     seed_everything(seed)
-    return segmentor('fcn', 'tiny', k, width=8, attention_width=6, aux_width=8)
+    return build_segmentor('fcn', 'tiny', k, width=8, attention_width=6, aux_width=8)
 
 def write(folder, n=8, seed=0, side=20):
     "A folder of images and masks; every mask holds all three classes and some ignored pixels."
@@ -39,7 +44,7 @@ def write(folder, n=8, seed=0, side=20):
     return folder
 
 def rows(folder): return folder_pairs(folder/'images', folder/'masks')
-def pairs(folder, spaces=None, augment=AUGMENT, **more): return Pairs(rows(folder), spaces or space(), augment=augment, **more)
+def pairs(folder, spaces=None, augment=AUGMENT, **more): return SegmentationDataset(rows(folder), spaces or space(), augment=augment, **more)
 def held(folder): # the same rows, in memory, as from the Hub
     read = lambda p: dict(path=Path(p).name, bytes=Path(p).read_bytes())
     return [dict(image=read(r['image']['path']), label=read(r['label']['path'])) for r in rows(folder)]
@@ -100,8 +105,8 @@ def test_no_augmentation_or_another_size(started):
 def test_other_files(started):
     data = started/'data'
     whole = rows(data)
-    refuses(started/'out', Pairs(whole.select([1,0,*range(2,8)]), space(), augment=AUGMENT), 'image 0 was street_0.png, is street_1.png; image 1 was street_1.png')
-    refuses(started/'out', Pairs(whole.select(range(6)), space(), augment=AUGMENT), 'pictures was 8, is 6')
+    refuses(started/'out', SegmentationDataset(whole.select([1,0,*range(2,8)]), space(), augment=AUGMENT), 'image 0 was street_0.png, is street_1.png; image 1 was street_1.png')
+    refuses(started/'out', SegmentationDataset(whole.select(range(6)), space(), augment=AUGMENT), 'pictures was 8, is 6')
     refuses(started/'out', pairs(write(started/'other', seed=7)), 'had', 'bytes, has', 'more pairs of files differ')
 
 @pytest.mark.parametrize('what', ['image', 'mask', 'same size', 'renamed', 'other mask'])
@@ -123,7 +128,7 @@ def test_one_file_changed(started, what):
 
 def test_it_is_named_among_many(tmp_path):
     "More files than are looked into: the one of another size is still named, by its number."
-    from idrnet_nb.checkpoint import compress_json, data_differences, file_table
+    from idrnet_nb.data.fingerprint import compress_json, data_differences, file_table
     write(tmp_path, 1)
     many = [dict(image=tmp_path/'images'/'street_0.png', label=tmp_path/'masks'/'street_0.png') for _ in range(999)]
     was = dict(files=compress_json(file_table(many)))
@@ -140,7 +145,7 @@ def test_the_same_data_elsewhere(started):
     whole = model()
     train(whole, pairs(started/'data'), CONFIG, 'cpu', False)
     for i,data in enumerate((pairs(started/'data'), pairs(shutil.copytree(started/'data', started/'moved'/'here')), pairs(started/'data', space(name='other')),
-                             Pairs(list(rows(started/'data')), space(), augment=AUGMENT))):
+                             SegmentationDataset(list(rows(started/'data')), space(), augment=AUGMENT))):
         out = shutil.copytree(started/'out', started/f'out{i}')
         again = model(seed=9)
         with warnings.catch_warnings():
@@ -153,14 +158,14 @@ def test_skipping_broken_files_may_begin_later(started):
 
 def test_names_in_two_unicode_forms(tmp_path):
     import unicodedata
-    from idrnet_nb.checkpoint import file_table
+    from idrnet_nb.data.fingerprint import file_table
     forms = [[dict(image=unicodedata.normalize(form, 'Straße/grün_é.png'), label='x.png')] for form in ('NFC','NFD')]
     assert forms[0]!=forms[1] and file_table(forms[0])==file_table(forms[1])
 
 def test_rows_of_the_hub(tmp_path):
     "Bytes in memory, as lists or `datasets`, selected or not: known by name and length, without being read."
     from datasets import Dataset, Features, Image as Files
-    from idrnet_nb.checkpoint import file_table
+    from idrnet_nb.data.fingerprint import file_table
     kept = held(write(tmp_path/'data'))
     kinds = Features(image=Files(decode=False), label=Files(decode=False))
     hub = Dataset.from_list(kept, kinds)
@@ -168,9 +173,9 @@ def test_rows_of_the_hub(tmp_path):
     assert file_table(Dataset.from_list(kept[:3], kinds).select([1]))==file_table(kept[1:2])
     from datasets import concatenate_datasets
     assert file_table(concatenate_datasets([hub.select([1,3]), hub]))==file_table([kept[1],kept[3],*kept])
-    begin(tmp_path/'out', Pairs(hub, space(), augment=AUGMENT))
-    refuses(tmp_path/'out', Pairs(hub.select([1,0,*range(2,8)]), space(), augment=AUGMENT), 'image 0 was street_0.png')
-    go_on(tmp_path/'out', Pairs(kept, space(), augment=AUGMENT))
+    begin(tmp_path/'out', SegmentationDataset(hub, space(), augment=AUGMENT))
+    refuses(tmp_path/'out', SegmentationDataset(hub.select([1,0,*range(2,8)]), space(), augment=AUGMENT), 'image 0 was street_0.png')
+    go_on(tmp_path/'out', SegmentationDataset(kept, space(), augment=AUGMENT))
 
 # --- data that are no Pairs
 
@@ -183,14 +188,14 @@ class Drawn(torch.utils.data.Dataset):
         label = torch.arange(256).reshape(16,16)%K
         return (torch.full((3,16,16), self.base+i+self.epoch)+random.random()+np.random.rand()+torch.rand(1)).clamp(0,255), label
 
-ANY = {'a list':(lambda: [*World(9, 32)], lambda: [*World(9, 32, seed=1)], 'item 0'), 'drawn':(lambda: Drawn(), lambda: Drawn(110.), 'item 0 had the mean colour'),
-       'world':(lambda: World(9, 32), lambda: World(9, 32, seed=1), 'item 0'),
-       'another size':(lambda: World(9, 32), lambda: World(9, 40), 'item 0 was [3, 32, 32], is [3, 40, 40]'),
-       'a part':(lambda: Subset(World(20, 32), range(9)), lambda: Subset(World(20, 32), range(1,10)), 'other indices'),
-       'a part of other':(lambda: Subset(World(20, 32), range(9)), lambda: Subset(World(20, 32, seed=2), range(9)), 'item 0'),
-       'parts':(lambda: ConcatDataset([World(4, 32), World(5, 32, seed=1)]), lambda: ConcatDataset([World(4, 32), World(5, 32, seed=2)]), 'part 1: item 0'),
-       'other parts':(lambda: ConcatDataset([World(4, 32), World(5, 32)]), lambda: ConcatDataset([World(4, 32), World(4, 32), World(1, 32)]), 'there were 2 parts, there are 3'),
-       'another kind':(lambda: ConcatDataset([World(4, 32), World(5, 32)]), lambda: World(9, 32), 'another kind')}
+ANY = {'a list':(lambda: [*ToyWorld(9, 32)], lambda: [*ToyWorld(9, 32, seed=1)], 'item 0'), 'drawn':(lambda: Drawn(), lambda: Drawn(110.), 'item 0 had the mean colour'),
+       'world':(lambda: ToyWorld(9, 32), lambda: ToyWorld(9, 32, seed=1), 'item 0'),
+       'another size':(lambda: ToyWorld(9, 32), lambda: ToyWorld(9, 40), 'item 0 was [3, 32, 32], is [3, 40, 40]'),
+       'a part':(lambda: Subset(ToyWorld(20, 32), range(9)), lambda: Subset(ToyWorld(20, 32), range(1,10)), 'other indices'),
+       'a part of other':(lambda: Subset(ToyWorld(20, 32), range(9)), lambda: Subset(ToyWorld(20, 32, seed=2), range(9)), 'item 0'),
+       'parts':(lambda: ConcatDataset([ToyWorld(4, 32), ToyWorld(5, 32, seed=1)]), lambda: ConcatDataset([ToyWorld(4, 32), ToyWorld(5, 32, seed=2)]), 'part 1: item 0'),
+       'other parts':(lambda: ConcatDataset([ToyWorld(4, 32), ToyWorld(5, 32)]), lambda: ConcatDataset([ToyWorld(4, 32), ToyWorld(4, 32), ToyWorld(1, 32)]), 'there were 2 parts, there are 3'),
+       'another kind':(lambda: ConcatDataset([ToyWorld(4, 32), ToyWorld(5, 32)]), lambda: ToyWorld(9, 32), 'another kind')}
 
 @pytest.mark.parametrize('what', ANY)
 @pytest.mark.parametrize('workers', [0,1])
@@ -267,21 +272,21 @@ def test_checkpoints_of_before(started):
     for c in checkpoints(started/'out'/'checkpoints'):
         got = load_checkpoint(started/'out'/'checkpoints', c['step'])
         save_checkpoint(started/'out'/'checkpoints', c['step'], got['state'], {k:v for k,v in got['about'].items() if k not in ('data','judged')})
-    with pytest.warns(UserWarning, match='does not say which data'): go_on(started/'out', pairs(started/'data'), judge=Judge(pairs(started/'data', augment=None)))
+    with pytest.warns(UserWarning, match='does not say which data'): go_on(started/'out', pairs(started/'data'), judge=Evaluator(pairs(started/'data', augment=None)))
 
 # --- judges
 
 def test_a_judge_of_other_data_is_said(started):
     data = pairs(started/'data')
-    unseen, other = (Pairs(rows(write(started/f'unseen{i}', 2, seed=50+i)), space()) for i in range(2))
-    begin(started/'new', data, judge=Judge(unseen))
-    for judge,word in ((Judge(other), 'image 0 (street_0.png) had'), (Judge(unseen, Protocol((24,24))), 'protocol was None')):
+    unseen, other = (SegmentationDataset(rows(write(started/f'unseen{i}', 2, seed=50+i)), space()) for i in range(2))
+    begin(started/'new', data, judge=Evaluator(unseen))
+    for judge,word in ((Evaluator(other), 'image 0 (street_0.png) had'), (Evaluator(unseen, EvalProtocol((24,24))), 'protocol was None')):
         with pytest.warns(UserWarning, match='scores before and after cannot be compared') as told:
             go_on(shutil.copytree(started/'new', started/word[:5]), data, judge=judge)
         assert any(word in str(w.message) for w in told)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        go_on(shutil.copytree(started/'new', started/'same'), data, judge=Judge(unseen))
+        go_on(shutil.copytree(started/'new', started/'same'), data, judge=Evaluator(unseen))
         go_on(shutil.copytree(started/'new', started/'none'), data) # no judge any more: nothing to compare
 
 # --- what else lies in the folder
@@ -406,7 +411,7 @@ def test_a_fault_of_ones_own_dataset_is_its_own(workers):
     assert 'Traceback' not in str(e.value)
 
 def test_sizes_that_differ_name_the_files(tmp_path):
-    data = Pairs(rows(write(tmp_path)), space())
+    data = SegmentationDataset(rows(write(tmp_path)), space())
     Image.new('RGB', (30,20)).save(tmp_path/'images'/'street_0.png'); Image.new('L', (30,20)).save(tmp_path/'masks'/'street_0.png')
     for workers in (0,1):
         with pytest.raises(ValueError, match=r'several sizes.*\(step \d: .*street_\d.*street_\d') as e: train(model(), data, replace(CONFIG, workers=workers), 'cpu', False)
@@ -438,7 +443,7 @@ def test_masks_of_0_and_255(tmp_path):
     for i in range(6):
         label = np.zeros((16,16), np.uint8); label[4:8,4:12] = 255
         Image.fromarray(label).save(tmp_path/'masks'/f'{i}.png'); Image.new('RGB', (16,16)).save(tmp_path/'images'/f'{i}.png')
-    data = Pairs(rows(tmp_path), space(('background','object'), (0,1)))
+    data = SegmentationDataset(rows(tmp_path), space(('background','object'), (0,1)))
     said, = told(lambda: train(model(2), data, CONFIG, 'cpu', False))
     assert 'class 1 (object)' in said and '12 % of all pixels are ignored' in said and 'by the line "object, 255"' in said
     said, = told(lambda: train(model(2), Subset(data, range(6)), CONFIG, 'cpu', False))
@@ -450,4 +455,4 @@ def test_labels_that_are_ignored_altogether(steps, tmp_path):
         train(model(), labelled(255), replace(CONFIG, steps=steps), 'cpu', False, out=tmp_path)
 
 def test_a_few_images_prove_nothing():
-    assert told(lambda: train(model(12), [*World(4, 32)], CONFIG, 'cpu', False))==[] # fewer images than classes
+    assert told(lambda: train(model(12), [*ToyWorld(4, 32)], CONFIG, 'cpu', False))==[] # fewer images than classes

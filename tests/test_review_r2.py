@@ -9,21 +9,24 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from idrnet_nb.author import convert, read_checkpoint
-from idrnet_nb.backbone import Backbone, colour_stats
-from idrnet_nb.core import LabelSpace
-from idrnet_nb.head import pixel_loss, upsampled_loss
-from idrnet_nb.idrnet import HeadConfig, Segmentor, segmentor
-from idrnet_nb.infer import Protocol, evaluate, load_model, save_ids, save_model
-from idrnet_nb.loss import Criterion, lovasz, soft_dice
-from idrnet_nb.metrics import Meter
-from idrnet_nb.plug import add_idr, save_plugged
-from idrnet_nb.share import check_folder
+from idrnet_nb.models.author_weights import convert, read_checkpoint
+from idrnet_nb.models.backbone import Backbone
+from idrnet_nb.models.weights import colour_stats
+from idrnet_nb.data.labels import LabelSpace
+from idrnet_nb.method.layers import pixel_losses
+from idrnet_nb.models.tiled_cross_entropy import tiled_cross_entropy
+from idrnet_nb.models.head import HeadConfig
+from idrnet_nb.models.segmentor import Segmentor, build_segmentor
+from idrnet_nb.training.inference import EvalProtocol, evaluate, load_model, save_ids, save_model
+from idrnet_nb.training.losses import Criterion, lovasz, soft_dice
+from idrnet_nb.training.metrics import Meter
+from idrnet_nb.models.plugin import add_idr, save_plugged
+from idrnet_nb.models.hub import check_folder
 
 SMALL = dict(width=8, attention_width=4, aux_width=4)
 SPACE = LabelSpace('toy', ('a', 'b'), ((0,0,0), (9,9,9)))
 
-def model_of(): return segmentor('fcn', 'tiny', 2, backbone_args=dict(width=4), **SMALL)
+def model_of(): return build_segmentor('fcn', 'tiny', 2, backbone_args=dict(width=4), **SMALL)
 
 # --- settings of a stranger
 @pytest.mark.parametrize('name,note', [
@@ -88,10 +91,10 @@ def test_what_could_not_be_read_back_is_refused_before(tmp_path, about, word):
     load_model(save_model(model, tmp_path/'model', SPACE)) # and the model is left as it was
 
 def test_settings_as_people_hold_them(tmp_path):
-    model, p = model_of(), Protocol((32,48), flip=True)
+    model, p = model_of(), EvalProtocol((32,48), flip=True)
     save_model(model, tmp_path/'model', SPACE, size=np.array([32,48]), protocol=p, note=dict(yes=np.bool_(True), row=np.arange(2)))
     about = load_model(tmp_path/'model')[0].about
-    assert about['size']==[32,48] and Protocol(**about['protocol'])==p and about['note']==dict(yes=True, row=[0,1])
+    assert about['size']==[32,48] and EvalProtocol(**about['protocol'])==p and about['note']==dict(yes=True, row=[0,1])
 
 def test_weights_of_others_are_not_written_over(tmp_path):
     save_file({'a':torch.zeros(1)}, tmp_path/'model.safetensors')
@@ -117,7 +120,7 @@ def test_a_strangers_protocol_asks_for_no_endless_images(tmp_path, protocol):
     (folder/'config.json').write_text(json.dumps(config))
     save_file(weights, folder/'model.safetensors', metadata=dict(config=json.dumps(config)))
     with pytest.raises(ValueError, match=r'config\.json.*protocol'): load_model(folder)
-    Protocol(resize=(512,10**6), keep_ratio=True) # the longer side as it comes
+    EvalProtocol(resize=(512,10**6), keep_ratio=True) # the longer side as it comes
 
 # --- ids and data
 def test_ids_that_png_cannot_hold_are_refused(tmp_path):
@@ -152,7 +155,7 @@ def test_a_plug_is_saved_where_and_as_it_can_be_read(tmp_path):
 def test_ids_of_no_class_are_named_by_every_loss(loss, wrong):
     logits, label = torch.randn(2,3,8,8), torch.randint(0, 3, (2,8,8))
     label[0,0,0] = wrong
-    doors = [lambda: Criterion(loss)(logits, label), lambda: pixel_loss(logits, label), lambda: upsampled_loss(logits[...,:4,:4], label)]
+    doors = [lambda: Criterion(loss)(logits, label), lambda: pixel_losses(logits, label), lambda: tiled_cross_entropy(logits[...,:4,:4], label)]
     for door in doors + [lambda f=f: f(logits, label) for f in (soft_dice, lovasz)]:
         with pytest.raises(ValueError, match=rf'{wrong} \(1 pixels\)'): door()
     label[0,0,0] = 255
@@ -177,5 +180,5 @@ def test_an_ignore_index_beyond_all_numbers():
 
 def test_arguments_beside_a_backbone_that_is_built():
     for odd in (dict(weights='x.safetensors'), dict(pretrained=True), dict(output_stride=8), dict(backbone_args=dict(width=4))):
-        with pytest.raises(ValueError, match=f'segmentor: {next(iter(odd))}'): segmentor('fcn', Backbone('tiny', width=4), 2, **odd, **SMALL)
-    segmentor('fcn', Backbone('tiny', width=4), 2, **SMALL)
+        with pytest.raises(ValueError, match=f'segmentor: {next(iter(odd))}'): build_segmentor('fcn', Backbone('tiny', width=4), 2, **odd, **SMALL)
+    build_segmentor('fcn', Backbone('tiny', width=4), 2, **SMALL)

@@ -6,8 +6,8 @@ import pytest
 from test_cli_options import files, run, trained, words_of # noqa: F401, fixtures
 
 from idrnet_nb import cli
-from idrnet_nb.data import LABEL_SPACES
-from idrnet_nb.recipe import laptop
+from idrnet_nb.data.label_spaces import LABEL_SPACES
+from idrnet_nb.training.recipes import laptop
 
 SPACE = LABEL_SPACES['camvid']
 COMMAND = [sys.executable, '-c', 'import sys; from idrnet_nb.cli import main; sys.exit(main())']

@@ -12,11 +12,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from idrnet_nb.backbone import OPTIONS, Backbone, load_weights, timm_pyramid
-from idrnet_nb.core import LabelSpace, palette
-from idrnet_nb.idrnet import Segmentor, segmentor
-from idrnet_nb.infer import load_model, save_model, trained_size
-from idrnet_nb.recipe import Recipe, laptop
+from idrnet_nb.models.weights import OPTIONS, load_weights
+from idrnet_nb.models.backbone import Backbone, timm_pyramid
+from idrnet_nb.data.labels import LabelSpace, palette
+from idrnet_nb.models.segmentor import Segmentor, build_segmentor
+from idrnet_nb.training.inference import load_model, save_model, trained_size
+from idrnet_nb.training.recipes import Recipe, laptop
 
 K, SMALL = 3, dict(width=8, attention_width=4, aux_width=4)
 SPACE = LabelSpace('made up', ('a','b','c'), tuple(map(tuple, palette(3).tolist())))
@@ -28,7 +29,7 @@ def parts(tmp_path_factory):
     for name, how in (('tiny', dict(backbone_args=dict(width=4))),
                       ('resnet18', dict(backbone_args=dict(layers=(1,1,1,1), channels=(8,12,16,24))))):
         folder = tmp_path_factory.mktemp(name)
-        save_model(segmentor('fcn', name, K, **how, **SMALL), folder, SPACE, (32,32))
+        save_model(build_segmentor('fcn', name, K, **how, **SMALL), folder, SPACE, (32,32))
         out[name] = json.loads((folder/'config.json').read_text()), load_file(folder/'model.safetensors')
     return out
 
@@ -129,7 +130,7 @@ def test_options_are_those_of_published_networks(tmp_path):
     assert not {'checkpoint_path', 'cache_dir', 'pretrained', 'pretrained_cfg', 'weights', 'kwargs'} & set(OPTIONS)
     for name, options in (('swin_tiny_patch4_window7_224', dict(embed_dim=12, depths=(1,1,1,1), num_heads=(1,1,2,2), drop_path_rate=.1)),
                           ('convnext_atto', dict(depths=(1,1,1,1), dims=(8,12,16,24))), ('mobilenetv2_035', dict(pad_type='same'))):
-        model = segmentor('fcn', name, K, backbone_args=options, **SMALL)
+        model = build_segmentor('fcn', name, K, backbone_args=options, **SMALL)
         model.save_pretrained(tmp_path/name)
         assert Segmentor.from_pretrained(tmp_path/name).state_dict().keys()==model.state_dict().keys()
 
@@ -273,7 +274,7 @@ def test_bytes_that_are_no_text(parts, tmp_path):
 
 def test_nan_of_measurements(tmp_path):
     "A class that was never seen has no IoU: nothing is written for it, and older files that wrote nan are read."
-    model = segmentor('fcn', 'tiny', K, **SMALL)
+    model = build_segmentor('fcn', 'tiny', K, **SMALL)
     folder = save_model(model, tmp_path/'model', SPACE, results=[dict(miou=float('nan'), acc=1.)])
     assert json.loads((folder/'config.json').read_text())['results']==[dict(miou=None, acc=1.)]
     with safe_open(folder/'model.safetensors', 'pt') as f: config = json.loads(f.metadata()['config'])
@@ -282,7 +283,7 @@ def test_nan_of_measurements(tmp_path):
     assert load_model(folder)[0].about['results'][0]['acc']==1.
 
 def test_what_json_cannot_hold_is_named_before_anything_is_written(tmp_path):
-    model = segmentor('fcn', 'tiny', K, **SMALL)
+    model = build_segmentor('fcn', 'tiny', K, **SMALL)
     for value, word in ((torch.zeros(2), 'note.x is a Tensor'), (Path('/x'), 'note.x is a PosixPath')):
         with pytest.raises(ValueError, match=word): save_model(model, tmp_path/'model', SPACE, note=dict(x=value))
         model.about.clear()

@@ -29,7 +29,7 @@ PNG = b'\x89PNG not really'
 SHOWN = dict(output_type='display_data', metadata={}, data={'image/png': base64.b64encode(PNG).decode(), 'text/plain': '<Figure>'})
 
 @pytest.mark.parametrize('said,meant', [
-    ('[a](00_core.ipynb)', '[a](nbs/00_core.ipynb)'), ('[a](00_core.ipynb#x "t")', '[a](nbs/00_core.ipynb#x "t")'),
+    ('[a](1_method/01_notation.ipynb)', '[a](nbs/1_method/01_notation.ipynb)'), ('[a](1_method/01_notation.ipynb#x "t")', '[a](nbs/1_method/01_notation.ipynb#x "t")'),
     ('![a](figs/a.png)', '![a](nbs/figs/a.png)'), ('[a](../LICENSE)', '[a](LICENSE)'), ('[`a`](b.ipynb)', '[`a`](nbs/b.ipynb)'),
     ('<img src="figs/a.png">', '<img src="nbs/figs/a.png">'), ('[a](https://x.org/b)', '[a](https://x.org/b)'), ('[a](#here)', '[a](#here)'),
     ('`x[0](y)`', '`x[0](y)`'), ('```\nf[0](y)\n```', '```\nf[0](y)\n```')])
@@ -214,7 +214,7 @@ def test_order_of_make_test():
     lines = [l.strip() for l in (ROOT/'Makefile').read_text().split('\ntest: ')[1].split('\n\n')[0].splitlines()[1:]]
     runs = [l for l in lines if not l.startswith("@echo '== ")]
     assert len(runs)*2 == len(lines)
-    words = ['check.py clean', 'check.py export', 'check.py readme', 'ruff check', 'nbdev-test', 'kernel.py nbs/index.ipynb nbs/30_world.ipynb', '-m pytest']
+    words = ['check.py clean', 'check.py export', 'check.py readme', 'ruff check', 'nbdev-test', 'kernel.py nbs/index.ipynb nbs/5_experiments/03_toy_world.ipynb', '-m pytest']
     assert [w for r,w in zip(runs, words) if w in r] == words and len(runs) == len(words)
 
 def test_help_names_each_command():

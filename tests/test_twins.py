@@ -6,12 +6,13 @@ from typing import NamedTuple
 import numpy as np, pytest, torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, example, given, seed, settings, strategies as st
-from idrnet_nb.attention import attend
-from idrnet_nb.context import pool_regions
-from idrnet_nb.classes import class_means, class_weights, membership, memory_sums, update_memory
-from idrnet_nb.idrnet import IDRContext, learn_memory, learn_relations, lesion
-from idrnet_nb.intervene import class_stats, pick_class, silence, update_relations, without
-from idrnet_nb.relation import class_context, relate, relation_weights, to_pixels
+from idrnet_nb.method.attention import attend
+from idrnet_nb.method.spatial_context import pool_regions
+from idrnet_nb.method.grouping import (class_features, pixel_weights, one_hot_members, memory_sums,
+    update_memory)
+from idrnet_nb.method.idr import IDRContext, learn_memory, learn_relations, deletion_pass
+from idrnet_nb.method.deletion import class_loss_stats, sample_deleted, zero_context, update_relation, remove_class
+from idrnet_nb.method.relation import class_context, interact, relation_weights, to_pixels
 
 # --- cases
 KINDS = 'ordinary', 'one class', 'absent classes', 'all void'
@@ -174,7 +175,7 @@ def judge_attention(query, key, value):
     return out
 
 def judge_brick(brick, x):
-    "ConvNorm of `b c n`: 1×1 convolution, norm by the batch in training (by the running statistics if there is one value only), ReLU."
+    "ConvNormAct of `b c n`: 1×1 convolution, norm by the batch in training (by the running statistics if there is one value only), ReLU."
     y = np.stack([num(brick.conv.weight)[:,:,0,0]@one for one in x])
     mean, var = num(brick.norm.running_mean), num(brick.norm.running_var)
     if brick.training and y.shape[0]*y.shape[2]>1: mean, var = y.mean((0,2)), y.var((0,2))
@@ -203,15 +204,15 @@ def judge_context(idr, feat, coarse, deleted=None):
 def test_class_means(case, rng):
     label = ids(case, rng, case.h, case.w, truth=True) # void pixels belong to no class
     feat, coarse = features(case, rng), randn(rng, case.b, case.k, case.h, case.w).to(getattr(torch, case.dtype))*3
-    member = membership(label.flatten(1), case.k)
+    member = one_hot_members(label.flatten(1), case.k)
     for i,j,p in np.ndindex(*member.shape): assert member[i,j,p].item() == (label[i].flatten()[p].item()==j)
-    sums = class_weights(coarse.flatten(2), member).sum(-1)
+    sums = pixel_weights(coarse.flatten(2), member).sum(-1)
     assert sums.allclose(member.any(-1).float(), atol=1e-6)
-    agree(class_means(feat, coarse, member), judge_means(pixels(num(feat)), pixels(num(coarse)), label.flatten(1).tolist(), case.k), close(case))
+    agree(class_features(feat, coarse, member), judge_means(pixels(num(feat)), pixels(num(coarse)), label.flatten(1).tolist(), case.k), close(case))
 
 def somebody(case, rng):
     "Who is present, `b k`; in a void case nobody."
-    return membership(ids(case, rng, case.h, case.w, truth=True).flatten(1), case.k).any(-1)
+    return one_hot_members(ids(case, rng, case.h, case.w, truth=True).flatten(1), case.k).any(-1)
 
 @twin
 def test_relation_weights(case, rng):
@@ -227,7 +228,7 @@ def test_relate(case, rng):
     means, memory = randn(rng, case.b, case.k, case.c, dtype=getattr(torch, case.dtype)), randn(rng, case.k, case.c)
     both = np.concatenate([num(means), np.broadcast_to(num(memory), means.shape)], 2)
     want = [judge_heard(both, num(table), present.numpy(), positive) for positive in (True, False)]
-    for positive,w in zip((True, False), want): agree(relate(means, memory, table, present, positive), w, close(case))
+    for positive,w in zip((True, False), want): agree(interact(means, memory, table, present, positive), w, close(case))
     agree(class_context(means, memory, table, table, present), np.concatenate(want, 2), close(case))
 
 @twin
@@ -241,7 +242,7 @@ def test_to_pixels(case, rng):
 def test_class_stats(case, rng):
     label = ids(case, rng, 2*case.h, 3*case.w, truth=True).flatten(1)
     loss = randn(rng, *label.shape).abs()*3
-    for got,want in zip(class_stats(loss, label, case.k), judge_stats(num(loss), label.tolist(), case.k)): agree(got, want)
+    for got,want in zip(class_loss_stats(loss, label, case.k), judge_stats(num(loss), label.tolist(), case.k)): agree(got, want)
 
 # --- what is learnt
 @twin
@@ -250,7 +251,7 @@ def test_update_relations(case, rng):
     deleted = torch.randint(min(case.k,2), (case.b,), generator=rng) # so that the same class is often deleted twice
     change, momentum = randn(rng, case.b, case.k), random.Random(case.seed).choice([.1,.5,1.])
     change[torch.rand(change.shape, generator=rng) < .05] = [math.nan, math.inf, -math.inf][case.seed%3]
-    agree(update_relations(table, change, deleted, seen, momentum), judge_tables(num(table), num(change), deleted.tolist(), seen, momentum))
+    agree(update_relation(table, change, deleted, seen, momentum), judge_tables(num(table), num(change), deleted.tolist(), seen, momentum))
 
 @twin
 def test_memory(case, rng):
@@ -265,17 +266,17 @@ def test_memory(case, rng):
 
 @twin
 def test_pick_class(case, rng):
-    present = membership(ids(case, rng, case.h, case.w).flatten(1), case.k).any(-1)
+    present = one_hot_members(ids(case, rng, case.h, case.w).flatten(1), case.k).any(-1)
     count = 1e-6 + torch.randint(3, (case.k,), generator=rng)
     noise = torch.rand(case.b, case.k, generator=rng)
-    assert pick_class(present, count, noise).tolist() == judge_picks(present.tolist(), num(count), num(noise))
+    assert sample_deleted(present, count, noise).tolist() == judge_picks(present.tolist(), num(count), num(noise))
 
 @twin
 def test_deletion(case, rng):
-    present = membership(ids(case, rng, case.h, case.w).flatten(1), case.k).any(-1)
+    present = one_hot_members(ids(case, rng, case.h, case.w).flatten(1), case.k).any(-1)
     deleted = present.float().multinomial(1, generator=rng)[:,0]
     heard = randn(rng, case.b, case.k, 4*case.c, dtype=getattr(torch, case.dtype))
-    left, quiet = without(present, deleted), silence(heard, deleted)
+    left, quiet = remove_class(present, deleted), zero_context(heard, deleted)
     for i,j in np.ndindex(case.b, case.k):
         assert left[i,j].item() == (present[i,j].item() and j!=deleted[i].item())
         assert quiet[i,j].equal(heard[i,j]*0 if j==deleted[i] else heard[i,j])
@@ -316,7 +317,7 @@ def test_context(case, rng):
     with torch.autocast('cpu', torch.bfloat16, enabled=case.bf16):
         view = idr.read(feat, coarse)
         before, deleted = running(), view.present.float().multinomial(1, generator=rng)[:,0]
-        gone, unheard = lesion(idr, view, deleted)
+        gone, unheard = deletion_pass(idr, view, deleted)
         assert all(x.equal(y) for x,y in zip(before, running())) # made-up inputs leave the norms alone
         out, heard = idr(feat, coarse), idr.talk(view.means, view.present)
     want, want_heard = judge_context(idr if case.bf16 else fresh(idr, before), *flat)

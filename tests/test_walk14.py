@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from idrnet_nb.cli import main
-from idrnet_nb.check import DataFault, check_parts, raise_faults
-from idrnet_nb.core import LabelSpace
+from idrnet_nb.data.validate import DataFault, check_parts, raise_faults
+from idrnet_nb.data.labels import LabelSpace
 
 SPACE = LabelSpace('own', ('background','object'), [(0,0,0),(9,9,9)])
 

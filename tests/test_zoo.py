@@ -6,8 +6,8 @@ import pytest, torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT/'tools'))
 import record, zoo # noqa: E402
-from idrnet_nb.backbone import Backbone # noqa: E402
-from idrnet_nb.results import read_rows # noqa: E402
+from idrnet_nb.models.backbone import Backbone# noqa: E402
+from idrnet_nb.experiments.results import read_rows# noqa: E402
 
 def test_two_small_ones():
     a, b = zoo.row('MobileNet', 'mobilenetv3_small_100', None, False), zoo.row('HRNet', 'hrnet_w18_small', None, True)

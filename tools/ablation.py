@@ -14,15 +14,17 @@ from pathlib import Path
 
 import torch
 
-from idrnet_nb.ablation import VARIANTS, ablation_pairs, ablations, do_ablation, do_watch
-from idrnet_nb.benchmark import COLUMNS, SUITES, check_weights, key, update_pairs, work_off
-from idrnet_nb.results import read_rows, write_rows
+from idrnet_nb.experiments.ablation import (ABLATIONS, ablation_pairs, ablations, run_ablation,
+    run_watch)
+from idrnet_nb.experiments.benchmark import (COLUMNS, SUITES, check_weights, key, update_pairs,
+    run_missing)
+from idrnet_nb.experiments.results import read_rows, write_rows
 
 RESULTS = Path(__file__).resolve().parents[1]/'nbs'/'results'
 ASKED = ('attention', 'full', 'identity', 'no refiner', 'no refiner, identity')
-SWITCHES = tuple(v for v in VARIANTS if not v.startswith('noisy'))
-NOISY = tuple(v for v in VARIANTS if v.startswith('noisy'))
-DECIDING = tuple(v for v in VARIANTS if v.startswith('no refiner')) # nothing but the tables brings context from class to class
+SWITCHES = tuple(v for v in ABLATIONS if not v.startswith('noisy'))
+NOISY = tuple(v for v in ABLATIONS if v.startswith('noisy'))
+DECIDING = tuple(v for v in ABLATIONS if v.startswith('no refiner')) # nothing but the tables brings context from class to class
 REAL = ('plain', 'attention', 'full', 'identity', 'random', 'transposed', 'own only', 'no refiner', 'no refiner, identity', 'no refiner, own only')
 
 def groups(seeds): # name -> (runs, whether they are watched)
@@ -56,9 +58,9 @@ def main():
     for name in a.groups:
         if name=='pairs': continue
         runs, watched = all_[name]
-        do = partial(do_watch, **how) if watched else partial(do_ablation, roots=dict(w.split('=', 1) for w in a.root), weights=a.weights, **how)
+        do = partial(run_watch, **how) if watched else partial(run_ablation, roots=dict(w.split('=', 1) for w in a.root), weights=a.weights, **how)
         if not watched: check_weights(read_rows(a.file, COLUMNS), runs, a.weights)
-        work_off(runs, do, a.file, jobs=a.jobs)
+        run_missing(runs, do, a.file, jobs=a.jobs)
     if a.merge: merge(a.merge, a.file, plan)
     if a.file==RESULTS/'ablation.csv':
         made = ablation_pairs([r for r in plan if 'every' not in r], a.out)

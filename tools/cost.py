@@ -6,7 +6,7 @@
     python tools/cost.py --timed laptop_fcn_camvid --batch 8               # time a short run on this machine
     python tools/cost.py --timed idrnet_upernet_resnet50os8_ade20k --device cuda --note 'one H100, others idle'
 
-Columns: date, commit, version, torch, python, device (`results.circumstances`; on a CPU with its threads), recipe, kind (counted or timed), processes (the batch
+Columns: date, commit, version, torch, python, device (`results.provenance`; on a CPU with its threads), recipe, kind (counted or timed), processes (the batch
 is shared by so many), batch (pictures on one device), pictures (of the training set), parameters, tflops (one step on one device), steps (of the whole training),
 exaflops (of the whole training, all devices), peak_bytes, peak (counted: held by tensors in the recipe's precision; measured: of CUDA's allocator),
 amp_bytes (counted under bf16), seconds (median of a step), spread (largest over smallest), picture_seconds, hours (of the whole training, one device),
@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from idrnet_nb.core import pick_device
-from idrnet_nb.results import circumstances, read_rows, write_rows
-from idrnet_nb.recipe import RECIPES, cost, timed
+from idrnet_nb.common.device import pick_device
+from idrnet_nb.experiments.results import provenance, read_rows, write_rows
+from idrnet_nb.training.recipes import RECIPES, cost, timed
 
 FILE = Path(__file__).resolve().parents[1]/'nbs'/'results'/'recipes.csv'
 COLUMNS = ('date','commit','version','torch','python','device','recipe','kind','processes','batch','pictures','parameters','tflops','steps','exaflops',
@@ -47,11 +47,11 @@ def count(names, file=None):
         for n in (1,8) if batch%8==0 and not name.startswith('laptop') else (1,): # no laptop has eight GPUs
             if (name,str(n)) in there: continue
             found = cost(replace(recipe, train=replace(recipe.train, amp='bf16')), PICTURES[recipe.data], processes=n)
-            add(dict(circumstances(torch.device('cpu')), device='none: fake tensors', recipe=name, kind='counted', peak='counted', note='', **short(found)), file)
+            add(dict(provenance(torch.device('cpu')), device='none: fake tensors', recipe=name, kind='counted', peak='counted', note='', **short(found)), file)
 
 def time(names, device, batch, steps, note, file=None):
     where = pick_device(device)
-    about = circumstances(where)
+    about = provenance(where)
     there = {(r['recipe'],r['device'],r['batch']) for r in read_rows(file or FILE) if r['kind']=='timed'}
     for name in names:
         if any(key[:2]==(name,about['device']) and str(batch or key[2])==key[2] for key in there): continue

@@ -6,9 +6,10 @@ import matplotlib
 matplotlib.use('agg')
 from PIL import Image
 from idrnet_nb.cli import parse_size
-from idrnet_nb.compare import camvid_task, data_task, show_panels, show_relations, world_task
-from idrnet_nb.data import DATASETS
-from idrnet_nb.infer import load_model
+from idrnet_nb.experiments.compare import (camvid_task, dataset_task, show_panels, show_relations,
+    toy_world_task)
+from idrnet_nb.data.datasets import DATASETS
+from idrnet_nb.training.inference import load_model
 
 def shrink(fig, path, limit=40_000):
     "Save with fewer dots and colours until the file is small enough."
@@ -24,8 +25,8 @@ def main():
     p.add_argument('--data', choices=('world',*DATASETS), default='world'); p.add_argument('--root', type=Path); p.add_argument('--size', type=parse_size, default=(64,64))
     p.add_argument('--arms', nargs='+', default=['fcn','fcn+attention','fcn+idr']); p.add_argument('--seed', type=int, default=0)
     a = p.parse_args()
-    if a.data=='world': task = world_task(1, 8, a.size[0])
-    else: task = camvid_task(a.root, a.size) if a.data=='camvid' else data_task(a.data, a.root, a.size)
+    if a.data=='world': task = toy_world_task(1, 8, a.size[0])
+    else: task = camvid_task(a.root, a.size) if a.data=='camvid' else dataset_task(a.data, a.root, a.size)
     models = {arm:load_model(a.run/f'{arm}-{a.seed}', task.space)[0] for arm in a.arms}
     out = Path(__file__).resolve().parent.parent/'nbs'/'figs'; out.mkdir(exist_ok=True)
     shrink(show_panels(task, models, n=3), out/f'{a.name}_panels.png')

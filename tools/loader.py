@@ -3,12 +3,12 @@
     python tools/loader.py                              all rows: some minutes on a quiet machine; nothing else should run
     python tools/loader.py --rows 180x240 --workers 0   one row
 
-Twenty-four made-up pictures of 480 x 640 (JPEG, quality 92) with palette masks are read, augmented and collated as in training (`Pairs` with
-`Augment` through `plan.batches`) with 0, 1 and 2 workers. The step is forward, backward and optimiser of the model that they feed, on a batch
+Twenty-four made-up pictures of 480 x 640 (JPEG, quality 92) with palette masks are read, augmented and collated as in training (`SegmentationDataset` with
+`Augment` through `sampler.batches`) with 0, 1 and 2 workers. The step is forward, backward and optimiser of the model that they feed, on a batch
 that lies ready: fcn with IDR on MobileNetV2 (width 128, stride 16) for three crops, and on ResNet-50 (stride 8) by the published recipe; a row that
 does not fit into memory is left out and named. Loader, step and both together take turns, --rounds times, each for --seconds and two batches at least.
 What workers had fetched before the clock ran is not counted: their first batches are thrown away. Rows go to nbs/results/loader.csv, a row that is
-measured again replaces its older self; nbs/20_data.ipynb shows the table. Its columns:
+measured again replaces its older self; nbs/3_data/10_dataset.ipynb shows the table. Its columns:
 
     row, model, crop, batch, workers    what was measured; crop is h x w, batch in pictures
     loader, step, together              pictures a second, median of the rounds: read only; trained on only; read and trained on
@@ -24,14 +24,19 @@ import timm, torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from record import put
-from idrnet_nb.results import circumstances
-from idrnet_nb.core import pick_device, seed_everything
-from idrnet_nb.data import LABEL_SPACES, Augment, Pairs, pascal_voc
-from idrnet_nb.idrnet import segmentor
-from idrnet_nb.layouts import write_layout
-from idrnet_nb.plan import TrainConfig, batches, param_groups
+from idrnet_nb.experiments.results import provenance
+from idrnet_nb.common.device import pick_device, seed_everything
+from idrnet_nb.data.label_spaces import LABEL_SPACES
+from idrnet_nb.data.transforms import Augment
+from idrnet_nb.data.dataset import SegmentationDataset
+from idrnet_nb.data.datasets import pascal_voc
+from idrnet_nb.models.segmentor import build_segmentor
+from idrnet_nb.data.fake_datasets import write_fake_dataset
+from idrnet_nb.training.config import TrainConfig
+from idrnet_nb.training.sampler import batches
+from idrnet_nb.training.schedule import param_groups
 
-def here(device): return {**circumstances(device), 'timm':timm.__version__}
+def here(device): return {**provenance(device), 'timm':timm.__version__}
 
 OUT = Path(__file__).resolve().parents[1]/'nbs'/'results'/'loader.csv'
 SPACE = LABEL_SPACES['pascal_voc']
@@ -50,7 +55,7 @@ class Step:
         _, backbone, options, n, size, _ = ROWS[row]
         seed_everything(0)
         self.device = device
-        self.model = segmentor('fcn', backbone, SPACE.num_classes, **options).to(device, memory_format=torch.channels_last).train()
+        self.model = build_segmentor('fcn', backbone, SPACE.num_classes, **options).to(device, memory_format=torch.channels_last).train()
         self.opt = torch.optim.AdamW(param_groups(self.model, TrainConfig()))
         self.batch = torch.randint(0, 256, (n,3,*size), dtype=torch.uint8), torch.randint(0, SPACE.num_classes, (n,*size))
         self(*self.batch); self(*self.batch) # buffers and moments are made
@@ -106,9 +111,9 @@ def main():
     if a.threads: torch.set_num_threads(a.threads)
     device, missed = pick_device(a.device), []
     with tempfile.TemporaryDirectory() as folder:
-        rows = pascal_voc(write_layout('pascal_voc', Path(folder)/'VOC2012', SPACE, 24, 1, (480,640)), 'train')
+        rows = pascal_voc(write_fake_dataset('pascal_voc', Path(folder)/'VOC2012', SPACE, 24, 1, (480,640)), 'train')
         for row in a.rows:
-            pairs = Pairs(rows, SPACE, augment=Augment(ROWS[row][4], **ROWS[row][5]))
+            pairs = SegmentationDataset(rows, SPACE, augment=Augment(ROWS[row][4], **ROWS[row][5]))
             try: found = measure(row, pairs, a.workers, device, a.rounds, a.seconds)
             except (MemoryError, RuntimeError) as e:
                 if not isinstance(e, MemoryError) and 'memory' not in str(e): raise

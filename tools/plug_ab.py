@@ -6,7 +6,7 @@
 
 `local` is a hand-written network that sees seven pixels around it, `unet` one of segmentation_models.pytorch. With --before the model is trained
 as it is first, and plugged then. Same first weights, same pictures in the same order, same schedule, one thread. Rows are added to the CSV, which
-nbs/23_plug.ipynb reads; a run that is repeated belongs in another file."""
+nbs/2_models/09_plugin.ipynb reads; a run that is repeated belongs in another file."""
 import argparse, json, time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,13 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from idrnet_nb.compare import COLUMNS, relation_auroc, world_task
-from idrnet_nb.results import append_rows, circumstances
-from idrnet_nb.core import IGNORE, seed_everything
-from idrnet_nb.head import upsample
-from idrnet_nb.metrics import Meter
-from idrnet_nb.plug import add_idr, idr_loss, idr_of
-from idrnet_nb.train import TrainConfig, batches, param_groups, poly
+from idrnet_nb.experiments.compare import COLUMNS, relation_auroc, toy_world_task
+from idrnet_nb.experiments.results import append_rows, provenance
+from idrnet_nb.common.checks import IGNORE
+from idrnet_nb.common.device import seed_everything
+from idrnet_nb.method.layers import upsample
+from idrnet_nb.training.metrics import Meter
+from idrnet_nb.models.plugin import add_idr, idr_loss, get_idr
+from idrnet_nb.training.config import TrainConfig
+from idrnet_nb.training.sampler import batches
+from idrnet_nb.training.schedule import param_groups, poly
 
 ARMS = { # settings of add_idr, settings of idr_loss
     'plain':None, 'idr':({}, {}), 'idr, tables frozen':({}, dict(relation_momentum=0.)), 'idr, as published':(dict(keep_answer=False), {}), 'idr, D2 of zeros':({}, {})}
@@ -42,7 +45,7 @@ def plain(name, k, seed):
 
 def plug(name, model, arm):
     if ARMS[arm] is None: return model
-    final = idr_of(add_idr(model, at=MODELS[name][1], **ARMS[arm][0])).final
+    final = get_idr(add_idr(model, at=MODELS[name][1], **ARMS[arm][0])).final
     if arm=='idr, D2 of zeros': final.conv.conv.reset_parameters(); nn.init.zeros_(final.score.weight); nn.init.zeros_(final.score.bias)
     return model
 
@@ -80,8 +83,8 @@ def run(name, arm, task, config, before=0):
                parameters=sum(p.numel() for p in model.parameters()),
                seconds=round(time.perf_counter()-start, 1))
     if arm=='plain': return row, None
-    if 'frozen' not in arm: row['relation_auroc'] = round(relation_auroc(idr_of(model).relations[0], task.truth), 4)
-    return row, idr_of(model).settings
+    if 'frozen' not in arm: row['relation_auroc'] = round(relation_auroc(get_idr(model).relations[0], task.truth), 4)
+    return row, get_idr(model).settings
 
 def library(name):
     if name!='unet': return 'none'
@@ -97,14 +100,14 @@ def main():
     p.add_argument('--train', type=int, default=2000, help='pictures to learn from'); p.add_argument('--test', type=int, default=200, help='unseen pictures')
     a = p.parse_args()
     torch.set_num_threads(1)
-    task, after = world_task(a.train, a.test), f' after {a.before} plain ones' if a.before else ''
+    task, after = toy_world_task(a.train, a.test), f' after {a.before} plain ones' if a.before else ''
     for seed in a.seeds:
         for arm in a.arms:
             config = TrainConfig(steps=a.steps, batch_size=a.batch, lr=a.lr, seed=seed)
             row, settings = run(a.model, arm, task, config, a.before)
             about = dict(train={n:v for n,v in asdict(config).items() if n!='seed'}, model=dict(name=a.model, library=library(a.model)), before=a.before, plug=settings)
             note = f'{task.note}, {a.steps} steps of {a.batch}{after}'
-            append_rows(a.out, [dict(task=task.name, note=note, config=json.dumps(about), **row, **circumstances(torch.device('cpu')))], COLUMNS)
+            append_rows(a.out, [dict(task=task.name, note=note, config=json.dumps(about), **row, **provenance(torch.device('cpu')))], COLUMNS)
             print(f'{row["arm"]:34} seed {seed}  mIoU {row["miou"]:.1f}  look-alikes {row["lookalike_miou"]:.1f}  {row["seconds"]:.0f} s', flush=True)
 
 if __name__=='__main__': main()

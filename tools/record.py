@@ -1,11 +1,11 @@
 """A results table on disk: a CSV in which a row that is measured again replaces the old one. For tools/zoo.py and tests/test_battery.py."""
 import timm, torch
 
-from idrnet_nb.results import circumstances, read_rows, write_rows
+from idrnet_nb.experiments.results import provenance, read_rows, write_rows
 
 def here(device='cpu'):
     "Date, commit (with a + where the package was changed since), versions and device, for the end of a row."
-    return {**circumstances(torch.device(device)), 'timm': timm.__version__}
+    return {**provenance(torch.device(device)), 'timm': timm.__version__}
 
 def put(path, rows, key, columns):
     "Add `rows` (dicts); one with the same `key` columns takes the old one's place. The file is written whole or not touched. ValueError for other columns."

@@ -17,17 +17,21 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from idrnet_nb import share
-from idrnet_nb.checkpoint import load_checkpoint
-from idrnet_nb.core import IGNORE, LabelSpace, seed_everything
-from idrnet_nb.idrnet import FRAMEWORKS, segmentor
-from idrnet_nb.infer import Protocol, load_model, save_model
-from idrnet_nb.plan import TrainConfig, param_groups
-from idrnet_nb.plug import add_idr, load_plugged, save_plugged
-from idrnet_nb.train import train
+from idrnet_nb.models import hub as share
+from idrnet_nb.training.checkpoint import load_checkpoint
+from idrnet_nb.common.checks import IGNORE
+from idrnet_nb.data.labels import LabelSpace
+from idrnet_nb.common.device import seed_everything
+from idrnet_nb.models.head import FRAMEWORKS
+from idrnet_nb.models.segmentor import build_segmentor
+from idrnet_nb.training.inference import EvalProtocol, load_model, save_model
+from idrnet_nb.training.config import TrainConfig
+from idrnet_nb.training.schedule import param_groups
+from idrnet_nb.models.plugin import add_idr, load_plugged, save_plugged
+from idrnet_nb.training.trainer import train
 
 DATA = Path(__file__).resolve().parents[1]/'tests'/'data'
-KINDS = dict(plain=False, attention='attention', idr=True) # as `segmentor` takes them
+KINDS = dict(plain=False, attention='attention', idr=True) # as `build_segmentor` takes them
 BACKBONES = 'tiny', 'resnet18'
 FIRST = 'step-00000001.safetensors' # checkpoint of the sample training
 
@@ -45,7 +49,7 @@ SPACE = LabelSpace('three', ('sky','tree','road'), ((0,0,255),(0,160,0),(90,90,9
 
 def sample_model(framework):
     seed_everything(0)
-    return segmentor(framework, 'tiny', 3, width=4, attention_width=2, aux_width=2, dropout=0.,
+    return build_segmentor(framework, 'tiny', 3, width=4, attention_width=2, aux_width=2, dropout=0.,
                      backbone_args=dict(width=4))
 
 def sample_host():
@@ -91,7 +95,7 @@ def write_samples(folder):
     pairs, model, trained = sample_pairs(), sample_model('upernet'), sample_model('fcn')
     train(model, pairs, CONFIG, 'cpu', False)
     results = [dict(data='made up', miou=50.)]
-    save_model(model, folder/'model', SPACE, (16,20), protocol=asdict(Protocol()), results=results)
+    save_model(model, folder/'model', SPACE, (16,20), protocol=asdict(EvalProtocol()), results=results)
     with tempfile.TemporaryDirectory() as tmp: # a training of two steps, of which the checkpoint of the first is kept
         records = train(trained, pairs, CONFIG, 'cpu', False, out=tmp, save_every=1)
         (folder/'training'/'checkpoints').mkdir(parents=True, exist_ok=True)
@@ -132,7 +136,7 @@ def model_names():
     for framework in FRAMEWORKS:
         for kind,idr in KINDS.items():
             for backbone in BACKBONES:
-                model = segmentor(framework, backbone, 3, idr, width=8, attention_width=4, aux_width=6)
+                model = build_segmentor(framework, backbone, 3, idr, width=8, attention_width=4, aux_width=6)
                 out[f'{framework} {kind} {backbone}'] = names_of(model.state_dict())
     return out
 

@@ -3,19 +3,20 @@
     python tools/softmax_order.py world --seeds 5
     python tools/softmax_order.py stanford_background --root stanford --weights mobilenetv2_100_imagenet.safetensors
 
-A model is trained for a short time and then judged in six ways: three words of `Protocol.average`, each with one look and with several. Rows are
-added to the CSV, which nbs/22_infer.ipynb reads; a run that is repeated belongs in another file."""
+A model is trained for a short time and then judged in six ways: three words of `EvalProtocol.average`, each with one look and with several. Rows are
+added to the CSV, which nbs/4_training/09_inference.ipynb reads; a run that is repeated belongs in another file."""
 import argparse, json, time
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from idrnet_nb.compare import build, data_task, world_task
-from idrnet_nb.infer import Protocol, probabilities
-from idrnet_nb.metrics import Meter
-from idrnet_nb.results import append_rows, circumstances
-from idrnet_nb.train import TrainConfig, train
+from idrnet_nb.experiments.compare import build, dataset_task, toy_world_task
+from idrnet_nb.training.inference import EvalProtocol, probabilities
+from idrnet_nb.training.metrics import Meter
+from idrnet_nb.experiments.results import append_rows, provenance
+from idrnet_nb.training.config import TrainConfig
+from idrnet_nb.training.trainer import train
 
 RESULTS = Path(__file__).resolve().parents[1]/'nbs'/'results'
 COLUMNS = ('date', 'commit', 'task', 'note', 'arm', 'seed', 'looks', 'average', 'miou', 'aacc', 'same', 'seconds',
@@ -26,9 +27,9 @@ LOOKS = {'once': {}, 'scales .75 1 1.25, mirrored': dict(scales=(.75, 1., 1.25),
 def plan(name, root, weights):
     "The data, the settings of the model, and how it is trained."
     if name=='world':
-        return world_task(2000, 200), dict(width=48, attention_width=24, aux_width=16), TrainConfig(steps=200, batch_size=8, lr=3e-3)
+        return toy_world_task(2000, 200), dict(width=48, attention_width=24, aux_width=16), TrainConfig(steps=200, batch_size=8, lr=3e-3)
     model = dict(backbone='mobilenetv2_100', weights=weights, output_stride=16, width=64, attention_width=32, aux_width=32)
-    return data_task(name, root, (120, 160)), model, TrainConfig(steps=80, batch_size=8, lr=1e-3, backbone_lr=.5, channels_last=True)
+    return dataset_task(name, root, (120, 160)), model, TrainConfig(steps=80, batch_size=8, lr=1e-3, backbone_lr=.5, channels_last=True)
 
 def judge(model, task, protocol):
     "Predictions of all unseen images, their scores in percent, and the seconds that inference took."
@@ -50,7 +51,7 @@ def run(arm, task, model_settings, config):
     "The rows of one model."
     model = build(arm, task, config.seed, **model_settings)
     train(model, task.train, config, 'cpu', False)
-    base = task.protocol or Protocol()
+    base = task.protocol or EvalProtocol()
     about = dict(train={n:v for n,v in asdict(config).items() if n!='seed'}, model={n:getattr(v, 'name', v) for n,v in model_settings.items()})
     for looks,change in LOOKS.items():
         first = None
@@ -60,7 +61,7 @@ def run(arm, task, model_settings, config):
             first = first or preds
             row = dict(task=task.name, note=f'{task.note}, {config.steps} steps of {config.batch_size}', arm=arm, seed=config.seed, looks=looks,
                        average=average, **scores, same=share_of_same(preds, first), config=json.dumps({**about, 'protocol':asdict(protocol)}))
-            yield row | circumstances(torch.device('cpu'))
+            yield row | provenance(torch.device('cpu'))
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -12,8 +12,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from record import here, put
-from idrnet_nb.backbone import Backbone, published
-from idrnet_nb.core import seed_everything
+from idrnet_nb.models.backbone import Backbone, published
+from idrnet_nb.common.device import seed_everything
 
 OUT = Path(__file__).resolve().parents[1]/'nbs'/'results'/'backbones.csv'
 SIZES = (65,97), (33,32), (64,96) # the first is trained on
