@@ -1,5 +1,5 @@
 """Weights that people have on disk can be read: today's names are those on record, and what an earlier
-version has written (tests/data/format1, by tools/record_names.py) loads and says the same."""
+version has written (tests/recorded/format1, by tools/record_names.py) loads and says the same."""
 import copy, importlib.util, json, shutil, sys
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest, torch
 from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT/'tests'/'data'/'format1'
+FOLDER = ROOT/'tests'/'recorded'/'format1'
 
 def load_tool():
     spec = importlib.util.spec_from_file_location('tools_record_names', ROOT/'tools'/'record_names.py')

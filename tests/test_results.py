@@ -1,4 +1,4 @@
-"""No row of nbs/results is lost by a rename: each CSV has the columns on record (tests/data/results.json),
+"""No row of nbs/results is lost by a rename: each CSV has the columns on record (tests/recorded/results.json),
 each row's settings still build what they describe, and today's plans still find the rows.
 
     python tests/test_results.py     # write the record anew, after rows or columns were added
@@ -28,7 +28,7 @@ from idrnet_nb.training.recipes import RECIPES# noqa: E402
 from idrnet_nb.experiments.results import read_rows# noqa: E402
 
 RESULTS = Path(__file__).resolve().parents[1]/'nbs'/'results'
-RECORD = Path(__file__).parent/'data'/'results.json'
+RECORD = Path(__file__).parent/'recorded'/'results.json'
 KEPT = json.loads(RECORD.read_text())
 each_file = pytest.mark.parametrize('name', KEPT)
 

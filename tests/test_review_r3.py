@@ -3,7 +3,7 @@ import json, os, subprocess, sys, warnings
 from dataclasses import replace
 
 import pytest
-from test_cli_options import files, run, trained, words_of # noqa: F401, fixtures
+from test_cli import files, run, trained, words_of # noqa: F401, fixtures
 
 from idrnet_nb import cli
 from idrnet_nb.data.label_spaces import LABEL_SPACES

@@ -1,7 +1,7 @@
 """What the package writes at its present format: names, shapes and dtypes of all tensors, names of all
 settings; and a small model, a checkpoint and a plugged model with the logits that they give.
 
-    python tools/record_names.py            write it to tests/data/format1 (1 is share.FORMAT)
+    python tools/record_names.py            write it to tests/recorded/format1 (1 is share.FORMAT)
     python tools/record_names.py --check    say what differs from what was written; exit 1 if anything
 
 A tensor may get another name, but the weights that people have on their disks keep theirs: with other
@@ -30,7 +30,7 @@ from idrnet_nb.training.schedule import param_groups
 from idrnet_nb.models.plugin import add_idr, load_plugged, save_plugged
 from idrnet_nb.training.trainer import train
 
-DATA = Path(__file__).resolve().parents[1]/'tests'/'data'
+DATA = Path(__file__).resolve().parents[1]/'tests'/'recorded'
 KINDS = dict(plain=False, attention='attention', idr=True) # as `build_segmentor` takes them
 BACKBONES = 'tiny', 'resnet18'
 FIRST = 'step-00000001.safetensors' # checkpoint of the sample training

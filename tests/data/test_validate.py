@@ -5,7 +5,7 @@ import numpy as np, pytest, torch
 from datasets import Dataset
 from datasets import Image as Pictures
 from PIL import Image
-from test_data import ALL, layout, real
+from test_dataset import ALL, layout, real
 from torch.utils.data import DataLoader
 from idrnet_nb import cli
 from idrnet_nb.data.validate import Report, check_data, checked_rows

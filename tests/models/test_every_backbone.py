@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 import pytest, torch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT/'tools'))
 import record, zoo # noqa: E402
 from idrnet_nb.models.backbone import Backbone# noqa: E402

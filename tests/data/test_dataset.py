@@ -17,7 +17,7 @@ from idrnet_nb.data.readers import BadFile, read_mask, read_image
 from idrnet_nb.data.dataset import SegmentationDataset
 from idrnet_nb.data.fake_datasets import fake_scene, write_fake_dataset
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get('IDRNET_DATA', ROOT.parent/'shared'/'data'))
 SPACE = LABEL_SPACES['camvid']
 

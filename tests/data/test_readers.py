@@ -21,7 +21,7 @@ from idrnet_nb.data.pairing import folder_pairs
 from idrnet_nb.data.class_lists import ids_from_colours
 
 SPACE = LABEL_SPACES['camvid']
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def encoded(im, kind='PNG', **kw):
@@ -366,7 +366,7 @@ def test_no_damaged_mat_ends_the_process():
     code = f'''
 import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]
 import numpy as np
-from test_reading import mat, damaged, held, MASK, SPACE
+from test_readers import mat, damaged, held, MASK, SPACE
 from idrnet_nb.data.readers import BadFile, decode_mask
 rng, named = np.random.default_rng(0), 0
 for packed in False,True:

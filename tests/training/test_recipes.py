@@ -15,7 +15,7 @@ from idrnet_nb.models.profiling import count_flops
 from idrnet_nb.experiments.results import read_rows
 from idrnet_nb.training.recipes import RECIPES, REPORTED, cost, hours, mini, show_costs, timed
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FCN, UPER, LIP = (mini(RECIPES[f'idrnet_{n}'], 48) for n in ('fcn_resnet50os8_ade20k', 'upernet_resnet50os8_ade20k', 'aspp_resnet50os8_lip'))
 
 def how(recipe, **changes): return replace(recipe, train=replace(recipe.train, **changes))

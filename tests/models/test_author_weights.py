@@ -14,7 +14,7 @@ from idrnet_nb.method.layers import upsample
 from idrnet_nb.models.head import SegHead
 from idrnet_nb.models.segmentor import Segmentor
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parents[1]
 KEYS = json.loads((HERE/'author_keys.json').read_text()) # model -> name -> shape, of eight published checkpoints
 full = pytest.mark.skipif(os.environ.get('IDRNET_FULL')!='1', reason='large: set IDRNET_FULL=1')
 TINY_SWIN = dict(name='swin_tiny_patch4_window7_224', pad_to=1, embed_dim=12, depths=(2,2,4,2), num_heads=(2,2,4,4), window_size=4)

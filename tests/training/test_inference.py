@@ -12,7 +12,7 @@ from idrnet_nb.models.segmentor import build_segmentor
 from idrnet_nb.training.inference import (EvalProtocol, evaluate, load_model, probabilities,
     save_model, window_starts)
 from idrnet_nb.training.metrics import Meter
-from test_data import LAYOUTS, layout, real
+from test_dataset import LAYOUTS, layout, real
 
 K = 6
 SMALL = dict(width=8, attention_width=4, aux_width=4)

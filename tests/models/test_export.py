@@ -156,7 +156,7 @@ def test_onnx_file(tmp_path):
     assert file.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
     about = {p.key:p.value for p in file.metadata_props}
     assert LabelSpace.from_json(json.loads(about['label_space'])) == SPACE and 'RGB' in about['input']
-    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     assert here not in words(path) and '.py' not in words(path) and 'site-packages' not in words(path)
     assert not {'Loop','If','Scan'} & {n.op_type for n in file.graph.node}
 

@@ -11,9 +11,9 @@ from idrnet_nb.data.labels import LabelSpace, palette
 from idrnet_nb.data.datasets import DATASETS
 from idrnet_nb.data.label_spaces import LABEL_SPACES, left_right
 from idrnet_nb.data.dataset import SegmentationDataset
-from idrnet_nb.data.fake_datasets import scene, write_fake_dataset
+from idrnet_nb.data.fake_datasets import fake_scene, write_fake_dataset
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SPLITS = dict(coco_stuff_10k=('train','test'), camvid=('train','val','test'), atr=('train','val','test'))
 NO_VOID = 'lip','cihp','atr','ccp59','ccp16','pascal_context_60' # as published
 LISTS = dict(pascal_voc='ImageSets/Segmentation/{}.txt', pascal_context_59='ImageSets/SegmentationContext/{}.txt', coco_stuff_10k='imageLists/{}.txt',
@@ -39,7 +39,7 @@ def test_is_read_as_published(name, tmp_path):
         assert len(rows)==(3 if split=='train' else 2)
         for row,(image,label) in zip(rows, SegmentationDataset(rows, b.space)):
             n += 1
-            want_image,want = scene(b.space, (48,64), np.random.default_rng((4,n)))
+            want_image,want = fake_scene(b.space, (48,64), np.random.default_rng((4,n)))
             if name in NO_VOID: want = np.where(want==255, 0, want)
             assert np.array_equal(label.numpy(), want) and (255 in want)==(name not in NO_VOID)
             off = np.abs(image.permute(1,2,0).numpy().astype(int)-want_image)
@@ -81,8 +81,8 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
         return {p.relative_to(root).as_posix():p.read_bytes() for p in root.rglob('*.*')}
     a,b,c = [all_of(tmp_path/str(i), seed) for i,seed in enumerate((0,0,1))]
     assert a==b and a.keys()==c.keys() and all(a[k]!=c[k] for k in a if 'images' in k)
-    code = ("import hashlib, numpy as np; from idrnet_nb.data.dataset import LABEL_SPACES; from idrnet_nb.data.fake_datasets import scene; "
-            "print(hashlib.sha256(b''.join(x.tobytes() for s in ('ade20k','lip') for x in scene(LABEL_SPACES[s], (40,56), np.random.default_rng(1)))).hexdigest())")
+    code = ("import hashlib, numpy as np; from idrnet_nb.data.dataset import LABEL_SPACES; from idrnet_nb.data.fake_datasets import fake_scene; "
+            "print(hashlib.sha256(b''.join(x.tobytes() for s in ('ade20k','lip') for x in fake_scene(LABEL_SPACES[s], (40,56), np.random.default_rng(1)))).hexdigest())")
     once,twice = [subprocess.run([sys.executable,'-c',code], cwd=ROOT, capture_output=True, text=True, check=True).stdout for _ in range(2)]
     assert once==twice and len(once)>60
 
@@ -124,11 +124,11 @@ def test_spaces_of_ones_own(k, ignore, tmp_path):
     for name in 'camvid','pascal_voc','coco_stuff_10k':
         root = write_fake_dataset(name, tmp_path/name, space, 1, 1, (32,48))
         label = SegmentationDataset(DATASETS[name].load(root,'train'), space)[0][1]
-        assert np.array_equal(label.numpy(), scene(space, (32,48), np.random.default_rng((0,1)))[1]) and (k==1 or ignore in label)
+        assert np.array_equal(label.numpy(), fake_scene(space, (32,48), np.random.default_rng((0,1)))[1]) and (k==1 or ignore in label)
 
 def test_scenes():
     for name,space in LABEL_SPACES.items():
-        seen = [scene(space, (40,60), np.random.default_rng(i)) for i in range(40)]
+        seen = [fake_scene(space, (40,60), np.random.default_rng(i)) for i in range(40)]
         ids = set(np.unique([y for _,y in seen]).tolist())-{255}
         things = 'hair' not in space.classes
         assert len(ids)==min(12,space.num_classes) if things else len(ids)>8, name
@@ -136,7 +136,7 @@ def test_scenes():
         assert all(len(np.unique(y))>(2 if things else 4) for _,y in seen)
         assert things==any(255 in y for _,y in seen) or name=='ccp16'
         assert all(x.dtype==np.uint8 and x.shape==(40,60,3) and y.dtype==np.uint8 and .02<x.std()/255<.5 for x,y in seen)
-    small,big = [np.mean([(scene(LABEL_SPACES['camvid'], s, np.random.default_rng(i))[1]==255).mean() for i in range(6)]) for s in ((96,128),(480,640))]
+    small,big = [np.mean([(fake_scene(LABEL_SPACES['camvid'], s, np.random.default_rng(i))[1]==255).mean() for i in range(6)]) for s in ((96,128),(480,640))]
     assert .02<small<.25 and .8<big/small<1.25                                            # the rim grows with the picture
 
 @pytest.mark.parametrize('name', ['lip','cihp','atr'])
@@ -145,7 +145,7 @@ def test_left_is_on_our_right(name):
     space = LABEL_SPACES[name]
     where, colour = {c:[] for p in left_right(space) for c in p}, {c:[] for p in left_right(space) for c in p}
     for i in range(30):
-        image,label = scene(space, (96,80 if name!='cihp' else 160), np.random.default_rng(i))
+        image,label = fake_scene(space, (96,80 if name!='cihp' else 160), np.random.default_rng(i))
         if name=='cihp':
             assert all((label[:,s]==2).any() for s in (slice(80),slice(80,None)))       # two people
             image,label = image[:,:80],label[:,:80]

@@ -9,7 +9,7 @@ from idrnet_nb.models.receptive_field import (TinyBackbone, field_box, gradient_
     receptive_field)
 from idrnet_nb.models.weights import load_weights
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = Path(os.environ.get('IDRNET_DATA', ROOT.parent/'shared'/'data'))/'weights'/'mobilenetv2_100_imagenet.safetensors'
 SIZES = [(65,97), (33,32), (7,5), (1,1), (96,64)]
 

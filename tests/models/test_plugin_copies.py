@@ -13,7 +13,7 @@ from idrnet_nb.method.idr import IDRContext
 from idrnet_nb.models.segmentor import build_segmentor
 from idrnet_nb.models.plugin import (IDRClassifier, add_idr, find_seam, idr_loss, get_idr,
     load_plugged, remove_idr, save_plugged)
-from test_plug import K, answer, batch, hf_segformer, hf_upernet, smp_unet, toy, tv_fcn
+from test_plugin import K, answer, batch, hf_segformer, hf_upernet, smp_unet, toy, tv_fcn
 
 pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::DeprecationWarning')
 
