@@ -35,8 +35,8 @@ def kinks(flip=()):
     A ReLU has two right gradients there, and which one a machine takes is up to the order of its sums."""
     from idrnet_nb.method import layers as module
     plain, found, calls = module.batch_norm, [], itertools.count()
-    def normalise(norm, x, track=True):
-        y = plain(norm, x, track)
+    def batch_norm(norm, x, update_stats=True):
+        y = plain(norm, x, update_stats)
         if not torch.is_grad_enabled(): return y
         call, flat = next(calls), y.detach().flatten()
         near = (flat.abs()<KINK).nonzero().flatten().tolist()
@@ -45,7 +45,7 @@ def kinks(flip=()):
         for i in near:
             if (call,i) in flip: push[i] = -flat[i] + (-1e-9 if flat[i]>0 else 1e-9)
         return y + push.view_as(y) if near else y
-    module.batch_norm = normalise
+    module.batch_norm = batch_norm
     try: yield found
     finally: module.batch_norm = plain
 
@@ -54,7 +54,7 @@ def train_step(head, pyramid, target, deleted, norm):
     def run(flip=()):
         h = copy.deepcopy(head)
         with kinks(flip) as found: out = h(pyramid, target, deleted=deleted)
-        h.zero_grad(); out['loss'].backward()
+        h.zero_grad(); out.loss.backward()
         return h, out, torch.stack([p.grad.norm() for p in h.parameters()]).norm()[None], found
     best = run()
     miss = lambda r: ((r[2]-norm).abs()/norm).item()
@@ -76,27 +76,27 @@ def compare(path):
         return ((got-want).abs().max() / want.abs().max().clamp(min=1e-12)).item()
     head = build(case); load(head, group('state0.'))
     pyramid = lambda prefix: [take(f'{prefix}{i}') for i in range(4)]
-    with torch.no_grad(): yield 'eval.out.logits', error(head.eval()(pyramid('eval.in.pyramid'))['out'], take('eval.out.logits')), 1e-5
+    with torch.no_grad(): yield 'eval.out.logits', error(head.eval()(pyramid('eval.in.pyramid')).logits, take('eval.out.logits')), 1e-5
     head.train()
     for s in range(case['steps']):
         at, tol = f'step{s}.', 1e-5 if s==0 else 1e-4
-        memory = head.refiner.memory.clone()
+        memory = head.idr.memory.clone()
         head, out, norm = train_step(head, pyramid(at+'in.pyramid'), take(at+'in.targets').long(),
                                      torch.tensor(case['interventions'][s]), t[at+'out.grad_norm'])
-        view, shape = out['view'], out['feat'].shape[-2:]
-        assert [p.nonzero().flatten().tolist() for p in view.present] == case['present'][s], 'other classes are predicted'
-        px = lambda v: rearrange(to_pixels(v, view.label), 'b c (h w) -> b c h w', h=shape[0])
-        (mean,var), (mean_,var_) = (v.chunk(2,-1) for v in (out['heard'], out['diagnosis']['heard']))
-        got = {'mid.feats':out['feat'], 'mid.coarse_logits':out['coarse'],
-               'mid.feats_with_memory':torch.cat([out['feat'], px(memory.expand(len(px(mean)),-1,-1))], 1),
+        grouping, shape = out.grouping, out.feats.shape[-2:]
+        assert [p.nonzero().flatten().tolist() for p in grouping.present] == case['present'][s], 'other classes are predicted'
+        px = lambda v: rearrange(to_pixels(v, grouping.pred), 'b c (h w) -> b c h w', h=shape[0])
+        (mean,var), (mean_,var_) = (v.chunk(2,-1) for v in (out.context, out.deletion.context))
+        got = {'mid.feats':out.feats, 'mid.coarse_logits':out.coarse_logits,
+               'mid.feats_with_memory':torch.cat([out.feats, px(memory.expand(len(px(mean)),-1,-1))], 1),
                'mid.context_mean':px(mean), 'mid.context_var':px(var), 'mid.do_context_mean':px(mean_), 'mid.do_context_var':px(var_)}
-        r = head.refiner
-        got |= {'out.loss':out['loss'][None], 'out.grad_norm':norm, 'out.class_relations_mean':r.relation_mean,
-                'out.class_relations_var':r.relation_var, 'out.dl_cls_representations':r.memory, 'out.selected_classes_counter':r.count}
+        r = head.idr
+        got |= {'out.loss':out.loss[None], 'out.grad_norm':norm, 'out.class_relations_mean':r.relation_mean,
+                'out.class_relations_var':r.relation_var, 'out.dl_cls_representations':r.memory, 'out.selected_classes_counter':r.deletion_count}
         for name,x in got.items(): yield at+name, error(x.detach(), take(at+name)), tol
         losses = dict(final='loss_cls_stage2', coarse='loss_cls_stage1', aux='loss_aux')
-        for n,x in out['losses'].items(): yield f'{at}{n} loss', abs(x.item()/case['losses'][s][losses[n]]-1), tol
-        yield f'{at}total loss', abs(out['loss'].item()/case['losses'][s]['loss_total']-1), tol
+        for n,x in out.losses.items(): yield f'{at}{n} loss', abs(x.item()/case['losses'][s][losses[n]]-1), tol
+        yield f'{at}total loss', abs(out.loss.item()/case['losses'][s]['loss_total']-1), tol
         with torch.no_grad():
             for p in head.parameters(): p -= .01*p.grad
     state, ours = head.state_dict(), names(head)

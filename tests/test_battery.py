@@ -17,7 +17,8 @@ import pytest, torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
-from idrnet_nb.method import idr as idrnet
+from idrnet_nb.method import idr as idr_module
+from idrnet_nb.models import head as head_module
 from idrnet_nb.common.device import seed_everything
 from idrnet_nb.method.layers import pixel_losses, upsample
 from idrnet_nb.models.head import FRAMEWORKS
@@ -68,7 +69,7 @@ def step(model, images, label):
     "One step of training; what the model said."
     opt = torch.optim.SGD(model.parameters(), .01)
     out = model.train()(images, label)
-    opt.zero_grad(); out['loss'].backward(); opt.step()
+    opt.zero_grad(); out.loss.backward(); opt.step()
     return out
 
 @functools.lru_cache(1)
@@ -76,7 +77,7 @@ def learnt(case): model = make(case); step(model, *pictures()); return model.eva
 
 def fresh(case): return copy.deepcopy(learnt(case))
 @torch.no_grad()
-def answer(model, images): return model.eval()(images)['out']
+def answer(model, images): return model.eval()(images).logits
 def state(model): return {n:t.clone() for n,t in model.state_dict().items()}
 
 def check_gradients(model):
@@ -100,9 +101,9 @@ def trains(case, tmp):
     "A step on pictures of odd sides: a finite gradient for every parameter, tables that move where there are some."
     model = make(case)
     out = step(model, *pictures())
-    assert out['out'].shape == (2,K,*SIZE) and out['loss'].isfinite() and ('diagnosis' in out) == (case.idr is True)
+    assert out.logits.shape == (2,K,*SIZE) and out.loss.isfinite() and (out.deletion is not None) == (case.idr is True)
     check_gradients(model); check_finite(model)
-    if case.idr is True: assert not torch.equal(model.relations[0], torch.eye(K)) and model.head.refiner.memory.abs().sum() > 0
+    if case.idr is True: assert not torch.equal(model.relations[0], torch.eye(K)) and model.head.idr.memory.abs().sum() > 0
 
 @check
 def odd_sizes(case, tmp):
@@ -117,7 +118,7 @@ def one_picture(case, tmp):
     model, (images, label) = fresh(case).double(), pictures()
     torch.testing.assert_close(answer(model, images[:1]), answer(model, images)[:1], rtol=1e-8, atol=1e-8)
     model = fresh(case)
-    assert step(model, images[:1], label[:1])['loss'].isfinite()
+    assert step(model, images[:1], label[:1]).loss.isfinite()
     check_gradients(model); check_finite(model)
 
 @check
@@ -125,14 +126,14 @@ def few_classes(case, tmp):
     for k in (1,2):
         model = build_segmentor(case.framework, copy.deepcopy(learnt(case).backbone), k, case.idr, **SMALL)
         out = step(model, *pictures(k=k))
-        assert out['loss'].isfinite() and (k > 1 or out['loss'] == 0)
+        assert out.loss.isfinite() and (k > 1 or out.loss == 0)
         check_gradients(model); check_finite(model)
         assert answer(model, pictures()[0]).shape == (2,k,*SIZE)
 
 @check
 def one_class(case, tmp):
     model, (images, label) = fresh(case), pictures()
-    assert step(model, images, torch.full_like(label, 2))['loss'].isfinite()
+    assert step(model, images, torch.full_like(label, 2)).loss.isfinite()
     check_gradients(model); check_finite(model)
 
 @check
@@ -140,7 +141,7 @@ def all_ignored(case, tmp):
     model, (images, label) = fresh(case), pictures()
     tables = [t.clone() for t in model.relations] if case.idr is True else []
     out = step(model, images, torch.full_like(label, 255))
-    assert out['loss'] == 0
+    assert out.loss == 0
     check_gradients(model); check_finite(model)
     assert all(torch.equal(a,b) for a,b in zip(tables, model.relations if tables else ())), 'void pixels moved the tables'
 
@@ -150,7 +151,7 @@ def repeats(case, tmp):
     model, (images, label) = fresh(case), pictures()
     before, first = state(model), answer(model, images)
     with torch.no_grad(): second = model(images, label)
-    assert torch.equal(first, second['out']) and second['loss'].isfinite() and 'diagnosis' not in second
+    assert torch.equal(first, second.logits) and second.loss.isfinite() and second.deletion is None
     check_same(before, state(model))
 
 @check
@@ -219,7 +220,7 @@ def two_steps(case, rank=None):
     opt = torch.optim.SGD(model.parameters(), 1e-3) # small: with fixed statistics a large step would blow rounding up
     for _ in range(2):
         opt.zero_grad()
-        net(images[part], label[part], deleted=deleted[part])['loss'].backward()
+        net(images[part], label[part], deleted=deleted[part]).loss.backward()
         opt.step()
     return dict(state=model.state_dict(), grads={n:p.grad for n,p in model.named_parameters()})
 
@@ -229,11 +230,11 @@ def work(rank, port, jobs, done):
     dist.init_process_group('gloo', rank=rank, world_size=2, timeout=timedelta(seconds=60))
     while (job := jobs.get()) is not None:
         case, folder, spoil = job
-        gather = idrnet.all_gather
-        if spoil: idrnet.all_gather = lambda x: x # each process for itself
+        gather = idr_module.all_gather
+        if spoil: idr_module.all_gather = lambda x: x # each process for itself
         try: torch.save(two_steps(case, rank), Path(folder)/f'{rank}.pt'); done.put('')
         except Exception: done.put(traceback.format_exc())
-        idrnet.all_gather = gather
+        idr_module.all_gather = gather
     dist.destroy_process_group()
 
 class Pair:
@@ -265,9 +266,9 @@ def check_processes(case, tmp):
     for part in ('state','grads'): # and are the one
         for n,t in one[part].items(): torch.testing.assert_close(two[0][part][n], t, rtol=1e-5, atol=1e-7, msg=lambda m,n=n,part=part: f'{n} ({part}): {m}')
     if case.idr is not True: return
-    found = {n: one['state'][f'head.refiner.{n}'] for n in ('memory','relation_mean','count')}
+    found = {n: one['state'][f'head.idr.{n}'] for n in ('memory','relation_mean','deletion_count')}
     assert found['memory'][3].abs().sum() > 0 and found['memory'][4].abs().sum() == 0
-    assert not torch.allclose(found['relation_mean'], torch.eye(K).double()) and found['count'].sum().round() == 8
+    assert not torch.allclose(found['relation_mean'], torch.eye(K).double()) and found['deletion_count'].sum().round() == 8
 
 # ---- the tests
 
@@ -303,7 +304,7 @@ def test_two_processes(tmp_path):
     "One test for all cases, so that two processes are started once."
     for case in FAST: run(case, 'processes', tmp_path)
     PAIR.run(FAST[0], tmp_path, spoil=True) # and where processes do not share, it is seen
-    with pytest.raises(AssertionError, match='head.refiner'): check_processes(FAST[0], tmp_path)
+    with pytest.raises(AssertionError, match='head.idr'): check_processes(FAST[0], tmp_path)
 
 # ---- the checks bite: a small model with one fault
 
@@ -319,10 +320,10 @@ def bound(model): net = model.backbone; net.forward = lambda x: type(net).forwar
 def usual_order(m, x): return x.as_strided(x.shape, torch.empty(x.shape, device='meta').stride())
 
 SPOILED = [ # check, fault of the model, or of the mean loss
-    ('trains', unread), ('odd_sizes', hooked(whole, lambda m,o: {**o, 'out':o['out'][...,:-1]})), ('one_picture', hooked(backbone, lambda m,x: x+x.mean(0))),
+    ('trains', unread), ('odd_sizes', hooked(whole, lambda m,o: o._replace(logits=o.logits[...,:-1]))), ('one_picture', hooked(backbone, lambda m,x: x+x.mean(0))),
     ('few_classes', lambda l,label,ignore: l.sum()/(l>0).sum()), ('one_class', lambda l,label,ignore: l.sum()/label[label!=ignore].float().var()),
     ('all_ignored', lambda l,label,ignore: l.sum()/(label!=ignore).sum()), ('repeats', counts),
-    ('repeats', hooked(whole, lambda m,o: {**o, 'out':o['out']+torch.rand(1)})), ('saves', buffer(torch.ones(1))),
+    ('repeats', hooked(whole, lambda m,o: o._replace(logits=o.logits+torch.rand(1)))), ('saves', buffer(torch.ones(1))),
     ('half_precision', buffer(torch.ones(1).half())), ('half_precision', hooked(backbone, lambda m,x: x/(not torch.is_autocast_enabled('cpu')))),
     ('channels_last', hooked(backbone, usual_order)), ('copies', bound)]
 
@@ -334,7 +335,7 @@ def test_bites(name, spoil, monkeypatch, tmp_path):
     def loss(z, label, ignore):
         each = pixel_losses(upsample(z, label.shape[-2:]), label, ignore)
         return spoil(each, label, ignore), each.detach()
-    if spoil.__code__.co_argcount == 3: monkeypatch.setattr(idrnet, 'tiled_cross_entropy', loss)
+    if spoil.__code__.co_argcount == 3: monkeypatch.setattr(head_module, 'tiled_cross_entropy', loss)
     else: monkeypatch.setattr(sys.modules[__name__], 'make', spoiled)
     with pytest.raises((AssertionError, ValueError, FloatingPointError)): CHECKS[name](FAST[0], tmp_path)
     learnt.cache_clear()

@@ -39,9 +39,9 @@ def watched_step(model, **head_args):
     images, label = batch()
     noise = torch.rand(len(images), K, dtype=torch.float64) # what is drawn inside is float32, and only chooses
     with Watch() as watch:
-        out = model(images, label, noise=noise, enlarge=False, **head_args)
-        out['loss'].backward()
-    assert out['loss'].dtype==torch.float64 and all(p.grad is None or p.grad.dtype==torch.float64 for p in model.parameters())
+        out = model(images, label, uniform=noise, upsample_logits=False, **head_args)
+        out.loss.backward()
+    assert out.loss.dtype==torch.float64 and all(p.grad is None or p.grad.dtype==torch.float64 for p in model.parameters())
     return watch.found
 
 def test_the_watch_sees():
@@ -102,13 +102,13 @@ def losses_of_pixels(logits, label):
 
 def classified(d, x):
     "Norm, ReLU and scores of `b c n`; what the classifier D does without dropout."
-    y = judge_brick(d.conv, x)
-    return np.stack([num(d.score.weight)[:,:,0,0]@one for one in y]) + num(d.score.bias)[None,:,None]
+    y = judge_brick(d.hidden, x)
+    return np.stack([num(d.logits.weight)[:,:,0,0]@one for one in y]) + num(d.logits.bias)[None,:,None]
 
 def test_a_whole_step_is_that_of_a_loop():
     "Loss, tables, memory and counter after one step, from the features and the coarse logits on."
     head = SegHead([3,4], HeadConfig(K, aux_weight=0., **SMALL)).double().train()
-    idr = head.refiner
+    idr = head.idr
     with torch.no_grad():
         for name in ('relation_mean', 'relation_var', 'memory'): getattr(idr, name).normal_()
     old = {n:num(t).copy() for n,t in idr.named_buffers(recurse=False)}
@@ -119,21 +119,21 @@ def test_a_whole_step_is_that_of_a_loop():
     for m,mean,var in frozen: m.running_mean, m.running_var = mean, var
     idr_before = {n:num(t).copy() for n,t in idr.named_buffers(recurse=False)}
     for n,t in idr.named_buffers(recurse=False): t.copy_(torch.from_numpy(old[n]))
-    feat, coarse = pixels(num(out['feat'])), pixels(num(out['coarse']))
-    grid = out['feat'].shape[-2:]
+    feat, coarse = pixels(num(out.feats)), pixels(num(out.coarse_logits))
+    grid = out.feats.shape[-2:]
     logits, heard = [], []
     for gone in (None, deleted.tolist()):
         refined, talk = judge_context(idr, feat, coarse, gone)
-        logits.append(classified(head.final, np.concatenate([feat, refined], 1)).reshape(len(label), K, *grid))
+        logits.append(classified(head.classifier, np.concatenate([feat, refined], 1)).reshape(len(label), K, *grid))
         heard.append(talk)
-    assert off(out['heard'], heard[0])<1e-13 and off(out['diagnosis']['heard'], heard[1])<1e-13
+    assert off(out.context, heard[0])<1e-13 and off(out.deletion.context, heard[1])<1e-13
     loss, lost = (losses_of_pixels(z, label.numpy()) for z in logits)
     valid = (label!=255).sum().item()
-    want = loss.sum()/valid + .4*losses_of_pixels(num(out['coarse']), label.numpy()).sum()/valid
-    assert abs(out['loss'].item()-want)<1e-13*want
+    want = loss.sum()/valid + .4*losses_of_pixels(num(out.coarse_logits), label.numpy()).sum()/valid
+    assert abs(out.loss.item()-want)<1e-13*want
     flat = label.flatten(1).tolist()
     (mean,var,n), (mean_,var_,_) = judge_stats(loss, flat, K), judge_stats(lost, flat, K)
     assert off(torch.from_numpy(idr_before['relation_mean']), judge_tables(old['relation_mean'], mean_-mean, deleted.tolist(), n>0, .1))<1e-13
     assert off(torch.from_numpy(idr_before['relation_var']), judge_tables(old['relation_var'], var_-var, deleted.tolist(), n>1, .1))<1e-13
-    assert off(torch.from_numpy(idr_before['memory']), judge_memory(old['memory'], *judge_sums(out['feat'], label.numpy(), K), .1))<1e-13
+    assert off(torch.from_numpy(idr_before['memory']), judge_memory(old['memory'], *judge_sums(out.feats, label.numpy(), K), .1))<1e-13
     assert idr_before['count'].tolist()==[old['count'][0]+2, old['count'][1]+1, *old['count'][2:]]

@@ -23,7 +23,7 @@ def write(path, like, k, b, size, strides, channels, width, fpn):
         case, names = json.loads(f.metadata()['case']), [n[7:] for n in f.keys() if n.startswith('state0.')]
     case.update(K=k, B=b, img=size, steps=2, channels=channels, feats_channels=width, fpn_channels=fpn, refine_channels=6, aux_channels=5, interventions=[], present=[], losses=[])
     head = build(case); ours = names_of(head)
-    for name in ('relation_mean','relation_var','memory'): torch.nn.init.normal_(getattr(head.refiner, name), std=.3)
+    for name in ('relation_mean','relation_var','memory'): torch.nn.init.normal_(getattr(head.idr, name), std=.3)
     t = {}
     keep = lambda name,x: t.__setitem__(name, x.detach().clone().contiguous())
     grids = [(-(-size[0]//s), -(-size[1]//s)) for s in strides]
@@ -31,25 +31,25 @@ def write(path, like, k, b, size, strides, channels, width, fpn):
     state = lambda at: [keep(f'{at}.{n}', head.state_dict()[ours[n]]) for n in names]
     state('state0')
     for i,p in enumerate(pyramid): keep(f'eval.in.pyramid{i}', p)
-    keep('eval.out.logits', head.eval()(pyramid)['out']); head.train()
+    keep('eval.out.logits', head.eval()(pyramid).logits); head.train()
     for s in range(2):
         pyramid, label = [torch.randn(b,c,*g) for c,g in zip(channels,grids)], torch.randint(0,k,(b,*size)); label[:,:5] = -100
-        memory = head.refiner.memory.clone()
+        memory = head.idr.memory.clone()
         out = head(pyramid, label)
-        view, h = out['view'], out['feat'].shape[-2]
-        px = lambda v: rearrange(to_pixels(v, view.label), 'b c (h w) -> b c h w', h=h)
+        grouping, h = out.grouping, out.feats.shape[-2]
+        px = lambda v: rearrange(to_pixels(v, grouping.pred), 'b c (h w) -> b c h w', h=h)
         for i,p in enumerate(pyramid): keep(f'step{s}.in.pyramid{i}', p)
         keep(f'step{s}.in.targets', label.short())
-        known = torch.cat([out['feat'], px(memory.expand(b,-1,-1))], 1)
-        for n,x in dict(feats=out['feat'], coarse_logits=out['coarse'], feats_with_memory=known).items(): keep(f'step{s}.mid.{n}', x)
-        heard = (*out['heard'].chunk(2,-1), *out['diagnosis']['heard'].chunk(2,-1))
+        known = torch.cat([out.feats, px(memory.expand(b,-1,-1))], 1)
+        for n,x in dict(feats=out.feats, coarse_logits=out.coarse_logits, feats_with_memory=known).items(): keep(f'step{s}.mid.{n}', x)
+        heard = (*out.context.chunk(2,-1), *out.deletion.context.chunk(2,-1))
         for n,x in zip(('context_mean','context_var','do_context_mean','do_context_var'), heard): keep(f'step{s}.mid.{n}', px(x))
-        head.zero_grad(); out['loss'].backward()
-        keep(f'step{s}.out.loss', out['loss'][None]); keep(f'step{s}.out.grad_norm', torch.stack([p.grad.norm() for p in head.parameters()]).norm()[None])
+        head.zero_grad(); out.loss.backward()
+        keep(f'step{s}.out.loss', out.loss[None]); keep(f'step{s}.out.grad_norm', torch.stack([p.grad.norm() for p in head.parameters()]).norm()[None])
         for n in ('class_relations_mean','class_relations_var','dl_cls_representations','selected_classes_counter'): keep(f'step{s}.out.{n}', head.state_dict()[ours[n]])
-        case['interventions'].append(out['diagnosis']['deleted'].tolist())
-        case['present'].append([p.nonzero().flatten().tolist() for p in view.present])
-        case['losses'].append({'loss_total':out['loss'].item(), **{f'loss_{n}':out['losses'][m].item() for n,m in (('cls_stage2','final'),('cls_stage1','coarse'),('aux','aux'))}})
+        case['interventions'].append(out.deletion.deleted.tolist())
+        case['present'].append([p.nonzero().flatten().tolist() for p in grouping.present])
+        case['losses'].append({'loss_total':out.loss.item(), **{f'loss_{n}':out.losses[m].item() for n,m in (('cls_stage2','final'),('cls_stage1','coarse'),('aux','aux'))}})
         with torch.no_grad():
             for p in head.parameters(): p -= .01*p.grad
     state('state1')

@@ -22,17 +22,21 @@ def at(module, *same, **other):
     return {word:f'{module}:{name}' for word, name in (*zip(same, same), *other.items())}
 
 WHERE = { # where everything is that mutations speak of
-    **at('idrnet_nb.method.layers', 'upsample', taps='_taps', walk='_walk', strip_loss='_strip_loss',
-         finish='Classifier.finish', keep='Classifier.keep'),
+    **at('idrnet_nb.method.layers', 'upsample', classify='Classifier.classify', dropout_mask='Classifier.dropout_mask'),
+    **at('idrnet_nb.models.tiled_cross_entropy', 'interpolation_matrix', tiled='_tiled_cross_entropy',
+         tile_losses='_tile_losses'),
     **at('idrnet_nb.method.spatial_context', 'region_weights'),
     **at('idrnet_nb.method.attention', 'attend'),
-    **at('idrnet_nb.method.grouping', 'class_weights', 'bilinear_weights', 'update_memory'),
-    **at('idrnet_nb.method.relation', 'relation_weights', 'relate', 'class_context'),
-    **at('idrnet_nb.method.deletion', 'sample_deleted', 'silence', 'without', 'class_loss_stats', 'update_relation'),
-    **at('idrnet_nb.method.idr', 'lesion', 'learn_relations', 'learn_memory', refine='IDRContext.refine',
-         forward='SegHead.forward', answer='_answer', diagnose='_diagnose'),
+    **at('idrnet_nb.method.grouping', 'group', 'pixel_weights', 'bilinear_weights', 'update_memory'),
+    **at('idrnet_nb.method.relation', 'relation_weights', 'interact', 'class_context'),
+    **at('idrnet_nb.method.deletion', 'sample_deleted', 'zero_context', 'remove_class', 'class_loss_stats',
+         'update_relation'),
+    **at('idrnet_nb.method.idr', refine='IDRContext.refine', idr_interact='IDRContext.interact',
+         diagnose='IDRContext.diagnose', learn_relations='IDRContext.learn_relations',
+         learn_memory='IDRContext.learn_memory'),
+    **at('idrnet_nb.models.head', forward='SegHead.forward', head_classify='SegHead.classify'),
     # attributes and settings: what each is called now
-    'memory':'memory', 'refiner':'refiner', 'config':'config', 'memory_momentum':'memory_momentum',
+    'memory':'memory', 'idr':'idr', 'config':'config', 'memory_momentum':'memory_momentum',
 }
 
 MUTATIONS = { # what is wrong -> (who must notice, edits)
@@ -41,22 +45,22 @@ MUTATIONS = { # what is wrong -> (who must notice, edits)
     'table written transposed': ('golden',
         argument('update_relation', 0, '_.T'), result('update_relation', '_.T')),
     'relation weights transposed': ('golden',
-        rewrite('relate', "einsum(_w, _m, 'b i j, b j c -> b i c')",
+        rewrite('interact', "einsum(_w, _m, 'b i j, b j c -> b i c')",
                           "einsum(_w.mT, _m, 'b i j, b j c -> b i c')")),
     'negatives kept in the mean table': ('golden',
         argument('relation_weights', 2, 'False')),
     'negatives silenced in the variance table': ('golden',
-        rewrite('class_context', 'relate(_a, _b, _c, _d, False)', 'relate(_a, _b, _c, _d, True)')),
+        rewrite('class_context', 'interact(_a, _b, _c, _d, drop_negative=False)', 'interact(_a, _b, _c, _d, drop_negative=True)')),
     'absent classes speak': ('golden',
         rewrite('relation_weights', '_x.masked_fill(~_p, -torch.inf)', '_x')),
     'no softmax weights in grouping': ('golden',
-        rewrite('class_weights', '_x.softmax(-1) * _m', '_m / _m.sum(-1, keepdim=True).clamp(min=1)')),
+        rewrite('pixel_weights', '_x.softmax(-1) * _m', '_m / _m.sum(-1, keepdim=True).clamp(min=1)')),
     'softmax over all pixels in grouping': ('golden',
-        rewrite('class_weights', '_x.masked_fill(~_m, -torch.inf)', '_x')),
+        rewrite('pixel_weights', '_x.masked_fill(~_m, -torch.inf)', '_x')),
     'deleted pixels keep context': ('golden',
-        rewrite('lesion', 'silence(_c, _d)', '_c')),
+        rewrite('idr_interact', 'zero_context(_c, _d)', '_c')),
     'deleted class still speaks': ('golden',
-        rewrite('lesion', 'without(_p, _d)', '_p')),
+        rewrite('idr_interact', 'remove_class(_p, _d)', '_p')),
     'loss with minus loss without': ('golden',
         argument('update_relation', 1, '-_')),
     'sample variance': ('twin test_class_stats',
@@ -64,7 +68,7 @@ MUTATIONS = { # what is wrong -> (who must notice, edits)
     'void pixels have statistics': ('golden',
         rewrite('class_loss_stats', 'torch.where(_v, _l, _k)', 'torch.where(_v, _l, 0)')),
     'void pixels count in the mean loss': ('golden',
-        rewrite('walk', '(_l != _i).sum()', '(_l == _l).sum()')),
+        rewrite('tiled', '(_l != _i).sum()', '(_l == _l).sum()')),
     'one pixel is enough for a variance': ('twin test_learning',
         rewrite('learn_relations', '_n > 1', '_n > 0')),
     'pictures of a batch not one after the other': ('twin test_update_relations',
@@ -76,15 +80,15 @@ MUTATIONS = { # what is wrong -> (who must notice, edits)
     'class picked without its counter': ('twin test_pick_class',
         rewrite('sample_deleted', '(_t * _c).masked_fill(...)', '_t.masked_fill(...)')),
     'memory learnt before the first pass reads it': ('golden',
-        rewrite('diagnose', 'learn_memory(...)', 'None'),
-        rewrite('forward', 'answer(_h, _p, _o)', '''(_self.training and learn_memory(
-            _self.refiner, _o['feat'], _1, _self.config.memory_momentum), answer(_h, _p, _o))[1]''')),
+        rewrite('forward', '_self.idr.learn_memory(_f, _l, _m)', 'None'),
+        rewrite('forward', 'group(_f, _c)', '''(_self.training and _self.idr.learn_memory(
+            _f, _1, _self.config.memory_momentum), group(_f, _c))[1]''')),
     'memory learnt before the second pass reads it': ('golden',
-        move('diagnose', 'learn_memory(...)', before='lesion(...)')),
+        move('forward', '_self.idr.learn_memory(...)', before='_self.idr.diagnose(...)')),
     'absent classes forget': ('twin test_memory',
         rewrite('update_memory', '(_n > 0)[:,None] & _f', '_f')),
     'memory not upsampled by half pixels': ('golden',
-        rewrite('bilinear_weights', '(_p + .5)*_r - .5', '_p*_r')),
+        rewrite('bilinear_weights', '_c*_r - .5', '(_c-.5)*_r')),
     'memory missing among what pixels know': ('golden',
         rewrite('refine', '_self.memory', '0*_self.memory')),
     'regions share no pixel': ('twin test_pool_regions',
@@ -94,16 +98,16 @@ MUTATIONS = { # what is wrong -> (who must notice, edits)
     'corners aligned': ('golden',
         rewrite('upsample', '_f(..., align_corners=False)', '_f(..., align_corners=True)')),
     'corners aligned in the loss': ('golden',
-        rewrite('taps', '_f(..., align_corners=False)', '_f(..., align_corners=True)')),
+        rewrite('interpolation_matrix', '_f(..., align_corners=False)', '_f(..., align_corners=True)')),
     'the slope of a strip is its softmax': ('golden',
-        rewrite('strip_loss', '_t.exp() - 1', '_t.exp()')),
+        rewrite('tile_losses', '_t.exp() - 1', '_t.exp()')),
     'attention without its scale': ('golden',
         rewrite('attend', 'F.scaled_dot_product_attention(...)',
                           'F.scaled_dot_product_attention(..., scale=1.)')),
     'second pass with other dropout': ('dropout',
-        rewrite('answer', '_c.finish(_x, _k, _t)', '_c.finish(_x, _c.keep(_x), _t)')),
+        rewrite('head_classify', '_c.classify(_x, _k, _t)', '_c.classify(_x, _c.dropout_mask(_x), _t)')),
     'second pass moves the norms by itself': ('norms',
-        rewrite('diagnose', 'lesion(_a, _b, _c, _t)', 'lesion(_a, _b, _c, True)')),
+        rewrite('diagnose', '_self.refine(_a, _b, _c, _t)', '_self.refine(_a, _b, _c, True)')),
 }
 
 # --- who must notice: raise AssertionError, or find nothing wrong
@@ -128,15 +132,15 @@ def one_step(**settings):
     torch.manual_seed(0)
     config = HeadConfig(4, width=8, attention_width=4, aux_width=4, **settings)
     head = SegHead([4,4,6,8], config).train()
-    torch.nn.init.zeros_(head.refiner.refiner.out.norm.weight)
+    torch.nn.init.zeros_(head.idr.attention.out.norm.weight)
     pyramid, label = [torch.randn(3,c,6,6) for c in (4,4,6,8)], torch.randint(4, (3,12,12))
     return head, head(pyramid, label)
 
 def dropout():
     "Where IDR adds nothing a deletion moves no loss, whatever dropout draws: diagonal tables."
     head, out = one_step(dropout=.5)
-    assert out['diagnosis']['deleted'].numel()==3
-    for table in (head.refiner.relation_mean, head.refiner.relation_var):
+    assert out.deletion.deleted.numel()==3
+    for table in (head.idr.relation_mean, head.idr.relation_var):
         others = table-table.diag().diag()
         assert table.diag().min()<1 and not others.any(), f'{table} is not diagonal'
 

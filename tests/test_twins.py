@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, example, given, seed, settings, strategies as st
 from idrnet_nb.method.attention import attend
 from idrnet_nb.method.spatial_context import pool_regions
-from idrnet_nb.method.grouping import (class_features, pixel_weights, one_hot_members, memory_sums,
+from idrnet_nb.method.grouping import (class_features, group, memory_sums, one_hot_members, pixel_weights,
     update_memory)
-from idrnet_nb.method.idr import IDRContext, learn_memory, learn_relations, deletion_pass
+from idrnet_nb.method.idr import IDRContext
 from idrnet_nb.method.deletion import class_loss_stats, sample_deleted, zero_context, update_relation, remove_class
 from idrnet_nb.method.relation import class_context, interact, relation_weights, to_pixels
 
@@ -195,7 +195,7 @@ def judge_context(idr, feat, coarse, deleted=None):
         for i,d in enumerate(deleted): heard[i,d] = 0
     z = np.stack([[np.concatenate([known[i,:,p], heard[i,label[i][p]]]) for p in range(n)] for i in range(b)]).transpose(0,2,1)
     assert z.shape==(b,6*c,n)
-    r = idr.refiner
+    r = idr.attention
     q,key = [judge_brick(two[1], judge_brick(two[0], z)) for two in (r.query, r.key)]
     return judge_brick(r.out, judge_attention(q, key, judge_brick(r.value, z))), heard
 
@@ -300,7 +300,7 @@ def test_attend(case, rng):
 def context_of(case, rng):
     "An IDRContext that has learnt something; trained by the batch in float32, with running statistics in bfloat16."
     torch.manual_seed(case.seed)
-    idr = IDRContext(case.k, case.c, dim=random.Random(case.seed).randint(1,5)).train(not case.bf16)
+    idr = IDRContext(case.k, case.c, attention_channels=random.Random(case.seed).randint(1,5)).train(not case.bf16)
     idr.relation_mean.copy_(table_of(case, rng)); idr.relation_var.copy_(table_of(case, rng))
     idr.memory.copy_(randn(rng, case.k, case.c))
     for m in idr.modules():
@@ -315,11 +315,12 @@ def test_context(case, rng):
     coarse, running = scores(case, rng, said), lambda: [m.running_mean.clone() for m in idr.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     flat, tol = (pixels(num(feat)), pixels(num(coarse))), close(case, 2e-4) # a norm over few values magnifies rounding
     with torch.autocast('cpu', torch.bfloat16, enabled=case.bf16):
-        view = idr.read(feat, coarse)
-        before, deleted = running(), view.present.float().multinomial(1, generator=rng)[:,0]
-        gone, unheard = deletion_pass(idr, view, deleted)
+        grouping, projected = group(feat, coarse), idr.attention.project(feat)
+        before, deleted = running(), grouping.present.float().multinomial(1, generator=rng)[:,0]
+        unheard = idr.interact(grouping, deleted)
+        gone = idr.refine(projected, grouping, unheard, update_stats=False)
         assert all(x.equal(y) for x,y in zip(before, running())) # made-up inputs leave the norms alone
-        out, heard = idr(feat, coarse), idr.talk(view.means, view.present)
+        out, heard = idr(feat, coarse), idr.interact(grouping)
     want, want_heard = judge_context(idr if case.bf16 else fresh(idr, before), *flat)
     agree(out.flatten(2), want, tol, least=1); agree(heard, want_heard, tol)
     want, want_heard = judge_context(idr if case.bf16 else fresh(idr, before), *flat, deleted.tolist())
@@ -338,12 +339,12 @@ def test_learning(case, rng):
     deleted, old = torch.randint(min(case.k,2), (case.b,), generator=rng), {n:num(x).copy() for n,x in idr.named_buffers(recurse=False)}
     flat = label.flatten(1).tolist()
     (mean,var,n), (mean_,var_,_) = (judge_stats(pixels(num(x)), flat, case.k) for x in (loss, lost))
-    learn_relations(idr, deleted, loss, lost, label, .1)
+    idr.learn_relations(deleted, loss, lost, label, .1)
     agree(idr.relation_mean, judge_tables(old['relation_mean'], mean_-mean, deleted.tolist(), n>0, .1))
     agree(idr.relation_var, judge_tables(old['relation_var'], var_-var, deleted.tolist(), n>1, .1))
     hits = Counter(deleted.tolist())
-    agree(idr.count, [1e-6+hits[j] for j in range(case.k)], 1e-6)
-    learn_memory(idr, feat, label, .1)
+    agree(idr.deletion_count, [1e-6+hits[j] for j in range(case.k)], 1e-6)
+    idr.learn_memory(feat, label, .1)
     agree(idr.memory, judge_memory(old['memory'], *judge_sums(feat, label.numpy(), case.k), .1))
     if case.kind=='all void':
         for name in ('relation_mean','relation_var','memory'): assert (num(getattr(idr,name))==old[name]).all()

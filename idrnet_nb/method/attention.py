@@ -15,74 +15,91 @@ from .layers import ConvNormAct
 
 # %% ../../nbs/1_method/05_attention.ipynb #c016
 def attend(
-    query:Tensor, # `b d p`
-    key:Tensor, # `b d q`
-    value:Tensor, # `b c q`
-)->Tensor: # `b c p`
-    "Single-head attention, `softmax(query·key/√d) value`, without the `p q` map in memory (IDRNet step 8)."
-    query,key,value = (rearrange(x, 'b d n -> b 1 n d').contiguous() for x in (query,key,value))
+    query:Tensor, # `b d n`
+    key:Tensor, # `b d m`
+    value:Tensor, # `b c m`
+)->Tensor: # `b c n`
+    "softmax(QᵀK/√d) V without the n×m matrix in memory (IDRNet step 8)."
+    query, key, value = (rearrange(x, 'b d n -> b 1 n d').contiguous() for x in (query, key, value))
     return rearrange(F.scaled_dot_product_attention(query, key, value), 'b 1 n c -> b c n')
 
 # %% ../../nbs/1_method/05_attention.ipynb #c022
 class SelfAttention(nn.Module):
-    "Self-attention over all pixels: query, key = two ConvNorms each, value = one, then one ConvNormAct out; no residual (IDRNet step 8)."
+    """Single-head self-attention over all pixels, no residual (IDRNet step 8). Query and key: two
+    ConvNormActs each; value: one; then one to the output. `project` and `attend_projected` are its
+    two halves: the first is linear, so that a part of the input can be projected alone."""
     def __init__(self,
-        cin:int, # channels in
-        cout:int, # channels out
-        dim:int=256, # channels of query, key and value
+        in_channels:int, # of the input
+        out_channels:int, # of the output
+        channels:int=256, # of query, key and value
         eps:float=1e-5, # of the norms
     ):
         super().__init__()
-        self.query = nn.ModuleList([ConvNormAct(cin, dim, eps=eps), ConvNormAct(dim, dim, eps=eps)])
-        self.key   = nn.ModuleList([ConvNormAct(cin, dim, eps=eps), ConvNormAct(dim, dim, eps=eps)])
-        self.value, self.out = ConvNormAct(cin, dim, eps=eps), ConvNormAct(dim, cout, eps=eps)
+        self.query = nn.ModuleList([ConvNormAct(in_channels, channels, eps=eps),
+                                    ConvNormAct(channels, channels, eps=eps)])
+        self.key = nn.ModuleList([ConvNormAct(in_channels, channels, eps=eps),
+                                  ConvNormAct(channels, channels, eps=eps)])
+        self.value = ConvNormAct(in_channels, channels, eps=eps)
+        self.out = ConvNormAct(channels, out_channels, eps=eps)
+
+    def forward(self, x): return self.attend_projected(self.project(x))
+
     def project(self,
-        x:Tensor, # `b c h w`, channels `start..start+c` of the input
-        start:int=0, # where they stand
-    )->Tensor: # `b 3*dim h w`, their share of the three first convolutions
-        "What `x` contributes to query, key and value, before any norm."
-        first = torch.cat([m.conv.weight for m in (self.query[0], self.key[0], self.value)])
-        return F.conv2d(x, first[:, start:start+x.shape[1]])
-    def finish(self,
-        y:Tensor, # `b 3*dim h w`, sum of the shares
-        track:bool=True, # see `layers.batch_norm`
-    )->Tensor: # `b cout h w`
-        "Norms, second convolutions, attention, and the way out."
-        q,k,v = y.chunk(3, dim=1)
-        q = self.query[1](self.query[0].finish(q, track), track)
-        k = self.key[1](self.key[0].finish(k, track), track)
-        v = self.value.finish(v, track)
-        heard = attend(*(rearrange(x, 'b d h w -> b d (h w)') for x in (q,k,v)))
-        return self.out(rearrange(heard, 'b d (h w) -> b d h w', h=y.shape[-2]), track)
-    def forward(self, x): return self.finish(self.project(x))
+        x:Tensor, # `b c h w`, channels start..start+c of the input
+        start:int=0, # first channel
+    )->Tensor: # `b 3d h w`
+        "The share of `x` in the first convolutions of query, key and value, before their norms."
+        first = [layer.conv.weight for layer in (self.query[0], self.key[0], self.value)]
+        return F.conv2d(x, torch.cat(first)[:, start:start+x.shape[1]])
+
+    def attend_projected(self,
+        projected:Tensor, # `b 3d h w`, the sum of all shares
+        update_stats:bool=True, # see `layers.batch_norm`
+    )->Tensor: # `b out h w`
+        "Norms, second convolutions, attention, output."
+        query, key, value = projected.chunk(3, dim=1)
+        query = self.query[1](self.query[0].norm_act(query, update_stats), update_stats)
+        key = self.key[1](self.key[0].norm_act(key, update_stats), update_stats)
+        value = self.value.norm_act(value, update_stats)
+        out = attend(query.flatten(2), key.flatten(2), value.flatten(2))
+        out = rearrange(out, 'b d (h w) -> b d h w', h=projected.shape[-2])
+        return self.out(out, update_stats)
 
 # %% ../../nbs/1_method/05_attention.ipynb #c032
 def object_regions(
-    feat:Tensor, # `b c h w`
-    coarse:Tensor, # `b k h w`, a score a class
-)->Tensor: # `b k c`, one vector a class
-    "Class vectors as OCRNet makes them: every pixel counts for every class, by the softmax of its score over the picture."
-    return einsum(coarse.flatten(2).softmax(-1), feat.flatten(2), 'b k n, b c n -> b k c')
+    feats:Tensor, # `b c h w`
+    coarse_logits:Tensor, # `b k h w`
+)->Tensor: # `b k c`, one vector per class
+    """Class vectors as OCRNet makes them: every pixel counts for every class, by the softmax
+    of the class's logit over the image."""
+    weights = coarse_logits.flatten(2).softmax(-1)
+    return einsum(weights, feats.flatten(2), 'b k n, b c n -> b k c')
 
 # %% ../../nbs/1_method/05_attention.ipynb #c035
 class ObjectContext(nn.Module):
-    "Object context (OCRNet): pixels attend to class vectors, and keep themselves beside what they heard."
+    "Object context (OCRNet): pixels attend to class vectors; the result is mixed with the features."
     def __init__(self,
-        cin:int, # channels in
-        cout:int, # channels out
-        dim:int=256, # channels of query, key and value
+        in_channels:int, # of the features
+        out_channels:int, # of the output
+        channels:int=256, # of query, key and value
         eps:float=1e-5, # of the norms
     ):
         super().__init__()
-        self.query = nn.Sequential(ConvNormAct(cin, dim, eps=eps), ConvNormAct(dim, dim, eps=eps))
-        self.key   = nn.Sequential(ConvNormAct(cin, dim, eps=eps), ConvNormAct(dim, dim, eps=eps))
-        self.value, self.out = ConvNormAct(cin, dim, eps=eps), ConvNormAct(dim, cin, eps=eps)
-        self.mix = ConvNormAct(2*cin, cout, eps=eps)
+        self.query = nn.Sequential(ConvNormAct(in_channels, channels, eps=eps),
+                                   ConvNormAct(channels, channels, eps=eps))
+        self.key = nn.Sequential(ConvNormAct(in_channels, channels, eps=eps),
+                                 ConvNormAct(channels, channels, eps=eps))
+        self.value = ConvNormAct(in_channels, channels, eps=eps)
+        self.out = ConvNormAct(channels, in_channels, eps=eps)
+        self.mix = ConvNormAct(2*in_channels, out_channels, eps=eps)
+
     def forward(self,
-        feat:Tensor, # `b cin h w`
-        coarse:Tensor, # `b k h w`, a score a class
-    )->Tensor: # `b cout h w`
-        regions = rearrange(object_regions(feat, coarse), 'b k c -> b c k 1')
-        q,k,v = self.query(feat).flatten(2), self.key(regions).flatten(2), self.value(regions).flatten(2)
-        heard = rearrange(attend(q, k, v), 'b d (h w) -> b d h w', h=feat.shape[-2])
-        return self.mix(torch.cat([self.out(heard), feat], 1))
+        feats:Tensor, # `b in h w`
+        coarse_logits:Tensor, # `b k h w`
+    )->Tensor: # `b out h w`
+        regions = rearrange(object_regions(feats, coarse_logits), 'b k c -> b c k 1')
+        query = self.query(feats).flatten(2)
+        key = self.key(regions).flatten(2)
+        value = self.value(regions).flatten(2)
+        context = rearrange(attend(query, key, value), 'b d (h w) -> b d h w', h=feats.shape[-2])
+        return self.mix(torch.cat([self.out(context), feats], 1))

@@ -10,58 +10,67 @@ __all__ = ['batch_norm', 'ConvNormAct', 'conv1x1_part', 'upsample', 'same_size',
 import torch
 import torch.nn.functional as F
 from einops._torch_specific import allow_ops_in_compiled_graph
-from torch import nn, Tensor
+from torch import Tensor, nn
 
-from ..common.checks import check_labels, as_class_ids
+from ..common.checks import as_class_ids, check_labels
 
-# %% ../../nbs/1_method/03_layers.ipynb #c003x
-allow_ops_in_compiled_graph() # for torch before 2.8, where torch.compile cannot look into einops
+allow_ops_in_compiled_graph() # torch before 2.8: torch.compile cannot look into einops
 
 # %% ../../nbs/1_method/03_layers.ipynb #c013
 def batch_norm(
     norm:nn.Module, # a batch norm
     x:Tensor, # `b c h w`
-    track:bool=True, # let `x` move the running statistics?
+    update_stats:bool=True, # let `x` move the running statistics
 )->Tensor: # `b c h w`
-    "Batch norm by the statistics of `x` in training; by the running ones in evaluation, or if a channel has one value only."
+    """Batch norm. In training by the statistics of `x`, or by the running statistics
+    where a channel has one value only; in evaluation by the running statistics."""
     if not norm.training: return norm(x)
     if x.shape[0]*x.shape[2]*x.shape[3] == 1:
-        return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0., norm.eps)
-    if track: return norm(x)
-    return F.batch_norm(x, None, None, norm.weight, norm.bias, True, 0., norm.eps)
+        return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+    if update_stats: return norm(x)
+    return F.batch_norm(x, None, None, norm.weight, norm.bias, training=True, momentum=0., eps=norm.eps)
 
 # %% ../../nbs/1_method/03_layers.ipynb #c019
 class ConvNormAct(nn.Module):
-    "Convolution without bias, batch norm, ReLU; keeps the grid (IDRNet step 1: `R = ReLU(BN(Conv3x3(last map)))`)."
+    """Convolution without bias, batch norm, ReLU; keeps height and width
+    (IDRNet step 1: `R = ReLU(BN(Conv3x3(last map)))`)."""
     def __init__(self,
-        cin:int, # channels in
-        cout:int, # channels out
-        kernel:int=1, # kernel size, odd
-        dilation:int=1, # gap between the taps
+        in_channels:int, # of the input
+        out_channels:int, # of the output
+        kernel_size:int=1, # odd
+        dilation:int=1, # distance between the samples of the kernel, in pixels
         eps:float=1e-5, # of the norm
     ):
         super().__init__()
-        self.conv = nn.Conv2d(cin, cout, kernel, padding=dilation*(kernel//2), dilation=dilation, bias=False)
-        self.norm = nn.BatchNorm2d(cout, eps=eps)
-    def finish(self,
-        y:Tensor, # `b cout h w`, already convolved
-        track:bool=True, # see `batch_norm`
-    )->Tensor: # `b cout h w`
-        "Norm and ReLU of what the convolution gave."
-        return batch_norm(self.norm, y, track).relu()
-    def forward(self, x, track=True): return self.finish(self.conv(x), track)
+        padding = dilation*(kernel_size//2)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size,
+                              padding=padding, dilation=dilation, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels, eps=eps)
+
+    def forward(self, x, update_stats=True): return self.norm_act(self.conv(x), update_stats)
+
+    def norm_act(self,
+        x:Tensor, # `b out h w`, already convolved
+        update_stats:bool=True, # see `batch_norm`
+    )->Tensor: # `b out h w`
+        "Norm and ReLU."
+        return batch_norm(self.norm, x, update_stats).relu()
 
 # %% ../../nbs/1_method/03_layers.ipynb #c023
 def conv1x1_part(
-    conv:nn.Conv2d, # a 1×1 convolution over more channels than `x` has
-    x:Tensor, # `b c h w`, channels `start..start+c` of its input
-    start:int=0, # where `x` stands in the concatenation
-)->Tensor: # `b cout h w`, the share of the answer that comes from `x`
-    "What channels `start..start+c` contribute to a 1×1 convolution. Raises ValueError if `conv` is not 1×1 or has not that many channels."
-    if conv.kernel_size != (1,1): raise ValueError(f'conv1x1_part needs a 1×1 convolution, got kernel {conv.kernel_size}')
+    conv:nn.Conv2d, # 1×1, over the concatenation of several maps
+    x:Tensor, # `b c h w`, one of these maps
+    start:int=0, # its first channel in the concatenation
+)->Tensor: # `b out h w`
+    """What one map of a concatenation adds to a 1×1 convolution over all of them:
+    W [x; y] = W_x x + W_y y, so a map that changes alone can be convolved alone.
+    Raises ValueError if `conv` is not 1×1 or has fewer channels."""
+    if conv.kernel_size != (1,1):
+        raise ValueError(f'conv1x1_part: the convolution has kernel {conv.kernel_size}, 1×1 is needed')
     stop = start + x.shape[1]
     if stop > conv.in_channels:
-        raise ValueError(f'conv1x1_part: channels {start}..{stop} of a convolution that reads {conv.in_channels}; check the order of the pieces')
+        raise ValueError(f'conv1x1_part: channels {start}..{stop} of a convolution that reads '
+                         f'{conv.in_channels}; check the order of the concatenated maps')
     return F.conv2d(x, conv.weight[:, start:stop])
 
 # %% ../../nbs/1_method/03_layers.ipynb #c028
@@ -69,13 +78,21 @@ def upsample(
     x:Tensor, # `b c h w`
     size:tuple, # `(H, W)`
 )->Tensor: # `b c H W`
-    "Bilinear resize with `align_corners=False`; `x` itself where the size is right already."
-    return x if same_size(x.shape[-2:], size) else F.interpolate(x, tuple(size), mode='bilinear', align_corners=False)
+    "Bilinear, `align_corners=False`; `x` itself where the size is right already."
+    if same_size(x.shape[-2:], size): return x
+    return F.interpolate(x, tuple(size), mode='bilinear', align_corners=False)
 
-def same_size(a, b): # `torch.export` writes one program for all sizes: there only what holds for each of them counts
-    if not torch.compiler.is_exporting() or torch.compiler.is_dynamo_compiling(): return tuple(a)==tuple(b) # torch 2.7 takes compiling for exporting
+def same_size(
+    a, # `(h, w)`
+    b, # `(h, w)`
+)->bool: # whether both are equal
+    """`a==b`. While `torch.export` writes one program for all sizes: whether they are equal
+    whatever the size of the input is."""
+    # torch 2.7 says "exporting" also while it compiles
+    exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+    if not exporting: return tuple(a) == tuple(b)
     from torch.fx.experimental.symbolic_shapes import statically_known_true
-    return all(statically_known_true(i==j) for i,j in zip(a, b))
+    return all(statically_known_true(i == j) for i,j in zip(a, b))
 
 # %% ../../nbs/1_method/03_layers.ipynb #c034
 def full_precision(
@@ -88,44 +105,52 @@ def full_precision(
 def pixel_losses(
     logits:Tensor, # `b k H W`
     label:Tensor, # `b H W`, class ids or `ignore`
-    ignore:int=255, # the id of void pixels
-)->Tensor: # `b H W`, at least float32, 0 where void
-    "Cross-entropy of each pixel, in full precision whatever the logits are. ValueError for labels that are no class ids, or an ignore that is one."
+    ignore:int=255, # ignore index
+)->Tensor: # `b H W`, at least float32, 0 at ignored pixels
+    """Cross-entropy of each pixel, in full precision whatever the logits are.
+    Raises ValueError for labels that are no class ids, and if `ignore` is the id of a class."""
     label = as_class_ids(label, 'pixel_losses', axes=None)
     check_labels(label, logits.shape[1], ignore, 'pixel_losses')
     return F.cross_entropy(full_precision(logits), label, ignore_index=ignore, reduction='none')
 
 def mean_loss(
-    loss:Tensor, # `b H W`
+    losses:Tensor, # `b H W`, from `pixel_losses`
     label:Tensor, # `b H W`
-    ignore:int=255, # the id of void pixels
+    ignore:int=255, # ignore index
 )->Tensor: # scalar
-    "Mean over the pixels that have a label; 0 if none has (IDRNet step 10)."
-    return loss.sum() / (label.long() != ignore).sum().clamp(min=1)
+    "Mean over the pixels that are not ignored; 0 if all are (IDRNet step 10)."
+    return losses.sum() / (label.long() != ignore).sum().clamp(min=1)
 
 # %% ../../nbs/1_method/03_layers.ipynb #c048
 class Classifier(nn.Module):
-    "`D`: ConvNormAct(→width), Dropout2d, Conv1x1(→k, with bias). With `kernel=3` it is the auxiliary head."
+    """`D` of the paper: ConvNormAct, channel dropout, 1×1 convolution to class logits. The dropout
+    mask can be drawn once and used twice. With `kernel_size=3` it is the auxiliary classifier."""
     def __init__(self,
-        cin:int, # channels in
-        width:int, # channels between
-        k:int, # classes
-        kernel:int=1, # of the first convolution
-        dropout:float=.1, # chance that a channel is dropped, for a whole picture
+        in_channels:int, # of the input
+        channels:int, # of the hidden map
+        num_classes:int, # K
+        kernel_size:int=1, # of the first convolution
+        dropout:float=.1, # probability that a channel is dropped, for a whole image
         eps:float=1e-5, # of the norm
     ):
         super().__init__()
-        self.conv, self.score, self.dropout = ConvNormAct(cin, width, kernel, eps=eps), nn.Conv2d(width, k, 1), dropout
-    def keep(self,
-        x:Tensor, # `b c h w`, for its batch size, device and dtype
-    )->Tensor: # `b width 1 1`: 0, or 1/(1-dropout)
-        "Draw a dropout mask; ones outside training."
-        return F.dropout2d(x.new_ones(x.shape[0], self.score.in_channels, 1, 1), self.dropout, self.training)
-    def finish(self,
-        y:Tensor, # `b width h w`, already convolved
-        keep:Tensor, # `b width 1 1`, from `keep`
-        track:bool=True, # see `batch_norm`
+        self.hidden = ConvNormAct(in_channels, channels, kernel_size, eps=eps)
+        self.logits = nn.Conv2d(channels, num_classes, 1)
+        self.dropout = dropout
+
+    def forward(self, x): return self.classify(self.hidden.conv(x), self.dropout_mask(x))
+
+    def dropout_mask(self,
+        like:Tensor, # `b . . .`, for its batch size, device and dtype
+    )->Tensor: # `b channels 1 1`: 0 or 1/(1-dropout); ones in evaluation
+        "Which channels are kept."
+        ones = like.new_ones(like.shape[0], self.logits.in_channels, 1, 1)
+        return F.dropout2d(ones, self.dropout, self.training)
+
+    def classify(self,
+        hidden:Tensor, # `b channels h w`, before norm and ReLU
+        dropout_mask:Tensor, # `b channels 1 1`
+        update_stats:bool=True, # see `batch_norm`
     )->Tensor: # `b k h w`
-        "Norm, ReLU, dropout by `keep`, scores."
-        return self.score(self.conv.finish(y, track) * keep)
-    def forward(self, x): return self.finish(self.conv.conv(x), self.keep(x))
+        "Norm, ReLU, dropout, logits."
+        return self.logits(self.hidden.norm_act(hidden, update_stats) * dropout_mask)

@@ -15,63 +15,77 @@ from .layers import ConvNormAct, full_precision, upsample
 
 # %% ../../nbs/1_method/04_spatial_context.ipynb #c015
 def region_weights(
-    n:int, # pixels of the axis
-    s:int, # regions along it
+    pixels:int, # of the axis
+    regions:int, # along it
     dtype=torch.float32, # of the weights
-    device=None, # where to make them
-)->Tensor: # `s n`, rows sum to 1
-    "Row i averages pixels ⌊i·n/s⌋ … ⌈(i+1)·n/s⌉-1 of an axis (`F.adaptive_avg_pool1d` as a matrix). Raises ValueError for `s<1`."
-    if s<1: raise ValueError(f'region_weights: {s} regions, need at least 1')
-    region, pixel = torch.arange(s, device=device)[:,None], torch.arange(n, device=device)
-    inside = ((pixel+1)*s > region*n) & (pixel*s < (region+1)*n)
+    device=None, # of the weights
+)->Tensor: # `regions pixels`, rows sum to 1
+    """Row i averages pixels ⌊i·n/s⌋ … ⌈(i+1)·n/s⌉-1 of an axis of n pixels and s regions
+    (`F.adaptive_avg_pool1d` as a matrix). Raises ValueError for fewer than one region."""
+    if regions < 1: raise ValueError(f'region_weights: {regions} regions, at least 1 is needed')
+    region = torch.arange(regions, device=device)[:,None]
+    pixel = torch.arange(pixels, device=device)
+    inside = ((pixel+1)*regions > region*pixels) & (pixel*regions < (region+1)*pixels)
     return inside.to(dtype) / inside.sum(-1, keepdim=True)
 
 # %% ../../nbs/1_method/04_spatial_context.ipynb #c019
 def pool_regions(
     x:Tensor, # `b c h w`
-    s:int, # regions along a side
-)->Tensor: # `b c s s`
-    "Mean of each of s×s regions (PSPNet; `F.adaptive_avg_pool2d` as two matrix products), summed in full precision."
+    regions:int, # along a side
+)->Tensor: # `b c regions regions`
+    """Mean of each region (PSPNet; `F.adaptive_avg_pool2d` as two matrix products),
+    summed in full precision."""
     full = full_precision(x)
-    rows, columns = (region_weights(n, s, full.dtype, x.device) for n in x.shape[-2:])
-    with torch.autocast(x.device.type, enabled=False) if torch.is_autocast_enabled(x.device.type) else nullcontext():
-        means = einsum(rows, einsum(full, columns, 'b c h w, t w -> b c h t'), 's h, b c h t -> b c s t')
+    rows = region_weights(x.shape[-2], regions, full.dtype, x.device)
+    columns = region_weights(x.shape[-1], regions, full.dtype, x.device)
+    device = x.device.type
+    autocast = torch.is_autocast_enabled(device)
+    with torch.autocast(device, enabled=False) if autocast else nullcontext():
+        means = einsum(full, columns, 'b c h w, t w -> b c h t')
+        means = einsum(rows, means, 's h, b c h t -> b c s t')
     return means.to(x.dtype)
 
 # %% ../../nbs/1_method/04_spatial_context.ipynb #c026
 class PPM(nn.Module):
-    "Pyramid pooling (PSPNet): regions of several sizes, beside the map itself, mixed by one 3×3 ConvNormAct."
+    """Pyramid pooling (PSPNet): means over regions of several sizes, beside the map itself,
+    mixed by a 3×3 ConvNormAct."""
     def __init__(self,
-        cin:int, # channels in
-        cout:int, # channels out, and of each branch
+        in_channels:int, # of the input
+        out_channels:int, # of the output, and of each branch
         scales:tuple=(1,2,3,6), # regions along a side, one branch each
         eps:float=1e-5, # of the norms
     ):
         super().__init__()
         self.scales = tuple(scales)
-        self.branches = nn.ModuleList(ConvNormAct(cin, cout, eps=eps) for _ in self.scales)
-        self.mix = ConvNormAct(cin + cout*len(self.scales), cout, 3, eps=eps)
+        self.branches = nn.ModuleList(ConvNormAct(in_channels, out_channels, eps=eps) for _ in self.scales)
+        self.mix = ConvNormAct(in_channels + out_channels*len(self.scales), out_channels, 3, eps=eps)
+
     def forward(self,
-        x:Tensor, # `b cin h w`
-    )->Tensor: # `b cout h w`
+        x:Tensor, # `b in h w`
+    )->Tensor: # `b out h w`
         pooled = [branch(pool_regions(x, s)) for s,branch in zip(self.scales, self.branches)]
-        return self.mix(torch.cat([x, *(upsample(p, x.shape[-2:]) for p in pooled)], 1))
+        pooled = [upsample(p, x.shape[-2:]) for p in pooled]
+        return self.mix(torch.cat([x, *pooled], 1))
 
 # %% ../../nbs/1_method/04_spatial_context.ipynb #c034
 class ASPP(nn.Module):
-    "Atrous spatial pyramid pooling (DeepLabV3): several dilations and the mean of the picture, mixed by one 3×3 ConvNormAct."
+    """Atrous spatial pyramid pooling (DeepLabV3): several dilations, and the mean of the image,
+    mixed by a 3×3 ConvNormAct."""
     def __init__(self,
-        cin:int, # channels in
-        cout:int, # channels out, and of each branch
+        in_channels:int, # of the input
+        out_channels:int, # of the output, and of each branch
         dilations:tuple=(1,12,24,36), # one branch each; 1 means a 1×1 convolution
         eps:float=1e-5, # of the norms
     ):
         super().__init__()
-        self.branches = nn.ModuleList(ConvNormAct(cin, cout, 1 if d==1 else 3, d, eps) for d in dilations)
-        self.whole = ConvNormAct(cin, cout, eps=eps)
-        self.mix = ConvNormAct(cout*(len(self.branches)+1), cout, 3, eps=eps)
+        self.branches = nn.ModuleList(
+            ConvNormAct(in_channels, out_channels, 1 if d==1 else 3, d, eps) for d in dilations)
+        self.whole = ConvNormAct(in_channels, out_channels, eps=eps)
+        self.mix = ConvNormAct(out_channels*(len(self.branches)+1), out_channels, 3, eps=eps)
+
     def forward(self,
-        x:Tensor, # `b cin h w`
-    )->Tensor: # `b cout h w`
-        whole = self.whole(reduce(x, 'b c h w -> b c 1 1', 'mean'))
-        return self.mix(torch.cat([*(branch(x) for branch in self.branches), upsample(whole, x.shape[-2:])], 1))
+        x:Tensor, # `b in h w`
+    )->Tensor: # `b out h w`
+        image_mean = self.whole(reduce(x, 'b c h w -> b c 1 1', 'mean'))
+        branches = [branch(x) for branch in self.branches]
+        return self.mix(torch.cat([*branches, upsample(image_mean, x.shape[-2:])], 1))

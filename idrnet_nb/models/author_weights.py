@@ -24,18 +24,18 @@ from ..training.inference import EvalProtocol, save_model
 
 # %% ../../nbs/2_models/11_author_weights.ipynb #c008
 _STAGES = ( # ours, theirs; the first that fits the beginning of a name
-    ('refiner.relation_mean', 'class_relations_mean'), ('refiner.relation_var', 'class_relations_var'),
-    ('refiner.memory', 'dl_cls_representations'), ('refiner.count', 'selected_classes_counter'),
-    ('squeeze.', 'bottleneck.'), ('coarse.', 'decoder_stage1.'), ('final.', 'decoder_stage2.'), ('aux.', 'auxiliary_decoder.'),
-    ('place.mix.', 'coarse_context_module.bottleneck.'), ('place.whole.', 'coarse_context_module.global_branch.'),
-    ('fpn.laterals.', 'lateral_convs.'), ('fpn.smooth.', 'fpn_convs.'), ('refiner.refiner.', 'idcontext_refiner.'))
-_PLACES = dict(conv=0, norm=1, score=4)
+    ('idr.relation_mean', 'class_relations_mean'), ('idr.relation_var', 'class_relations_var'),
+    ('idr.memory', 'dl_cls_representations'), ('idr.deletion_count', 'selected_classes_counter'),
+    ('bottleneck.', 'bottleneck.'), ('coarse_classifier.', 'decoder_stage1.'), ('classifier.', 'decoder_stage2.'), ('aux_classifier.', 'auxiliary_decoder.'),
+    ('context.mix.', 'coarse_context_module.bottleneck.'), ('context.whole.', 'coarse_context_module.global_branch.'),
+    ('decoder.laterals.', 'lateral_convs.'), ('decoder.smooth.', 'fpn_convs.'), ('idr.attention.', 'idcontext_refiner.'))
+_PLACES = dict(conv=0, norm=1, logits=4)
 
 def _stage(name, config):
-    if name.startswith('place.branches.'):
+    if name.startswith('context.branches.'):
         kind = 'branches' if config.context=='ppm' else 'parallel_branches'
-        return f'coarse_context_module.{kind}.', name[len('place.branches.'):]
-    if name.startswith('attend.'): return f'coarsecontext_refiner_{config.attention_on_context}.', name[len('attend.'):]
+        return f'coarse_context_module.{kind}.', name[len('context.branches.'):]
+    if name.startswith('context_attention.'): return f'coarsecontext_refiner_{config.attention_on_context}.', name[len('context_attention.'):]
     return next((theirs, name[len(ours):]) for ours,theirs in _STAGES if name.startswith(ours))
 
 def author_key(
@@ -47,9 +47,9 @@ def author_key(
     except StopIteration: raise ValueError(f'{name!r} is no weight of an IDRNet head; names come from SegHead(...).state_dict()') from None
     if not rest: return stage
     rest = re.sub(r'^(query|key|value|out)\.', r'\1_project.', rest)
-    rest = re.sub(r'^conv\.(conv|norm)\.', r'\1.', rest) # a classifier keeps its first ConvNormAct in `conv`
-    later = name.startswith('place.whole.') or (config.context=='ppm' and name.startswith('place.branches.')) # a pooling layer stands first
-    return stage + re.sub(r'(^|\.)(conv|norm|score)\.', lambda m: f'{m[1]}{_PLACES[m[2]]+later}.', rest)
+    rest = re.sub(r'^hidden\.(conv|norm)\.', r'\1.', rest) # a classifier keeps its first ConvNormAct in `hidden`
+    later = name.startswith('context.whole.') or (config.context=='ppm' and name.startswith('context.branches.')) # a pooling layer stands first
+    return stage + re.sub(r'(^|\.)(conv|norm|logits)\.', lambda m: f'{m[1]}{_PLACES[m[2]]+later}.', rest)
 
 # %% ../../nbs/2_models/11_author_weights.ipynb #c037
 def permute_patch_merging(

@@ -13,43 +13,48 @@ from ..method.layers import ConvNormAct, upsample
 
 # %% ../../nbs/2_models/04_decoders.ipynb #c038
 class FPN(nn.Module):
-    "Feature pyramid (UPerNet): the maps but the last, with the context `S` in the last place, side by side on the finest grid."
+    """Feature pyramid (UPerNet). The context takes the place of the pyramid's last map;
+    all maps end side by side on the finest grid."""
     def __init__(self,
         channels:list, # of the pyramid's maps but the last
-        width:int, # channels of `S` and of every map inside
+        width:int, # channels of the context and of every map inside
         eps:float=1e-5, # of the norms
     ):
         super().__init__()
         self.laterals = nn.ModuleList(ConvNormAct(c, width, eps=eps) for c in channels)
         self.smooth = nn.ModuleList(ConvNormAct(width, width, 3, eps=eps) for _ in channels)
         self.channels = width*(len(channels)+1)
+
     def forward(self,
         maps:list, # `b c h w` each, the pyramid but its last map
-        top:Tensor, # `b width h w`, the context `S`
+        context:Tensor, # `b width h w`
     )->Tensor: # `b (maps+1)*width h w`, on the grid of `maps[0]`
-        sums = [top]
+        sums = [context]
         for x,lateral in zip(reversed(maps), reversed(self.laterals)):
             x = lateral(x)
             sums.insert(0, x + upsample(sums[0], x.shape[-2:]))
-        fine = [smooth(s) for s,smooth in zip(sums, self.smooth)] + [top]
-        return torch.cat([upsample(f, fine[0].shape[-2:]) for f in fine], 1)
+        smoothed = [smooth(s) for s,smooth in zip(sums, self.smooth)] + [context]
+        return torch.cat([upsample(s, smoothed[0].shape[-2:]) for s in smoothed], 1)
 
 # %% ../../nbs/2_models/04_decoders.ipynb #c049
 class MLPDecoder(nn.Module):
-    "All-MLP decoder (SegFormer): a 1×1 convolution a map, all on the finest grid, one 1×1 ConvNormAct. It stands where `FPN` stands."
+    """All-MLP decoder (SegFormer): a 1×1 convolution per map, all on the finest grid,
+    mixed by a 1×1 ConvNormAct. Used in the place of `FPN`."""
     def __init__(self,
         channels:list, # of the pyramid's maps but the last
-        top:int, # channels of the last map, or of what takes its place
+        last:int, # channels of the last map, or of the context in its place
         width:int, # channels inside and out
         eps:float=1e-5, # of the norm
     ):
         super().__init__()
-        self.laterals = nn.ModuleList(nn.Conv2d(c, width, 1) for c in [*channels, top])
+        self.laterals = nn.ModuleList(nn.Conv2d(c, width, 1) for c in [*channels, last])
         self.mix = ConvNormAct(width*(len(channels)+1), width, eps=eps)
         self.channels = width
+
     def forward(self,
         maps:list, # `b c h w` each, the pyramid but its last map
-        top:Tensor, # `b top h w`
+        context:Tensor, # `b last h w`
     )->Tensor: # `b width h w`, on the grid of `maps[0]`
         size = maps[0].shape[-2:]
-        return self.mix(torch.cat([upsample(lateral(x), size) for lateral,x in zip(self.laterals, [*maps, top])], 1))
+        lateral = [conv(x) for conv,x in zip(self.laterals, [*maps, context])]
+        return self.mix(torch.cat([upsample(x, size) for x in lateral], 1))

@@ -10,126 +10,166 @@ from dataclasses import asdict, fields
 from typing import Optional
 from warnings import warn
 import torch
-from torch import nn, Tensor
+from torch import Tensor, nn
 
-from ..common.checks import check_finite, check_images, check_scale, check_size, as_class_ids
+from ..common.checks import as_class_ids, check_finite, check_images, check_scale, check_size
 from ..data.labels import LabelSpace
 from ..method.layers import upsample
 from .backbone import Backbone, crop, pad_to_multiple
-from .head import FRAMEWORKS, HeadConfig, SegHead
+from .head import FRAMEWORKS, HeadConfig, HeadOutput, SegHead
 from .hub import HubMixin
 from .weights import colour_stats
 
 # %% ../../nbs/2_models/08_segmentor.ipynb #c063
 class Segmentor(nn.Module, HubMixin):
-    "Pictures in, logits out: normalise, pad, backbone, head, resize, crop. Saves, loads and shares itself (`hub.HubMixin`)."
+    """Images in, logits out: normalize, pad, backbone, head, resize, crop.
+    Saves, loads and shares itself (`hub.HubMixin`)."""
     needed = ('backbone', 'head')
-    looks_at_values = True # at those of float images, whether they are in 0..255; switched off by who has looked already
-    has_seen_bright = False # in training, a batch of float images that surely was
-    has_warned = False
+    looks_at_values = True # check float images for the range 0..255; switched off by who has checked already
+    has_seen_bright = False # in training, a batch of float images that surely was in 0..255
+    has_warned = False # about the range of float images
+
     def __init__(self,
         backbone:nn.Module, # gives a list of maps; has `channels`, `pad_to`, `mean`, `std` (in 0..255)
         config:HeadConfig, # of the head
     ):
         super().__init__()
-        self.backbone, self.head = backbone, SegHead(backbone.channels, config)
-        stats = colour_stats(backbone.mean, backbone.std, f'Segmentor: {type(backbone).__name__}')
-        for name,values in zip(('mean','std'), stats): self.register_buffer(name, torch.tensor([*map(float, values)]).view(3,1,1), persistent=False)
+        self.backbone = backbone
+        self.head = SegHead(backbone.channels, config)
+        mean, std = colour_stats(backbone.mean, backbone.std, f'Segmentor: {type(backbone).__name__}')
+        for name,values in (('mean', mean), ('std', std)):
+            values = torch.tensor([float(v) for v in values]).view(3,1,1)
+            self.register_buffer(name, values, persistent=False)
+
     @property
-    def relations(self)->tuple: # (`k k` mean table, `k k` variance table), first index the deleted class
-        "The learnt relation tables. Raises ValueError where the model has none."
-        if not self.head.with_idr: raise ValueError('this model has no relation tables: build it with idr=True')
-        return self.head.refiner.relation_mean, self.head.refiner.relation_var
+    def relations(self)->tuple: # (`k k` mean matrix, `k k` variance matrix), first index the deleted class
+        "The learnt relation matrices. Raises ValueError where the model has none."
+        if self.head.idr is None: raise ValueError('this model has no relation matrices: build it with idr=True')
+        return self.head.idr.relation_mean, self.head.idr.relation_var
+
     def forward(self,
         images:Tensor, # `b 3 H W`, RGB in 0..255, uint8 or float, any size
         label:Optional[Tensor]=None, # `b H W`, class ids or `ignore`
-        size:Optional[tuple]=None, # `(h, w)` of the answer; None: that of the pictures
-        enlarge:bool=True, # False: the answer stays on the head's grid, which is all that a training step needs
-        **head_args, # `deleted`, `noise`, `criterion`: see `SegHead`
-    )->dict: # out `b k h w`, and what `SegHead` gives
-        """Raises ValueError where images and labels do not fit each other, for labels that are no class ids, for float images that are
-        not in 0..255; FloatingPointError for nan in the images (CPU)."""
+        size:Optional[tuple]=None, # `(h, w)` of the logits; None: that of the images
+        upsample_logits:bool=True, # False: the logits stay as the head makes them, which is all that training needs
+        **head_args, # `deleted`, `uniform`, `criterion`: see `SegHead`
+    )->HeadOutput: # with logits `b k H W`
+        """Raises ValueError where images and labels do not fit each other, for labels that are no class
+        ids, for float images that are not in 0..255; FloatingPointError for nan in the images (CPU)."""
         check_images(images, 'Segmentor')
         if label is not None: label = as_class_ids(label, 'Segmentor')
-        _check_fit(images, label, size, self.mean.device)
-        self._check_values(images)
-        x, own = pad_to_multiple((images.to(self.mean.dtype)-self.mean)/self.std, self.backbone.pad_to)
-        if label is not None: label, _ = pad_to_multiple(label, self.backbone.pad_to, value=self.head.config.ignore)
-        _check_one_cell(self.backbone, x)
-        padded = x.shape[-2:]
-        if not enlarge: return self.head(self.backbone(x), label, enlarge=False, **head_args)
-        out = self.head(self.backbone(x), label, size=size if size and padded==own else padded, **head_args) # resized once where it can be
-        out['out'] = upsample(out['out'] if size and padded==own else crop(out['out'], own), size or own)
-        return out
-    def _check_values(self, images):
-        """In training an error at first and a warning later, once: a dark crop must not end a long run. On a GPU a training looks
-        until it has seen a bright batch, and never again."""
-        if images.dtype==torch.uint8 or torch.compiler.is_compiling(): return
+        self.check_inputs(images, label, size)
+        self.check_values(images)
+        x = (images.to(self.mean.dtype) - self.mean)/self.std
+        x, own_size = pad_to_multiple(x, self.backbone.pad_to)
+        if label is not None:
+            label, _ = pad_to_multiple(label, self.backbone.pad_to, value=self.head.config.ignore)
+        self.check_norms_can_train(x)
+        pyramid = self.backbone(x)
+        if not upsample_logits: return self.head(pyramid, label, upsample_logits=False, **head_args)
+        padded_size = x.shape[-2:]
+        if size and padded_size == own_size: # resized once
+            out = self.head(pyramid, label, size=size, **head_args)
+            return out._replace(logits=upsample(out.logits, size))
+        out = self.head(pyramid, label, size=padded_size, **head_args)
+        return out._replace(logits=upsample(crop(out.logits, own_size), size or own_size))
+
+    def check_inputs(self, images, label, size):
+        "Raise ValueError where images, labels, model and the wanted size do not fit together."
+        device = self.mean.device
+        if images.device != device:
+            raise ValueError(f'Segmentor: images are on {images.device}, the model is on {device}; '
+                             f'give images.to({str(device)!r})')
+        if label is not None and label.device != device:
+            raise ValueError(f'Segmentor: labels are on {label.device}, the model is on {device}; '
+                             f'give label.to({str(device)!r})')
+        if label is not None and (label.shape[-2:] != images.shape[-2:] or len(label) != len(images)):
+            raise ValueError(f'Segmentor: images {tuple(images.shape)} and labels {tuple(label.shape)} differ in size; '
+                             'resize labels with nearest, or crop both alike')
+        if size is not None and not torch.compiler.is_compiling(): check_size(size, 'Segmentor')
+
+    def check_values(self, images):
+        """Are float images in 0..255? In training an error at first and a warning later, once: a dark
+        crop must not end a long run. On a GPU a training checks until it has seen a bright batch."""
+        if images.dtype == torch.uint8 or torch.compiler.is_compiling(): return
         check_finite(images, 'input images')
         if not self.looks_at_values: return
         if not (self.training and self.has_seen_bright):
             bright = check_scale(images, 'Segmentor')
             self.has_seen_bright = self.has_seen_bright or (bright and self.training)
-        elif images.device.type=='cpu' and not self.has_warned:
+        elif images.device.type == 'cpu' and not self.has_warned:
             try: check_scale(images, 'Segmentor')
             except ValueError as e:
                 self.has_warned = True
                 warn(str(e), stacklevel=4)
-    def to_config(self)->dict: # settings of backbone and head, as JSON can say them
+
+    def check_norms_can_train(self, x):
+        "Raise ValueError where a norm of the backbone would see one value per channel in training."
+        stride = max(getattr(self.backbone, 'steps', getattr(self.backbone, 'strides', [1])))
+        if x.shape[0] > 1 or max(x.shape[-2:]) > stride: return
+        batch_norm = nn.modules.batchnorm._BatchNorm
+        if any(isinstance(m, batch_norm) and m.training for m in self.backbone.modules()):
+            raise ValueError(f'Segmentor: one image whose last map is one pixel (stride {stride}) is one value per channel, '
+                             'on which the norms of the backbone cannot train; take a batch of 2 or more, or larger images')
+
+    def to_config(self)->dict: # settings of backbone and head, as JSON holds them
+        "What `from_config` builds the model from."
         return dict(backbone=self.backbone.config, head=asdict(self.head.config))
+
     @classmethod
     def from_config(cls, config): # of `to_config`
-        "Build from saved settings, which may be a stranger's: nothing is fetched, no file is read. ValueError naming the part that does not fit."
-        head = _head_from(config['head'])
+        """Build from saved settings, which may be a stranger's: nothing is fetched, no file is read.
+        Raises ValueError naming the part that does not fit."""
+        head = cls.head_config(config['head'])
         if config.get('space') is not None:
-            k = LabelSpace.from_json(config['space']).num_classes
-            if k!=head.num_classes: raise ValueError(f'the label space has {k} classes, the head {head.num_classes}; copy the folder again')
+            num_classes = LabelSpace.from_json(config['space']).num_classes
+            if num_classes != head.num_classes:
+                raise ValueError(f'the label space has {num_classes} classes, the head {head.num_classes}; '
+                                 'copy the folder again')
         return cls(Backbone.from_config(config['backbone']), head)
 
+    @staticmethod
+    def head_config(settings)->HeadConfig:
+        "A `HeadConfig` from saved settings. Raises ValueError naming the setting that does not fit."
+        if not isinstance(settings, dict):
+            raise ValueError(f'head is {str(settings)[:80]!r}, its settings by name are wanted')
+        known = {f.name for f in fields(HeadConfig)}
+        unknown = sorted(set(settings) - known)
+        if unknown:
+            raise ValueError(f'head has {unknown}, which this version does not know; '
+                             f'there are {", ".join(sorted(known))}')
+        if 'num_classes' not in settings: raise ValueError("head lacks 'num_classes'")
+        settings = {name: tuple(v) if isinstance(v, list) else v for name,v in settings.items()}
+        try: return HeadConfig(**settings)
+        except (TypeError, ValueError) as e: raise ValueError(f'head: {e}') from e
+
+# %% ../../nbs/2_models/08_segmentor.ipynb #c064
 def build_segmentor(
     framework:str, # 'fcn', 'pspnet', 'deeplabv3', 'upernet', 'ocrnet' or 'segformer'
     backbone='tiny', # a timm name, 'tiny', or a module with `channels`, `pad_to`, `mean`, `std`
     num_classes:int=2, # K
-    idr=True, # True, False (plain framework), or 'attention' (the refiner alone)
+    idr=True, # True, False (plain framework), or 'attention' (IDR's self-attention alone)
     weights=None, # safetensors file for the backbone
     pretrained:bool=False, # download timm's weights
-    output_stride:Optional[int]=None, # of the backbone: 8, 16, 32; None is its own
+    output_stride:Optional[int]=None, # of the backbone: 8, 16, 32; None: its own
     backbone_args:Optional[dict]=None, # further options of `Backbone`
     **settings, # of `HeadConfig`
 )->Segmentor:
-    """Build a model, e.g. `build_segmentor('upernet', 'resnet50c', 150, output_stride=8)`. Raises ValueError for an unknown framework,
-    and for arguments of a backbone beside one that is built already."""
-    if framework not in FRAMEWORKS: raise ValueError(f'unknown framework {framework!r}; there are {", ".join(FRAMEWORKS)}')
+    """Build a model, e.g. `build_segmentor('upernet', 'resnet50c', 150, output_stride=8)`. Raises ValueError
+    for an unknown framework, and for options of a backbone beside one that is built already."""
+    if framework not in FRAMEWORKS:
+        raise ValueError(f'unknown framework {framework!r}; there are {", ".join(FRAMEWORKS)}')
     config = HeadConfig(num_classes, idr=idr, **{**FRAMEWORKS[framework], **settings})
-    told = dict(weights=weights, pretrained=pretrained, output_stride=output_stride, backbone_args=backbone_args)
-    if not isinstance(backbone, str) and (odd := [k for k,v in told.items() if v]):
-        raise ValueError(f'segmentor: {", ".join(odd)} would change nothing, the backbone is built already; give them to it')
-    one_map = isinstance(backbone, str) and backbone.startswith('hrnet') and not config.fpn # a head that reads one map gets HRNet's four as one
-    args = dict(concat=one_map, maps=4 if config.fpn or one_map else 2 if config.aux_weight else 1) | (backbone_args or {}) # no more than the head reads
-    if isinstance(backbone, str): backbone = Backbone(backbone, weights=weights, pretrained=pretrained, output_stride=output_stride, **args)
+    if not isinstance(backbone, str):
+        options = dict(weights=weights, pretrained=pretrained, output_stride=output_stride, backbone_args=backbone_args)
+        given = [name for name,value in options.items() if value]
+        if given:
+            raise ValueError(f'build_segmentor: {", ".join(given)} would change nothing, the backbone is built already; '
+                             'give them to it')
+        return Segmentor(backbone, config)
+    # a head that reads one map gets HRNet's four as one; no backbone gives more maps than the head reads
+    one_map = backbone.startswith('hrnet') and not config.fpn
+    maps = 4 if config.fpn or one_map else 2 if config.aux_weight else 1
+    options = {'concat': one_map, 'maps': maps, **(backbone_args or {})}
+    backbone = Backbone(backbone, weights=weights, pretrained=pretrained, output_stride=output_stride, **options)
     return Segmentor(backbone, config)
-
-# %% ../../nbs/2_models/08_segmentor.ipynb #c064
-def _check_fit(images, label, size, device):
-    "ValueError where images, labels, model and the wanted size do not go together."
-    if images.device!=device: raise ValueError(f'Segmentor: images are on {images.device}, the model is on {device}; give images.to({str(device)!r})')
-    if label is not None and label.device!=device: raise ValueError(f'Segmentor: labels are on {label.device}, the model is on {device}; give label.to({str(device)!r})')
-    if label is not None and (label.shape[-2:]!=images.shape[-2:] or len(label)!=len(images)):
-        raise ValueError(f'Segmentor: images {tuple(images.shape)} and labels {tuple(label.shape)} differ in size; resize labels with nearest, or crop both alike')
-    if size is not None and not torch.compiler.is_compiling(): check_size(size, 'Segmentor')
-
-def _head_from(settings):
-    "A `HeadConfig` from saved settings."
-    if not isinstance(settings, dict): raise ValueError(f'head is {str(settings)[:80]!r}, its settings by name are wanted')
-    known = {f.name for f in fields(HeadConfig)}
-    if odd := sorted(set(settings)-known): raise ValueError(f'head has {odd}, which this version does not know; there are {", ".join(sorted(known))}')
-    if 'num_classes' not in settings: raise ValueError("head lacks 'num_classes'")
-    try: return HeadConfig(**{k:tuple(v) if isinstance(v, list) else v for k,v in settings.items()})
-    except (TypeError, ValueError) as e: raise ValueError(f'head: {e}') from e
-
-def _check_one_cell(backbone, x):
-    stride = max(getattr(backbone, 'steps', getattr(backbone, 'strides', [1])))
-    if x.shape[0]>1 or max(x.shape[-2:])>stride: return
-    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in backbone.modules()):
-        raise ValueError(f'Segmentor: one picture that is one cell of the last map (stride {stride}) is one value a channel, on which the norms of the '
-                         'backbone cannot train; take a batch of 2 or more, or larger pictures')
