@@ -81,8 +81,8 @@ MUTATIONS = { # what is wrong -> (who must notice, edits)
         rewrite('sample_deleted', '(_t * _c).masked_fill(...)', '_t.masked_fill(...)')),
     'memory learnt before the first pass reads it': ('golden',
         rewrite('forward', '_self.idr.learn_memory(_f, _l, _m)', 'None'),
-        rewrite('forward', 'group(_f, _c)', '''(_self.training and _self.idr.learn_memory(
-            _f, _1, _self.config.memory_momentum), group(_f, _c))[1]''')),
+        rewrite('forward', '_self.idr.group(_f, _c)', '''(_self.training and _self.idr.learn_memory(
+            _f, _1, _self.config.memory_momentum), _self.idr.group(_f, _c))[1]''')),
     'memory learnt before the second pass reads it': ('golden',
         move('forward', '_self.idr.learn_memory(...)', before='_self.idr.diagnose(...)')),
     'absent classes forget': ('twin test_memory',

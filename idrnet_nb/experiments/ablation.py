@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ABLATIONS', 'QUESTIONS', 'CONTROLS', 'SWITCHED', 'Transposed', 'OwnOnly', 'MeanOnly', 'VarOnly', 'NegativesKept',
-           'EvenMeans', 'NoisyCoarse', 'NoRefiner', 'Ablation', 'cooccurrence', 'presence', 'similarity', 'turn',
-           'Busy', 'busy_task', 'ablations', 'run_ablation', 'overheard', 'losses_by_class', 'deletion_matrix',
-           'gradient_matrix', 'attention_matrix', 'relation_matrices', 'agreement', 'run_watch', 'ablation_pairs',
-           'show_truth']
+           'EvenMeans', 'NoisyCoarse', 'NoRefiner', 'Ablation', 'cooccurrence', 'presence', 'similarity',
+           'replace_parts', 'ablate', 'Busy', 'busy_task', 'ablations', 'task_of_ablation', 'run_ablation',
+           'interaction_inputs', 'losses_by_class', 'mean_over_images', 'deletion_matrix', 'gradient_matrix',
+           'attention_matrix', 'relation_matrices', 'agreement', 'run_watch', 'ablation_pairs', 'show_truth']
 
 # %% ../../nbs/5_experiments/09_ablation.ipynb #c006
 import json
@@ -20,67 +20,76 @@ import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
-from ..data.labels import LabelSpace, palette
 from ..common.device import pick_device
+from ..data.labels import LabelSpace, palette
+from .benchmark import Trial, pair_rows, run_trial, task_of
+from .compare import Task
+from .what_if import eval_mode, without_class
+from ..method.deletion import class_loss_stats
+from ..method.grouping import Grouping, class_features, one_hot_members
+from ..method.idr import IDRContext
+from ..method.layers import pixel_losses
+from ..method.relation import Interaction, class_context, interact, to_pixels
 from ..method.toy_world import LOOKALIKES, TOY_WORLD, ToyWorld, true_relations
 from ..training.metrics import auroc
-from ..method.layers import pixel_losses
-from ..method.grouping import class_features, one_hot_members
-from ..method.relation import class_context, interact
-from ..method.deletion import class_loss_stats, zero_context, remove_class
-from ..method.idr import IDRContext, Grouping
-from .compare import Task
-from .what_if import eval_mode
-from .benchmark import Trial, run_trial, pair_rows, task_of
 
 # %% ../../nbs/5_experiments/09_ablation.ipynb #c011
-class Transposed(IDRContext):
-    "Classes hear from those whose deletion hurts them, not from those that suffer when they are deleted."
-    def talk(self, means, present): return class_context(means, self.memory, self.relation_mean.T, self.relation_var.T, present)
+class Transposed(Interaction):
+    "Classes gather from those whose deletion hurts them, not from those that suffer when they are deleted."
+    def forward(self, class_feats, memory, relation_mean, relation_var, present):
+        return class_context(class_feats, memory, relation_mean.T, relation_var.T, present)
 
-class OwnOnly(IDRContext):
-    "A class hears itself and nobody else."
-    def talk(self, means, present):
-        own = torch.cat([means, self.memory.to(means).expand_as(means)], -1).masked_fill(~present[...,None], 0)
+class OwnOnly(Interaction):
+    "A class gathers from itself alone."
+    def forward(self, class_feats, memory, relation_mean, relation_var, present):
+        own = torch.cat([class_feats, memory.to(class_feats).expand_as(class_feats)], -1)
+        own = own.masked_fill(~present[...,None], 0)
         return torch.cat([own, own], -1)
 
-class MeanOnly(IDRContext):
-    "What is heard through the variance table is left out."
-    def talk(self, means, present):
-        heard = super().talk(means, present)
-        return torch.cat([heard[...,:2*self.width], torch.zeros_like(heard[...,2*self.width:])], -1)
+class MeanOnly(Interaction):
+    "Context by the variance matrix is zero."
+    def forward(self, *inputs):
+        by_mean, by_var = super().forward(*inputs).chunk(2, -1)
+        return torch.cat([by_mean, torch.zeros_like(by_var)], -1)
 
-class VarOnly(IDRContext):
-    "What is heard through the mean table is left out."
-    def talk(self, means, present):
-        heard = super().talk(means, present)
-        return torch.cat([torch.zeros_like(heard[...,:2*self.width]), heard[...,2*self.width:]], -1)
+class VarOnly(Interaction):
+    "Context by the mean matrix is zero."
+    def forward(self, *inputs):
+        by_mean, by_var = super().forward(*inputs).chunk(2, -1)
+        return torch.cat([torch.zeros_like(by_mean), by_var], -1)
 
-class NegativesKept(IDRContext):
-    "The mean table is read as the variance table is: entries below zero speak softly, and are not silenced."
-    def talk(self, means, present):
-        return torch.cat([interact(means, self.memory, t, present, False) for t in (self.relation_mean, self.relation_var)], -1)
+class NegativesKept(Interaction):
+    "The mean matrix is read as the variance matrix is: entries below zero get a small weight, not none."
+    def forward(self, class_feats, memory, relation_mean, relation_var, present):
+        by_mean = interact(class_feats, memory, relation_mean, present, drop_negative=False)
+        by_var = interact(class_feats, memory, relation_var, present, drop_negative=False)
+        return torch.cat([by_mean, by_var], -1)
 
+# %% ../../nbs/5_experiments/09_ablation.ipynb #c011b
 class EvenMeans(IDRContext):
     "Every pixel of a class counts alike in its vector."
-    def read(self, feat, coarse): return super().read(feat, torch.zeros_like(coarse).scatter(1, coarse.argmax(1, keepdim=True), 1.))
+    def group(self, feats, coarse_logits):
+        pred = coarse_logits.argmax(1, keepdim=True)
+        return super().group(feats, torch.zeros_like(coarse_logits).scatter(1, pred, 1.))
 
 class NoisyCoarse(IDRContext):
-    "One pixel in five is taken for a class drawn by lot."
-    def read(self, feat, coarse):
-        view = super().read(feat, coarse)
-        wrong = torch.rand(view.label.shape, device=feat.device)<.2
-        label = torch.where(wrong, torch.randint_like(view.label, self.k), view.label)
-        member = one_hot_members(label, self.k)
-        return Grouping(label, member.any(-1), class_features(feat, coarse, member), view.shared)
+    "One pixel in five is grouped with a class drawn at random."
+    def group(self, feats, coarse_logits):
+        pred = super().group(feats, coarse_logits).pred
+        wrong = torch.rand(pred.shape, device=feats.device) < .2
+        pred = torch.where(wrong, torch.randint_like(pred, self.num_classes), pred)
+        member = one_hot_members(pred, self.num_classes)
+        return Grouping(pred, member.any(-1), class_features(feats, coarse_logits, member))
 
 class NoRefiner(IDRContext):
-    "Each pixel makes what it can of its own feature, its class's memory and what its class heard; pixels do not look at each other."
-    def refine(self, view, heard, track=True):
-        x = self.refiner.project(rearrange(torch.cat([self.memory.to(heard).expand(len(heard),-1,-1), heard], -1), 'b k c -> b c k 1'), start=self.width)
-        own = rearrange(x, 'b d k 1 -> b d k').gather(2, view.label[:,None].expand(-1, x.shape[1], -1))
-        value = (view.shared + own.view_as(view.shared)).chunk(3, dim=1)[2]
-        return self.refiner.out(self.refiner.value.finish(value, track), track)
+    "Each pixel is refined from its own features, memory and context alone: no attention to other pixels."
+    def refine(self, projected, grouping, context, update_stats=True):
+        memory = self.memory.to(context).expand(len(context), -1, -1)
+        per_class = rearrange(torch.cat([memory, context], -1), 'b k c -> b c k 1')
+        per_class = rearrange(self.attention.project(per_class, start=self.channels), 'b d k 1 -> b k d')
+        per_pixel = to_pixels(per_class, grouping.pred).view_as(projected)
+        value = (projected + per_pixel).chunk(3, dim=1)[2]
+        return self.attention.out(self.attention.value.norm_act(value, update_stats), update_stats)
 
 # %% ../../nbs/5_experiments/09_ablation.ipynb #c015
 @dataclass(frozen=True)
@@ -88,186 +97,243 @@ class Ablation:
     "IDRNet with one thing changed."
     what:str # in words
     settings:dict=field(default_factory=dict) # of `HeadConfig`
-    parts:tuple=() # classes whose methods replace those of `IDRContext`
-    table:Optional[str]=None # what the tables hold instead of what deletion taught: 'even', 'random', 'cooccurrence', 'similarity'
-    arm:str='+idr' # of `variants.SWITCHES`
+    parts:tuple=() # an `Interaction` in the place of the usual one; sub-classes of `IDRContext`
+    table:Optional[str]=None # content of both relation matrices: 'even', 'random', 'cooccurrence', 'similarity'; None: learnt
+    arm:str='+idr' # variant of the model, see `variants.SWITCHES`
 
 _FIXED = dict(learn_tables=False)
 ABLATIONS = {
     'full': Ablation('IDRNet as it is'),
     'plain': Ablation('the framework alone', arm=''),
     'attention': Ablation("IDRNet's self-attention alone: no classes", arm='+attention'),
-    'identity': Ablation('no deletion diagnostics: both tables stay the identity', _FIXED),
-    'even': Ablation('both tables zero: a class hears all present ones alike', _FIXED, table='even'),
-    'random': Ablation('tables drawn by lot', _FIXED, table='random'),
-    'cooccurrence': Ablation('tables from how often classes share a picture', _FIXED, table='cooccurrence'),
-    'similarity': Ablation("tables from how alike the classes' features are", _FIXED, table='similarity'),
-    'transposed': Ablation('rows and columns of the tables exchanged', parts=(Transposed,)),
-    'own only': Ablation('a class hears itself alone', _FIXED, (OwnOnly,)),
-    'mean only': Ablation('without the variance table', parts=(MeanOnly,)),
-    'variance only': Ablation('without the mean table', parts=(VarOnly,)),
-    'negatives kept': Ablation('negative relations speak softly instead of not at all', parts=(NegativesKept,)),
+    'identity': Ablation('no deletion diagnostics: both matrices stay the identity', _FIXED),
+    'even': Ablation('both matrices zero: a class gathers from all present ones alike', _FIXED, table='even'),
+    'random': Ablation('random matrices', _FIXED, table='random'),
+    'cooccurrence': Ablation('matrices from how often classes share an image', _FIXED, table='cooccurrence'),
+    'similarity': Ablation("matrices from how similar the classes' features are", _FIXED, table='similarity'),
+    'transposed': Ablation('rows and columns of the matrices exchanged', parts=(Transposed,)),
+    'own only': Ablation('a class gathers from itself alone', _FIXED, (OwnOnly,)),
+    'mean only': Ablation('without the variance matrix', parts=(MeanOnly,)),
+    'variance only': Ablation('without the mean matrix', parts=(VarOnly,)),
+    'negatives kept': Ablation('negative relations get a small weight instead of none', parts=(NegativesKept,)),
     'no memory': Ablation('the class memory stays zero', dict(memory_momentum=0.)),
     'even means': Ablation('all pixels of a class weigh alike', parts=(EvenMeans,)),
     'no refiner': Ablation('context is fused pixel by pixel, without self-attention', parts=(NoRefiner,)),
-    'momentum .01': Ablation('tables move by a hundredth', dict(relation_momentum=.01)),
-    'momentum .5': Ablation('tables move by half', dict(relation_momentum=.5)),
-    'two deletions': Ablation('two classes deleted a picture', dict(deletions=2)),
-    'four deletions': Ablation('four classes deleted a picture', dict(deletions=4)),
-    'published norms': Ablation('the second pass moves running statistics', dict(track_deleted=True)),
-    'no refiner, identity': Ablation('pixel by pixel, and tables stay the identity', _FIXED, (NoRefiner,)),
-    'no refiner, own only': Ablation('pixel by pixel, and a class hears itself alone', _FIXED, (NoRefiner, OwnOnly)),
-    'no refiner, transposed': Ablation('pixel by pixel, tables transposed', parts=(NoRefiner, Transposed)),
-    'no refiner, even': Ablation('pixel by pixel, and a class hears all present ones alike', _FIXED, (NoRefiner,), 'even'),
-    'no refiner, random': Ablation('pixel by pixel, tables drawn by lot', _FIXED, (NoRefiner,), 'random'),
-    'noisy': Ablation('one coarse answer in five is wrong', parts=(NoisyCoarse,)),
-    'noisy, identity': Ablation('the same, and tables stay the identity', _FIXED, (NoisyCoarse,)),
+    'momentum .01': Ablation('matrices move by a hundredth', dict(relation_momentum=.01)),
+    'momentum .5': Ablation('matrices move by half', dict(relation_momentum=.5)),
+    'two deletions': Ablation('two classes deleted per image', dict(deletions=2)),
+    'four deletions': Ablation('four classes deleted per image', dict(deletions=4)),
+    'published norms': Ablation('the deletion pass moves running statistics', dict(track_deleted=True)),
+    'no refiner, identity': Ablation('pixel by pixel, and matrices stay the identity', _FIXED, (NoRefiner,)),
+    'no refiner, own only': Ablation('pixel by pixel, and a class gathers from itself alone', _FIXED, (NoRefiner, OwnOnly)),
+    'no refiner, transposed': Ablation('pixel by pixel, matrices transposed', parts=(NoRefiner, Transposed)),
+    'no refiner, even': Ablation('pixel by pixel, and a class gathers from all present ones alike', _FIXED, (NoRefiner,), 'even'),
+    'no refiner, random': Ablation('pixel by pixel, random matrices', _FIXED, (NoRefiner,), 'random'),
+    'noisy': Ablation('one coarse prediction in five is wrong', parts=(NoisyCoarse,)),
+    'noisy, identity': Ablation('the same, and matrices stay the identity', _FIXED, (NoisyCoarse,)),
     'noisy, no refiner': Ablation('the same, pixel by pixel', parts=(NoisyCoarse, NoRefiner)),
-    'noisy, no refiner, identity': Ablation('the same, tables the identity', _FIXED, (NoisyCoarse, NoRefiner)),
+    'noisy, no refiner, identity': Ablation('the same, matrices the identity', _FIXED, (NoisyCoarse, NoRefiner)),
 }
 
 # %% ../../nbs/5_experiments/09_ablation.ipynb #c017
 def cooccurrence(
-    present:Tensor, # `n k`, bool: which classes each picture has
-)->Tensor: # `k k`: how often the first is there when the second is
-    "P(i there | j there); zero for a j that never is."
-    there = present.float()
-    return einsum(there, there, 'n i, n j -> i j') / there.sum(0).clamp(min=1)
+    present:Tensor, # `n k`, bool: which classes each image has
+)->Tensor: # `k k`: how often the first is present when the second is
+    "P(i present | j present); zero for a j that never is."
+    present = present.float()
+    return einsum(present, present, 'n i, n j -> i j') / present.sum(0).clamp(min=1)
 
 def presence(
     labels, # of `h w` class ids each
-    k:int, # classes
+    num_classes:int, # K
 )->Tensor: # `n k`, bool
-    "Which classes are in each picture; void counts for nothing."
-    return torch.stack([torch.bincount(l[(l>=0) & (l<k)].flatten(), minlength=k)>0 for l in labels])
+    "Which classes are in each image; ignored pixels count for nothing."
+    def counts(label):
+        valid = (label >= 0) & (label < num_classes)
+        return torch.bincount(label[valid].flatten(), minlength=num_classes)
+    return torch.stack([counts(label) > 0 for label in labels])
 
 def similarity(
     memory:Tensor, # `k c`
 )->Tensor: # `k k`, -1..1; zero where a class is not known yet
-    "Cosine of the classes' remembered features."
+    "Cosine of the memories of classes."
     unit = F.normalize(memory, dim=-1)
     return unit @ unit.T
 
+def replace_parts(
+    idr:IDRContext, # of a model
+    parts:tuple, # see `Ablation`
+)->IDRContext: # with the same weights
+    "The module with other parts. No random number is used."
+    contexts = tuple(p for p in parts if issubclass(p, IDRContext))
+    if contexts:
+        kind = type('Ablated', contexts, {})
+        attention = idr.attention.value.conv
+        with torch.random.fork_rng(devices=[]):
+            other = kind(idr.num_classes, idr.channels, attention.out_channels, idr.attention.value.norm.eps)
+        other.load_state_dict(idr.state_dict())
+        idr = other.to(idr.memory.device).train(idr.training)
+    for part in parts:
+        if issubclass(part, Interaction): idr.interaction = part()
+    return idr
+
 @torch.no_grad()
-def turn(
+def ablate(
     model:nn.Module, # a `Segmentor` with IDR
-    variant:Ablation, # what it becomes
-    labels=(), # of the training pictures, for 'cooccurrence'
+    ablation:Ablation, # what it becomes
+    labels=(), # of the training images, for 'cooccurrence'
     seed:int=0, # for 'random'
 ):
-    "Change a model in place; what has to be called after each step, or None. ValueError for a model without IDR."
-    if not model.head.with_idr: raise ValueError('turn: an ablation needs a model with IDR, build it with idr=True')
-    idr = model.head.refiner
-    if variant.parts: idr.__class__ = type('IDRContext', variant.parts, {})
-    def fill(table):
-        for t in (idr.relation_mean, idr.relation_var): t[:] = table
-    if variant.table=='even': fill(0.)
-    if variant.table=='random': fill(torch.rand(idr.k, idr.k, generator=torch.Generator().manual_seed(seed)))
-    if variant.table=='cooccurrence': fill(cooccurrence(presence(labels, idr.k)))
-    return (lambda step: fill(similarity(idr.memory))) if variant.table=='similarity' else None
+    """Change a model in place; returns what has to be called after each step, or None.
+    Raises ValueError for a model without IDR."""
+    if model.head.idr is None: raise ValueError('ablate: an ablation needs a model with IDR, build it with idr=True')
+    idr = model.head.idr = replace_parts(model.head.idr, ablation.parts)
+    k = idr.num_classes
+    def fill(matrix):
+        idr.relation_mean[:] = matrix
+        idr.relation_var[:] = matrix
+    if ablation.table == 'even': fill(0.)
+    if ablation.table == 'random': fill(torch.rand(k, k, generator=torch.Generator().manual_seed(seed)))
+    if ablation.table == 'cooccurrence': fill(cooccurrence(presence(labels, k)))
+    if ablation.table == 'similarity': return lambda step: fill(similarity(idr.memory))
 
 # %% ../../nbs/5_experiments/09_ablation.ipynb #c020
 class Busy(ToyWorld):
-    "The small world with further classes: patches on free floor that say nothing about anything. With `follow` the first of them comes with certain classes only."
+    """The toy world with further classes: patches on free floor that have no relation to anything.
+    With `follow` the first of them comes with certain classes only."""
     def __init__(self,
-        n:int, # pictures
+        n:int, # images
         size:int=64, # side in pixels
-        seed:int=0, # another seed, other pictures
+        seed:int=0, # another seed, other images
         extra:int=1, # further classes, ids from 12 up
-        chance:float=.5, # that a further class is there
+        chance:float=.5, # probability that a further class is present
         follow:tuple=(), # classes with which the first of them always comes, and without which never
     ):
         super().__init__(n, size, seed)
-        self.extra, self.chance, self.follow, self.colours = extra, chance, tuple(follow), palette(extra)
+        self.extra, self.chance, self.follow = extra, chance, tuple(follow)
+        self.colours = palette(extra)
+
     def __getitem__(self, i):
         image, label = super().__getitem__(i)
         rng = np.random.default_rng((self.seed, i%self.n, 77))
-        for e in rng.permutation(self.extra):
-            there = rng.random()<self.chance
-            if e==0 and self.follow: there = bool(torch.isin(label, torch.tensor(self.follow)).any())
-            if there: _paint(image, label, 12+int(e), self.colours[e], rng)
+        for extra in rng.permutation(self.extra):
+            present = rng.random() < self.chance
+            if extra == 0 and self.follow: present = bool(torch.isin(label, torch.tensor(self.follow)).any())
+            if present: self.paint(image, label, int(extra), rng)
         return image, label
 
-def _paint(image, label, c, colour, rng): # a square where there is floor all over it; none fits: none is painted
-    side = 6*len(label)//64
-    free = F.max_pool2d((label!=0).float()[None,None], side, 1)[0,0]==0
-    if not free.any(): return
-    y,x = free.nonzero()[rng.integers(int(free.sum()))].tolist()
-    at = (slice(y,y+side), slice(x,x+side))
-    colour = torch.from_numpy(colour.astype(np.float32))[:,None,None]
-    image[(slice(None),*at)] = (colour*torch.from_numpy(rng.uniform(.75,1.1,(1,side,side)).astype(np.float32))).clamp(0,255).to(torch.uint8)
-    label[at] = c
-
-def _busy_space(extra): # classes of `Busy`
-    return LabelSpace(f'world+{extra}', (*TOY_WORLD.classes, *(f'patch {i}' for i in range(1,extra+1))), np.concatenate([np.array(TOY_WORLD.palette), palette(extra)]))
+    def paint(self, image, label, extra, rng):
+        "A square of class 12+extra on free floor; none where no square fits."
+        side = 6*len(label)//64
+        free = F.max_pool2d((label!=0).float()[None,None], side, 1)[0,0] == 0
+        if not free.any(): return
+        y, x = free.nonzero()[rng.integers(int(free.sum()))].tolist()
+        rows, columns = slice(y, y+side), slice(x, x+side)
+        colour = torch.from_numpy(self.colours[extra].astype(np.float32))[:,None,None]
+        shade = torch.from_numpy(rng.uniform(.75, 1.1, (1,side,side)).astype(np.float32))
+        image[:,rows,columns] = (colour*shade).clamp(0, 255).to(torch.uint8)
+        label[rows,columns] = 12+extra
 
 @lru_cache(maxsize=1)
 def busy_task(
-    n_train:int=2000, # pictures
-    n_test:int=200, # unseen pictures
+    n_train:int=2000, # images
+    n_test:int=200, # unseen images
     size:int=64, # pixels
     extra:int=12, # further classes
     follow:tuple=(), # see `Busy`
 )->Task:
-    "The world with further classes, drawn once and kept in memory."
-    draw = lambda n, seed: list(Busy(n, size, seed, extra, .5, follow))
+    "The toy world with further classes, drawn once and kept in memory."
+    names = (*TOY_WORLD.classes, *(f'patch {i}' for i in range(1, extra+1)))
+    colours = np.concatenate([np.array(TOY_WORLD.palette), palette(extra)])
+    space = LabelSpace(f'world+{extra}', names, colours)
+    train = list(Busy(n_train, size, 0, extra, .5, follow))
+    test = list(Busy(n_test, size, 1, extra, .5, follow))
+    lookalikes = tuple(c for pair in LOOKALIKES for c in pair)
     truth = F.pad(true_relations(), (0,extra,0,extra))
-    return Task(f'world+{extra}', _busy_space(extra), draw(n_train, 0), draw(n_test, 1), tuple(c for pair in LOOKALIKES for c in pair), truth,
-                f'{size}x{size}, {n_train} train, {n_test} test, {extra} further classes', size=(size,size))
+    about = f'{size}x{size}, {n_train} train, {n_test} test, {extra} further classes'
+    return Task(f'world+{extra}', space, train, test, lookalikes, truth, about, size=(size,size))
 
 # %% ../../nbs/5_experiments/09_ablation.ipynb #c023
 def ablations(
-    trial:Trial, # data, model, training, seeds; its frameworks each get every variant
+    trial:Trial, # data, model, training, seeds; its frameworks each get every ablation
     variants:tuple=tuple(ABLATIONS), # names
     **more, # what else decides the result: `extra`, `follow` of `busy_task`
-)->list: # runs for `benchmark.run_missing`
-    "A run a variant, framework and seed."
-    runs = replace(trial, arms=('',)).runs
-    return [{**r, **more, 'variant':v, 'arm':r['arm']+ABLATIONS[v].arm, 'model':{**r['model'], **ABLATIONS[v].settings}} for r in runs for v in variants]
+)->list: # runs for `run_missing`
+    "A run per ablation, framework and seed."
+    runs = []
+    for run in replace(trial, arms=('',)).runs:
+        for name in variants:
+            ablation = ABLATIONS[name]
+            model = {**run['model'], **ablation.settings}
+            runs.append({**run, **more, 'variant':name, 'arm':run['arm']+ablation.arm, 'model':model})
+    return runs
+
+def task_of_ablation(
+    run:dict, # of `ablations`
+    roots:dict=None, # dataset -> its folder
+)->Task:
+    "The data of a run."
+    if 'extra' in run:
+        return busy_task(*run['pictures'], run['size'][0], run['extra'], tuple(run.get('follow', ())))
+    return task_of(run, (roots or {}).get(run['data']))
 
 def run_ablation(
     run:dict, # of `ablations`
     roots:dict=None, # dataset -> its folder
     **how, # of `benchmark.run_trial`: weights, out, device
 )->dict: # a row of ablation.csv
-    "Train and judge one variant."
-    variant, after = ABLATIONS[run['variant']], {}
-    task = _task(run, roots)
+    "Train and evaluate one ablation."
+    ablation, task = ABLATIONS[run['variant']], task_of_ablation(run, roots)
+    after_step = None
     def change(model):
-        labels = [y for _,y in task.train] if variant.table=='cooccurrence' else ()
-        after['step'] = turn(model, variant, labels, run['seed']) if variant.arm=='+idr' else None
+        nonlocal after_step
+        if ablation.arm != '+idr': return
+        labels = [y for _,y in task.train] if ablation.table == 'cooccurrence' else ()
+        after_step = ablate(model, ablation, labels, run['seed'])
     def on_step(step):
-        if after['step']: after['step'](step)
+        if after_step: after_step(step)
     row = run_trial(run, roots or {}, task=task, change=change, on_step=on_step, **how)
     return dict(row, variant=run['variant'], data=task.name)
 
-def _task(run, roots):
-    if 'extra' in run: return busy_task(*run['pictures'], run['size'][0], run['extra'], tuple(run.get('follow', ())))
-    return task_of(run, (roots or {}).get(run['data']))
-
 # %% ../../nbs/5_experiments/09_ablation.ipynb #c026
 @contextmanager
-def overheard(
+def interaction_inputs(
     model:nn.Module, # a `Segmentor` with IDR
-    change, # (talk, means `b k c`, present `b k`) -> what each class hears `b k 4c`
+    change, # (class_feats `b k c`, present `b k`) -> what takes their place
 ):
-    "While it lasts, classes hear what `change` makes of their talk. The model is in evaluation mode meanwhile and left as it was."
-    idr = model.head.refiner
-    if not isinstance(idr, IDRContext): raise ValueError(f'overheard: the model has no IDR whose classes talk, but {type(idr).__name__}; use build_segmentor(…, idr=True)')
-    idr.talk = lambda means, present: change(type(idr).talk.__get__(idr), means, present)
+    """While it lasts, classes exchange context from what `change` returns. The model is in evaluation
+    mode meanwhile and left as it was. Raises ValueError for a model without IDR."""
+    idr = model.head.idr
+    if idr is None:
+        raise ValueError('interaction_inputs: the model has no IDR, whose classes exchange context; '
+                         'use build_segmentor(…, idr=True)')
+    def changed(module, inputs):
+        class_feats, memory, relation_mean, relation_var, present = inputs
+        class_feats, present = change(class_feats, present)
+        return class_feats, memory, relation_mean, relation_var, present
+    hook = idr.interaction.register_forward_pre_hook(changed)
     try:
         with eval_mode(model): yield
-    finally: del idr.talk
+    finally: hook.remove()
 
 def losses_by_class(
     model:nn.Module, # a `Segmentor`
     images:Tensor, # `b 3 H W`
     labels:Tensor, # `b H W`
-)->tuple: # (`b k` mean loss over the true pixels of each class, `b k` pixels)
-    "How well each class is told in each picture."
-    c = model.head.config
-    mean, _, n = class_loss_stats(pixel_losses(model(images)['out'], labels, c.ignore).flatten(1), labels.flatten(1), c.num_classes)
-    return mean, n
+)->tuple: # (`b k` mean loss over the true pixels of each class, `b k` pixels, the model's output)
+    "How well each class is predicted in each image."
+    config = model.head.config
+    out = model(images)
+    losses = pixel_losses(out.logits, labels, config.ignore)
+    mean, _, count = class_loss_stats(losses.flatten(1), labels.flatten(1), config.num_classes)
+    return mean, count, out
+
+def mean_over_images(
+    values:Tensor, # `b k`
+    counted:Tensor, # `b k`, bool
+)->Tensor: # `k`
+    "Mean over the images that count; 0 where none does."
+    return (values*counted).sum(0)/counted.sum(0).clamp(min=1)
 
 # %% ../../nbs/5_experiments/09_ablation.ipynb #c028
 @torch.no_grad()
@@ -275,17 +341,17 @@ def deletion_matrix(
     model:nn.Module, # a `Segmentor` with IDR
     images:Tensor, # `b 3 H W`
     labels:Tensor, # `b H W`
-)->Tensor: # `k k`: deleted, whose loss moved
-    "Every class deleted in every picture: mean change of each class's loss, over the pictures that have both."
-    k = model.head.config.num_classes
-    with overheard(model, lambda talk, means, there: talk(means, there)): base, n = losses_by_class(model, images, labels)
+)->Tensor: # `k k`: class deleted, class whose loss changed
+    """Every class deleted in every image: mean change of each class's loss, over the images that
+    have both."""
     rows = []
-    for d in range(k): # an analysis, not a training step: one pass a class
-        gone, seen = torch.full((len(images),), d, device=images.device), []
-        def change(talk, means, there): seen.append(there[:,d]); return zero_context(talk(means, remove_class(there, gone)), gone)
-        with overheard(model, change): moved = losses_by_class(model, images, labels)[0]-base
-        both = (n>0) & seen[0][:,None]
-        rows.append((moved*both).sum(0)/both.sum(0).clamp(min=1))
+    with eval_mode(model):
+        before, count, out = losses_by_class(model, images, labels)
+        for d in range(model.head.config.num_classes): # an analysis, no training step: one pass per class
+            deleted = torch.full((len(images),), d, device=images.device)
+            with without_class(model.head.idr, deleted): after, _, _ = losses_by_class(model, images, labels)
+            both = (count > 0) & out.grouping.present[:,d][:,None]
+            rows.append(mean_over_images(after-before, both))
     return torch.stack(rows)
 
 # %% ../../nbs/5_experiments/09_ablation.ipynb #c030
@@ -293,117 +359,152 @@ def gradient_matrix(
     model:nn.Module, # a `Segmentor` with IDR
     images:Tensor, # `b 3 H W`
     labels:Tensor, # `b H W`
-)->Tensor: # `k k`: whose vector, whose loss
-    "Gradient × input: |∂(loss of class i)/∂(vector of class j) · vector j|, mean over the pictures that have both."
-    k, kept = model.head.config.num_classes, []
-    def change(talk, means, there):
-        leaf = means.detach().requires_grad_()
-        kept.append((leaf, there)); return talk(leaf, there)
-    with overheard(model, change), torch.enable_grad(): mean, n = losses_by_class(model, images, labels)
-    (leaf, there), rows = kept[0], []
-    for i in range(k):
+)->Tensor: # `k k`: class whose vector, class whose loss
+    """Gradient × input: |∂(loss of class i)/∂(vector of class j) · vector j|, mean over the images
+    that have both."""
+    leaf = None
+    def make_leaf(class_feats, present):
+        nonlocal leaf
+        leaf = class_feats.detach().requires_grad_()
+        return leaf, present
+    with interaction_inputs(model, make_leaf), torch.enable_grad():
+        mean, count, out = losses_by_class(model, images, labels)
+    columns = []
+    for i in range(model.head.config.num_classes):
         grad, = torch.autograd.grad(mean[:,i].sum(), leaf, retain_graph=True)
-        both = there & (n[:,i]>0)[:,None]
-        rows.append((((grad*leaf).sum(-1).abs()*both).sum(0)/both.sum(0).clamp(min=1)).detach())
-    return torch.stack(rows, 1)
+        both = out.grouping.present & (count[:,i] > 0)[:,None]
+        columns.append(mean_over_images((grad*leaf).sum(-1).abs(), both).detach())
+    return torch.stack(columns, 1)
 
 # %% ../../nbs/5_experiments/09_ablation.ipynb #c032
 @torch.no_grad()
 def attention_matrix(
     model:nn.Module, # a `Segmentor` with IDR
     images:Tensor, # `b 3 H W`
-)->Tensor: # `k k`: who is looked at, who looks
-    "Attention of the pixels of each predicted class that goes to the pixels of each other one, mean over the pictures that have both. ValueError for a model without IDR."
-    if not model.head.with_idr: raise ValueError('attention_matrix: this model has no IDR, whose refiner it reads')
-    refiner, kept = model.head.refiner.refiner, {}
-    hooks = [getattr(refiner, w)[1].register_forward_hook(lambda m,a,out,w=w: kept.update({w:out.flatten(2)})) for w in ('query','key')]
+)->Tensor: # `k k`: class that is attended to, class that attends
+    """Share of the attention of each predicted class's pixels that goes to the pixels of each other
+    class, mean over the images that have both. Raises ValueError for a model without IDR."""
+    if model.head.idr is None: raise ValueError('attention_matrix: this model has no IDR, whose attention it reads')
+    attention = model.head.idr.attention
+    projected = {}
+    def keep(name): return lambda module, inputs, out: projected.update({name: out.flatten(2)})
+    hooks = [getattr(attention, name)[1].register_forward_hook(keep(name)) for name in ('query', 'key')]
     try:
-        with eval_mode(model): view = model(images)['view']
-    finally: [h.remove() for h in hooks]
-    weight = (einsum(kept['query'], kept['key'], 'b d p, b d q -> b p q')/kept['query'].shape[1]**.5).softmax(-1)
-    member = one_hot_members(view.label, model.head.config.num_classes).float()
-    mass = einsum(member, weight, member, 'b i p, b p q, b j q -> b j i')/member.sum(-1).clamp(min=1)[:,None]
-    both = rearrange(view.present, 'b j -> b j 1') & rearrange(view.present, 'b i -> b 1 i')
-    return (mass*both).sum(0)/both.sum(0).clamp(min=1)
+        with eval_mode(model): grouping = model(images).grouping
+    finally:
+        for hook in hooks: hook.remove()
+    query, key = projected['query'], projected['key']
+    weight = (einsum(query, key, 'b d p, b d q -> b p q')/query.shape[1]**.5).softmax(-1)
+    member = one_hot_members(grouping.pred, model.head.config.num_classes).float()
+    share = einsum(member, weight, member, 'b i p, b p q, b j q -> b j i')/member.sum(-1).clamp(min=1)[:,None]
+    both = rearrange(grouping.present, 'b j -> b j 1') & rearrange(grouping.present, 'b i -> b 1 i')
+    return mean_over_images(share, both)
 
 # %% ../../nbs/5_experiments/09_ablation.ipynb #c034
 def relation_matrices(
     model:nn.Module, # a `Segmentor` with IDR
     images:Tensor, # `b 3 H W`, unseen
     labels:Tensor, # `b H W`
-)->dict: # name -> `k k`, first index who acts, second who is acted on
-    "Five opinions on which class matters to which."
-    there = presence(labels, model.head.config.num_classes)
-    return {'learnt by deletion':model.relations[0].clone().cpu(), 'deletion, afterwards':deletion_matrix(model, images, labels).cpu(),
-            'gradient':gradient_matrix(model, images, labels).cpu(), 'attention':attention_matrix(model, images).cpu(), 'co-occurrence':cooccurrence(there.cpu())}
+)->dict: # name -> `k k`, first index the class that acts, second the class that is acted on
+    "Five ways to say which class matters to which."
+    present = presence(labels, model.head.config.num_classes)
+    return {
+        'learnt by deletion': model.relations[0].clone().cpu(),
+        'deletion, afterwards': deletion_matrix(model, images, labels).cpu(),
+        'gradient': gradient_matrix(model, images, labels).cpu(),
+        'attention': attention_matrix(model, images).cpu(),
+        'co-occurrence': cooccurrence(present.cpu()),
+    }
 
 def agreement(
-    table:Tensor, # `k k`
+    matrix:Tensor, # `k k`
     truth:Tensor, # `k k`, bool
     rival:Optional[Tensor]=None, # `k k`, bool: false pairs to be told apart from the true ones; None: all false ones
 )->dict: # auroc, spearman; the diagonal is left out
-    "How a table ranks true relations against false ones."
+    "How a matrix ranks true relations against false ones."
     from scipy.stats import spearmanr
-    off = ~torch.eye(len(table), dtype=torch.bool) & (truth | (~truth if rival is None else rival))
-    score, true = table[off].double().numpy(), truth[off].numpy()
-    return dict(auroc=auroc(score, true), spearman=float(spearmanr(score, true).statistic) if score.std()>0 else 0.)
+    asked = truth | (~truth if rival is None else rival)
+    asked = asked & ~torch.eye(len(matrix), dtype=torch.bool)
+    score, true = matrix[asked].double().numpy(), truth[asked].numpy()
+    spearman = float(spearmanr(score, true).statistic) if score.std() > 0 else 0.
+    return dict(auroc=auroc(score, true), spearman=spearman)
 
 def run_watch(
-    run:dict, # of `ablations`; `every` steps between two looks
+    run:dict, # of `ablations`; `every` steps between two measurements
     **how, # of `benchmark.run_trial`: out, device
-)->dict: # a row of ablation.csv; `extra` holds what was seen on the way
-    """Train, and look again and again at how five tables agree with the true relations; with `follow` also against the patch that only keeps them company.
-    ValueError for another variant than 'full', without `every`, and for `follow` without `extra`."""
-    if run['variant']!='full' or run.get('follow') and not run.get('extra'): raise ValueError(f"run_watch watches the variant 'full', not {run['variant']!r}; follow needs extra=1")
-    if run.get('every', 0)<1: raise ValueError('run_watch needs every=, the steps between two looks')
-    task, seen, last, models = _task(run, None), [], {}, []
-    images, labels = (torch.stack(t).to(pick_device(how.get('device', 'auto'))) for t in zip(*task.test[:64]))
+)->dict: # a row of ablation.csv; `extra` holds what was measured on the way
+    """Train, and measure again and again how five matrices agree with the true relations; with `follow`
+    also against the patch that only accompanies them. Raises ValueError for another ablation than
+    'full', without `every`, and for `follow` without `extra`."""
+    if run['variant'] != 'full': raise ValueError(f"run_watch watches the variant 'full', not {run['variant']!r}")
+    if run.get('follow') and not run.get('extra'): raise ValueError('run_watch: follow needs extra=1')
+    if run.get('every', 0) < 1: raise ValueError('run_watch needs every=, the steps between two measurements')
+    task = task_of_ablation(run)
+    device = pick_device(how.get('device', 'auto'))
+    images, labels = (torch.stack(t).to(device) for t in zip(*task.test[:64]))
     rival = torch.zeros_like(task.truth)
     if run.get('follow'): rival[12, list(run['follow'])] = True
+    seen, last, models = [], {}, []
     def on_step(step):
-        if (step+1)%run['every']: return
-        for name,t in relation_matrices(models[0], images, labels).items():
-            t = t.cpu(); seen.append(dict(step=step+1, table=name, **agreement(t, task.truth)))
-            if rival.any(): seen[-1]['against_company'] = agreement(t, task.truth & rival.any(0), rival)['auroc']
-            last[name] = [[round(v, 3) for v in row] for row in t.tolist()]
+        if (step+1) % run['every']: return
+        for name,matrix in relation_matrices(models[0], images, labels).items():
+            record = dict(step=step+1, table=name, **agreement(matrix, task.truth))
+            if rival.any():
+                record['against_company'] = agreement(matrix, task.truth & rival.any(0), rival)['auroc']
+            seen.append(record)
+            last[name] = [[round(v, 3) for v in row] for row in matrix.tolist()]
     row = run_trial(run, {}, task=task, change=models.append, on_step=on_step, **how)
     return dict(row, variant='watched', data=task.name, extra=json.dumps(dict(seen=seen, last=last)))
 
 # %% ../../nbs/5_experiments/09_ablation.ipynb #c036
-QUESTIONS = (('full','identity'), ('no refiner','no refiner, identity'), ('full','attention')) # (this, against that), asked under many circumstances
-CONTROLS = (('no refiner, identity','no refiner, own only'), ('no refiner','no refiner, even'), ('no refiner','no refiner, random'), ('no refiner','no refiner, transposed'))
-SWITCHED = tuple((v,'full') for v in ABLATIONS if v!='full' and 'noisy' not in v) # one thing changed, against IDRNet as it is
+QUESTIONS = ( # (this, against that), asked under many circumstances
+    ('full', 'identity'), ('no refiner', 'no refiner, identity'), ('full', 'attention'))
+CONTROLS = (
+    ('no refiner, identity', 'no refiner, own only'), ('no refiner', 'no refiner, even'),
+    ('no refiner', 'no refiner, random'), ('no refiner', 'no refiner, transposed'))
+SWITCHED = tuple( # one thing changed, against IDRNet as it is
+    (name, 'full') for name in ABLATIONS if name != 'full' and 'noisy' not in name)
 
 def ablation_pairs(
     runs:list, # of `ablations`
-    out, # folder with the pictures' counts
+    out, # folder with the images' counts
     resamples:int=2000, # of the bootstrap
 )->list: # rows as those of bench_pairs.csv
-    "Differences between variants, over the seeds that both have (`benchmark.paired`). Those with a noisy coarse prediction are compared among themselves."
-    return pair_rows(runs, out, _family, (*SWITCHED, *QUESTIONS, *CONTROLS), resamples)
+    """Differences between ablations, over the seeds that both have (`benchmark.paired`). Those with a
+    noisy coarse prediction are compared among themselves."""
+    def family(run): # (framework, ablation)
+        framework, variant = run['arm'].partition('+')[0], run['variant']
+        if not variant.startswith('noisy'): return framework, variant
+        return framework+', noisy coarse', variant[len('noisy, '):] or 'full'
+    return pair_rows(runs, out, family, (*SWITCHED, *QUESTIONS, *CONTROLS), resamples)
 
-def _family(run): # (framework, variant): noisy variants are a family of their own
-    framework, variant = run['arm'].partition('+')[0], run['variant']
-    return (framework+', noisy coarse', variant[len('noisy, '):] or 'full') if variant.startswith('noisy') else (framework, variant)
-
+# %% ../../nbs/5_experiments/09_ablation.ipynb #c036b
+_LINES = (('o','#0072B2','-'), ('s','#56B4E9','--'), ('^','#E69F00','-'), ('v','#CC79A7','-'), ('D','#555555',':'))
 def show_truth(
     rows:list, # of ablation.csv, made by `run_watch`
     key:str='auroc', # or 'against_company'
     title:str='', # above
 ):
-    "How five tables agree with the true relations while a model trains: mean over seeds, and thin, each seed. Returns the figure."
+    """How five matrices agree with the true relations while a model trains: mean over seeds (thick) and
+    each seed (thin). Returns the figure. Raises ValueError where no row has that measurement."""
     import matplotlib.pyplot as plt
-    looks = [s for r in rows for s in json.loads(r['extra'])['seen'] if key in s]
+    looks_by_run = [[s for s in json.loads(r['extra'])['seen'] if key in s] for r in rows]
+    looks = [s for run in looks_by_run for s in run]
     if not looks: raise ValueError(f'show_truth: no looks with {key!r} in {len(rows)} rows')
-    fig,ax = plt.subplots(figsize=(7.4,2.9), layout='constrained', dpi=32)
-    for name,(mark,colour,style) in zip(dict.fromkeys(s['table'] for s in looks), _LINES):
-        steps = sorted({s['step'] for s in looks if s['table']==name})
-        for r in rows:
-            mine = [(s['step'], s[key]) for s in json.loads(r['extra'])['seen'] if s['table']==name and key in s]
+    fig, ax = plt.subplots(figsize=(7.4,2.9), layout='constrained', dpi=32)
+    names = list(dict.fromkeys(s['table'] for s in looks))
+    for name,(marker,colour,style) in zip(names, _LINES):
+        for run in looks_by_run:
+            mine = [(s['step'], s[key]) for s in run if s['table'] == name]
             if mine: ax.plot(*zip(*mine), style, color=colour, lw=.7, alpha=.6)
-        ax.plot(steps, [np.mean([s[key] for s in looks if (s['table'], s['step'])==(name, step)]) for step in steps], style, marker=mark, color=colour, lw=2, label=name)
-    ax.axhline(.5, color='black', lw=.6); ax.set_ylim(0, 1.03); ax.set_xlabel('training steps'); ax.set_ylabel('AUROC (0.5: chance)'); ax.set_title(title, fontsize=11)
-    ax.legend(fontsize=9, frameon=False, loc='upper left', bbox_to_anchor=(1,1)); ax.spines[['top','right']].set_visible(False)
+        steps = sorted({s['step'] for s in looks if s['table'] == name})
+        means = [np.mean([s[key] for s in looks if (s['table'], s['step']) == (name, step)]) for step in steps]
+        ax.plot(steps, means, style, marker=marker, color=colour, lw=2, label=name)
+    ax.axhline(.5, color='black', lw=.6)
+    ax.set_ylim(0, 1.03)
+    ax.set_xlabel('training steps')
+    ax.set_ylabel('AUROC (0.5: chance)')
+    ax.set_title(title, fontsize=11)
+    ax.legend(fontsize=9, frameon=False, loc='upper left', bbox_to_anchor=(1,1))
+    ax.spines[['top','right']].set_visible(False)
     return fig
-
-_LINES = (('o','#0072B2','-'), ('s','#56B4E9','--'), ('^','#E69F00','-'), ('v','#CC79A7','-'), ('D','#555555',':'))

@@ -44,12 +44,14 @@ class IDRContext(nn.Module):
         coarse_logits:Tensor, # `b k h w`
     )->Tensor: # `b c h w`
         "Raises ValueError where classes, channels or sizes do not fit."
-        self.check_fits(feats, coarse_logits)
-        grouping = group(feats, coarse_logits)
+        grouping = self.group(feats, coarse_logits)
         return self.refine(self.attention.project(feats), grouping, self.interact(grouping))
 
-    def check_fits(self, feats, coarse_logits):
-        "Raise ValueError where features and coarse logits do not fit this module or each other."
+    def group(self,
+        feats:Tensor, # `b c h w`
+        coarse_logits:Tensor, # `b k h w`
+    )->Grouping: # of the batch
+        "Group the pixels by their predicted class (steps 4 to 6). Errors as `forward`."
         k = coarse_logits.shape[1]
         if k != self.num_classes:
             raise ValueError(f'IDRContext: coarse logits have {k} classes, the relation matrices have '
@@ -57,6 +59,7 @@ class IDRContext(nn.Module):
         if feats.shape[1] != self.channels or feats.shape[-2:] != coarse_logits.shape[-2:]:
             raise ValueError(f'IDRContext: features {tuple(feats.shape)} and coarse logits {tuple(coarse_logits.shape)} '
                              f'do not fit; it needs {self.channels} channels and equal height and width')
+        return group(feats, coarse_logits)
 
     def interact(self,
         grouping:Grouping, # of the batch

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..common.checks import IGNORE, as_class_ids, check_fields, check_finite, check_labels
 from ..method.attention import ObjectContext, SelfAttention
 from ..method.deletion import Deletion, check_deleted
-from ..method.grouping import Grouping, group
+from ..method.grouping import Grouping
 from ..method.idr import IDRContext
 from ..method.layers import Classifier, ConvNormAct, conv1x1_part, upsample
 from ..method.spatial_context import ASPP, PPM
@@ -176,8 +176,7 @@ class SegHead(nn.Module):
         if self.decoder is not None: decoded = self.decoder(pyramid[:-1], feats if context is None else context)
         grouping = class_context = refined = None
         if self.idr is not None:
-            self.idr.check_fits(feats, coarse_logits)
-            grouping = group(feats, coarse_logits)                                     # steps 4-6
+            grouping = self.idr.group(feats, coarse_logits)                            # steps 4-6
             projected = self.idr.attention.project(feats)
             class_context = self.idr.interact(grouping)                                # step 7
             refined = self.idr.refine(projected, grouping, class_context)              # step 8
