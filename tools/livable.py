@@ -2,6 +2,7 @@
 
     python tools/livable.py idrnet_nb
     python tools/livable.py idrnet_nb .venv/lib/python3.*/site-packages/{fastcore,segmentation_models_pytorch}
+    python tools/livable.py --check idrnet_nb        # `make test`: the table, and exit 1 beyond a limit
 
 Lines are those that are not blank, comments and docstrings among them, of all .py files but nbdev's
 _modidx.py. The columns:
@@ -13,7 +14,12 @@ _modidx.py. The columns:
     ; per 1000         semicolons between statements, for 1000 lines
     private per public functions and classes of modules whose name begins with _, for each other one
     raise per 100      raise statements, for 100 lines
-    private imported   names beginning with _ that one module imports from another of the package"""
+    private imported   names beginning with _ that one module imports from another of the package
+
+The limits of --check are few and hard. Width, `;` and private imports have none to spare: each can be
+mended where it is, and each makes a file harder to read at once. The two others (private per public, the
+largest function) are bounds against the absurd, above what good code here has, since a tight number would
+be met by squeezing: that happened once (functions of at most 20 lines had lines of 180 columns)."""
 import argparse, ast, io, statistics, sys, tokenize
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +33,7 @@ class Counts:
     lines:int = 0 # not blank
     over_100:int = 0 # of them
     over_120:int = 0 # of them
+    wide:list = field(default_factory=list) # 'file:line' of code beyond 100 columns, comments behind it not counted, or any line beyond 120
     tokens:int = 0
     semicolons:int = 0
     raises:int = 0
@@ -45,7 +52,12 @@ class Counts:
         self.lines += sum(bool(l.strip()) for l in lines)
         self.over_100 += sum(len(l)>100 for l in lines)
         self.over_120 += sum(len(l)>120 for l in lines)
-        tokens = [t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type not in SILENT]
+        tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
+        comment = {t.start[0]: t.start[1] for t in tokens if t.type==tokenize.COMMENT}
+        for i,line in enumerate(lines, 1):
+            code = line[:comment.get(i)].rstrip()
+            if len(code)>100 or len(line)>120: self.wide.append(f'{name}:{i}')
+        tokens = [t for t in tokens if t.type not in SILENT]
         self.tokens += len(tokens)
         self.semicolons += sum(t.string==';' for t in tokens)
         tree = ast.parse(text)
@@ -105,13 +117,28 @@ def table(folders):
     rows = [HEAD, ['---']*len(HEAD), *(row(Path(f).resolve().name, count(f)) for f in folders)]
     return '\n'.join('| '+' | '.join(r)+' |' for r in rows)
 
+LARGEST_FUNCTION, PRIVATE_PER_PUBLIC = 450, 1.2 # tokens; functions and classes of modules
+
+def beyond_limits(c):
+    "What `--check` finds wrong in the counts of a package, in words."
+    wrong = [f'{place} is wider than 100 columns (a comment may reach 120)' for place in c.wide]
+    if c.semicolons: wrong.append(f'{c.semicolons} statements end with `;`: one statement a line')
+    if c.imported: wrong.append(f'{c.imported} private names are imported by another module: make them public, or move them')
+    wrong += [f'{name} has {size} tokens, {LARGEST_FUNCTION} is the limit' for size,name in c.bodies if size>LARGEST_FUNCTION]
+    if c.private>PRIVATE_PER_PUBLIC*c.public:
+        wrong.append(f'{c.private} private functions and classes beside {c.public} public ones, {PRIVATE_PER_PUBLIC} each is the limit')
+    return wrong
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('folders', nargs='+', type=Path, metavar='FOLDER', help='of a package')
     p.add_argument('--longest', type=int, default=0, metavar='N', help='name the N largest functions of each as well')
+    p.add_argument('--check', action='store_true', help='exit 1, naming what is beyond a limit')
     a = p.parse_args()
     try: print(table(a.folders))
     except ValueError as e: sys.exit(str(e))
+    wrong = [w for folder in a.folders for w in beyond_limits(count(folder))] if a.check else []
+    if wrong: sys.exit('\n'.join(wrong))
     for folder in a.folders if a.longest else ():
         print(f'\n{folder.resolve().name}')
         for size,name in sorted(count(folder).bodies, reverse=True)[:a.longest]: print(f'{size:6} {name}')
