@@ -23,7 +23,7 @@ def at(module, *same, **other):
 
 WHERE = { # where everything is that mutations speak of
     **at('idrnet_nb.method.layers', 'upsample', classify='Classifier.classify', dropout_mask='Classifier.dropout_mask'),
-    **at('idrnet_nb.models.tiled_cross_entropy', 'interpolation_matrix', tiled='_tiled_cross_entropy',
+    **at('idrnet_nb.models.tiled_cross_entropy', 'interpolation_matrix', tiled='tile_by_tile',
          tile_losses='_tile_losses'),
     **at('idrnet_nb.method.spatial_context', 'region_weights'),
     **at('idrnet_nb.method.attention', 'attend'),

@@ -16,10 +16,12 @@ _modidx.py. The columns:
     raise per 100      raise statements, for 100 lines
     private imported   names beginning with _ that one module imports from another of the package
 
-The limits of --check are few and hard. Width, `;` and private imports have none to spare: each can be
-mended where it is, and each makes a file harder to read at once. The two others (private per public, the
-largest function) are bounds against the absurd, above what good code here has, since a tight number would
-be met by squeezing: that happened once (functions of at most 20 lines had lines of 180 columns)."""
+The limits of --check are few and hard. No line beyond 120 columns, no `;`, no private import: each can be
+mended where it is, and each makes a file harder to read at once. Code beyond 100 columns (a comment behind
+it not counted) may be 3 % of the lines: most such lines are the text of an error, and a rule without an
+exception would break words in two. The others (private per public, the largest function) are bounds
+against the absurd, above what good code here has, since a tight number would be met by squeezing: that
+happened once (functions of at most 20 lines had lines of 180 columns)."""
 import argparse, ast, io, statistics, sys, tokenize
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +35,8 @@ class Counts:
     lines:int = 0 # not blank
     over_100:int = 0 # of them
     over_120:int = 0 # of them
-    wide:list = field(default_factory=list) # 'file:line' of code beyond 100 columns, comments behind it not counted, or any line beyond 120
+    wide:list = field(default_factory=list) # 'file:line' of lines beyond 120 columns
+    wide_code:int = 0 # lines whose code, without the comment behind it, is beyond 100
     tokens:int = 0
     semicolons:int = 0
     raises:int = 0
@@ -54,13 +57,16 @@ class Counts:
         self.over_120 += sum(len(l)>120 for l in lines)
         tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
         comment = {t.start[0]: t.start[1] for t in tokens if t.type==tokenize.COMMENT}
+        tree = ast.parse(text)
+        written_by_nbdev = {i for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0])=='__all__'
+                            for i in range(node.lineno, node.end_lineno+1)}
         for i,line in enumerate(lines, 1):
-            code = line[:comment.get(i)].rstrip()
-            if len(code)>100 or len(line)>120: self.wide.append(f'{name}:{i}')
+            code = '' if i in written_by_nbdev else line[:comment.get(i)].rstrip()
+            self.wide_code += len(code)>100
+            if len(line)>120 and i not in written_by_nbdev: self.wide.append(f'{name}:{i}')
         tokens = [t for t in tokens if t.type not in SILENT]
         self.tokens += len(tokens)
         self.semicolons += sum(t.string==';' for t in tokens)
-        tree = ast.parse(text)
         for node in ast.walk(tree):
             self.raises += isinstance(node, ast.Raise)
             if isinstance(node, ast.ImportFrom) and (node.level or (node.module or '').split('.')[0]==package):
@@ -117,11 +123,12 @@ def table(folders):
     rows = [HEAD, ['---']*len(HEAD), *(row(Path(f).resolve().name, count(f)) for f in folders)]
     return '\n'.join('| '+' | '.join(r)+' |' for r in rows)
 
-LARGEST_FUNCTION, PRIVATE_PER_PUBLIC = 450, 1.2 # tokens; functions and classes of modules
+WIDE_CODE, LARGEST_FUNCTION, PRIVATE_PER_PUBLIC = 3, 450, 1.2 # percent of lines; tokens; functions and classes of modules
 
 def beyond_limits(c):
     "What `--check` finds wrong in the counts of a package, in words."
-    wrong = [f'{place} is wider than 100 columns (a comment may reach 120)' for place in c.wide]
+    wrong = [f'{place} is wider than 120 columns' for place in c.wide]
+    if 100*c.wide_code>WIDE_CODE*c.lines: wrong.append(f'{c.wide_code} of {c.lines} lines have code beyond 100 columns, {WIDE_CODE} % is the limit')
     if c.semicolons: wrong.append(f'{c.semicolons} statements end with `;`: one statement a line')
     if c.imported: wrong.append(f'{c.imported} private names are imported by another module: make them public, or move them')
     wrong += [f'{name} has {size} tokens, {LARGEST_FUNCTION} is the limit' for size,name in c.bodies if size>LARGEST_FUNCTION]
