@@ -85,8 +85,8 @@ def test_of_our_package(monkeypatch, capsys):
 
 def test_limits_bite(tiny):
     said = '\n'.join(livable.beyond_limits(livable.count(tiny)))
-    assert 'one.py:19 is wider than 120' in said and '1 statements end with `;`' in said and '2 private names' in said
-    assert '1 of 24 lines have code beyond 100' in said # the line of # alone is a comment
+    assert 'one.py:23 is wider than 120' in said and '1 statements end with `;`' in said and '2 private names' in said
+    assert '1 of 24 lines have code beyond 100' in said # lines of # alone are comments
     (tiny/'part'/'two.py').unlink()
     (tiny/'one.py').write_text('def f():\n    return 1 '+'#'*100+'\n'+'# '+'x'*110+'\n__all__ = ["'+'x'*200+'"]\n')
     assert not livable.beyond_limits(livable.count(tiny))

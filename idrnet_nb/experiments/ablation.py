@@ -98,7 +98,7 @@ class Ablation:
     what:str # in words
     settings:dict=field(default_factory=dict) # of `HeadConfig`
     parts:tuple=() # an `Interaction` in the place of the usual one; sub-classes of `IDRContext`
-    table:Optional[str]=None # content of both relation matrices: 'even', 'random', 'cooccurrence', 'similarity'; None: learnt
+    table:Optional[str]=None # in both matrices: 'even', 'random', 'cooccurrence', 'similarity'; None: learnt
     arm:str='+idr' # variant of the model, see `variants.SWITCHES`
 
 _FIXED = dict(learn_tables=False)
@@ -125,9 +125,11 @@ ABLATIONS = {
     'four deletions': Ablation('four classes deleted per image', dict(deletions=4)),
     'published norms': Ablation('the deletion pass moves running statistics', dict(track_deleted=True)),
     'no refiner, identity': Ablation('pixel by pixel, and matrices stay the identity', _FIXED, (NoRefiner,)),
-    'no refiner, own only': Ablation('pixel by pixel, and a class gathers from itself alone', _FIXED, (NoRefiner, OwnOnly)),
+    'no refiner, own only': Ablation('pixel by pixel, and a class gathers from itself alone',
+                                     _FIXED, (NoRefiner, OwnOnly)),
     'no refiner, transposed': Ablation('pixel by pixel, matrices transposed', parts=(NoRefiner, Transposed)),
-    'no refiner, even': Ablation('pixel by pixel, and a class gathers from all present ones alike', _FIXED, (NoRefiner,), 'even'),
+    'no refiner, even': Ablation('pixel by pixel, and a class gathers from all present ones alike',
+                                 _FIXED, (NoRefiner,), 'even'),
     'no refiner, random': Ablation('pixel by pixel, random matrices', _FIXED, (NoRefiner,), 'random'),
     'noisy': Ablation('one coarse prediction in five is wrong', parts=(NoisyCoarse,)),
     'noisy, identity': Ablation('the same, and matrices stay the identity', _FIXED, (NoisyCoarse,)),

@@ -55,10 +55,12 @@ class IDRContext(nn.Module):
         k = coarse_logits.shape[1]
         if k != self.num_classes:
             raise ValueError(f'IDRContext: coarse logits have {k} classes, the relation matrices have '
-                             f'{self.num_classes}; build it with num_classes={k}, or load weights of the same label set')
+                             f'{self.num_classes}; build it with num_classes={k}, '
+                             'or load weights of the same label set')
         if feats.shape[1] != self.channels or feats.shape[-2:] != coarse_logits.shape[-2:]:
-            raise ValueError(f'IDRContext: features {tuple(feats.shape)} and coarse logits {tuple(coarse_logits.shape)} '
-                             f'do not fit; it needs {self.channels} channels and equal height and width')
+            raise ValueError(f'IDRContext: features {tuple(feats.shape)} and coarse logits '
+                             f'{tuple(coarse_logits.shape)} do not fit; it needs '
+                             f'{self.channels} channels and equal height and width')
         return group(feats, coarse_logits)
 
     def interact(self,

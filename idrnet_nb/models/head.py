@@ -36,7 +36,7 @@ class HeadConfig:
     Raises ValueError for a value that is not possible."""
     num_classes:int # K
     context:Optional[Literal['ppm','aspp','ocr']]=None # how S is made: None, 'ppm', 'aspp' or 'ocr'
-    fpn:Union[bool,Literal['mlp']]=False # True: a feature pyramid on S (UPerNet); 'mlp': all maps side by side (SegFormer)
+    fpn:Union[bool,Literal['mlp']]=False # True: a pyramid on S (UPerNet); 'mlp': all maps side by side (SegFormer)
     idr:Union[bool,Literal['attention']]=True # True: IDRNet; 'attention': its attention alone; False: plain framework
     width:int=512 # C, channels of the features
     fpn_width:Optional[int]=None # channels of S and of the pyramid; None: as `width`
