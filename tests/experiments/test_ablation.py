@@ -134,14 +134,14 @@ def test_company_without_information():
     lawn = there[there[:,12]][:,9].float().mean()
     assert .4<lawn<.6
 
-def test_listening_in_leaves_a_frozen_part_as_it_was():
-    from idrnet_nb.experiments.ablation import attention_matrix, overheard
+def test_changing_inputs_leaves_a_frozen_part_as_it_was():
+    from idrnet_nb.experiments.ablation import attention_matrix, interaction_inputs
     from idrnet_nb.models.segmentor import build_segmentor
     model = build_segmentor('fcn', 'tiny', 12, width=16).train()
     model.backbone.eval()
     was = [m.training for m in model.modules()]
-    with overheard(model, lambda talk, means, there: talk(means, there)): assert not any(m.training for m in model.modules())
+    with interaction_inputs(model, lambda feats, present: (feats, present)): assert not any(m.training for m in model.modules())
     attention_matrix(model, torch.rand(1,3,32,32)*255)
     assert [m.training for m in model.modules()]==was
     with pytest.raises(ValueError, match='no IDR'):
-        with overheard(build_segmentor('fcn', 'tiny', 12, idr=False, width=16), None): pass
+        with interaction_inputs(build_segmentor('fcn', 'tiny', 12, idr=False, width=16), None): pass
