@@ -14,22 +14,26 @@ import torch
 def seed_everything(
     seed:int, # 0 .. 2**32-1
 )->torch.Generator: # on the CPU, seeded with `seed`
-    "Seed python, numpy and torch. Raises ValueError for a seed numpy cannot take."
-    if not 0<=seed<2**32: raise ValueError(f'seed_everything: seed {seed} is outside 0..2**32-1')
-    random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
+    "Seed python, numpy and torch. Raises ValueError for a seed that numpy cannot take."
+    if not 0 <= seed < 2**32: raise ValueError(f'seed_everything: seed {seed} is outside 0..2**32-1')
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
     return torch.Generator().manual_seed(seed)
 
 # %% ../../nbs/0_common/03_device.ipynb #c086
 def pick_device(
     name:str='auto', # `auto`, `cpu`, `mps`, `cuda`, `cuda:1`, ...
 )->torch.device:
-    "`auto` takes the best there is; a named device that is not there is a RuntimeError, not a surprise."
-    there = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
-    if name=='auto': return torch.device(next(d for d,ok in there.items() if ok))
+    "`auto` takes the best there is; RuntimeError for a named device that is not there."
+    found = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
+    kinds = [kind for kind, is_there in found.items() if is_there]
+    if name == 'auto': return torch.device(kinds[0])
+    there = f'there is: {", ".join(kinds)}'
     try: device = torch.device(name)
-    except RuntimeError as e:
-        raise RuntimeError(f'device {name!r} is none that torch knows; there is: {", ".join(d for d,ok in there.items() if ok)}') from e
-    ok = there.get(device.type, False)
-    if device.type=='cuda' and ok: ok = (device.index or 0)<torch.cuda.device_count()
-    if not ok: raise RuntimeError(f'device {name!r} is not available here; there is: {", ".join(d for d,ok in there.items() if ok)}')
+    except RuntimeError as error:
+        raise RuntimeError(f'device {name!r} is none that torch knows; {there}') from error
+    is_beyond = device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count()
+    if device.type not in kinds or is_beyond:
+        raise RuntimeError(f'device {name!r} is not available here; {there}')
     return device
