@@ -679,7 +679,7 @@ def _do_train(a):
     judge = _judge_of(a, start, task)
     try:
         train(model, task.train, config, a.device, not a.quiet, out=a.out, resume=a.resume, save_every=a.save_every,
-              keep=a.keep, judge=judge, tensorboard=a.tensorboard)
+              keep=a.keep, eval_fn=judge, tensorboard=a.tensorboard)
     except FileExistsError as e: raise ValueError(f'--out: {e}'.replace('give resume=True', 'give --resume')) from e
     for said in getattr(task.train, 'skipped', list)(): print(f'skipped: {said}', file=sys.stderr)
     scores = evaluate(model, task.test, progress=not a.quiet, protocol=task.protocol, together=True).scores()
