@@ -696,8 +696,8 @@ def _set_limit(a): # of pixels of an image
     if 'max_pixels' in a.given: set_max_pixels(a.max_pixels)
 
 def _is_helper_process(): # one of several processes, but not the first
-    import torch.distributed as dist
-    return dist.is_available() and dist.is_initialized() and dist.get_rank()>0
+    from idrnet_nb.common.distributed import rank_and_world_size
+    return rank_and_world_size()[0]>0
 
 def _print_scores(task, miou, iou):
     for name,v in zip(task.space.classes, iou): print(f'{name:20}' + (f'{v:7.2f}' if v==v else '      –'))

@@ -23,10 +23,11 @@ def write_atomic(
     path:'str|Path', # where the file shall be
     write, # called with a temporary path in the same folder, writes there
 )->Path: # `path`
-    """Write a file wholly or not at all: on any error the old file stays and the temporary one is deleted.
-    FileNotFoundError if the folder is missing; OSError for a full disk, whoever found it full."""
+    """Write a file wholly or not at all: on any error the old file stays. FileNotFoundError if the
+    folder is missing; OSError for a full disk, whoever found it full."""
     path = Path(path)
-    if not path.parent.is_dir(): raise FileNotFoundError(f'{path}: there is no folder {path.parent}, make it first')
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f'{path}: there is no folder {path.parent}, make it first')
     temp = path.with_name(f'.{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}')
     try:
         try: write(temp)
@@ -34,7 +35,7 @@ def write_atomic(
             if type(error).__name__ != 'SafetensorError': raise
             raise OSError(f'{path}: {error}') from error # safetensors' own error for what the system refuses
         if not temp.is_file():
-            raise FileNotFoundError(f'{path}: the writer was given {temp.name} and wrote nothing there')
+            raise FileNotFoundError(f'{path}: the writer got {temp.name} and wrote nothing there')
         with open(temp, 'r+b') as f: os.fsync(f.fileno())
         temp.chmod(_permissions(path)) # some writers make files that nobody else may read
         os.replace(temp, path)
@@ -45,7 +46,8 @@ def write_atomic(
 def file_lock(
     path:'str|Path', # of a file; its folder is made if it is missing
 )->FileLock: # a context
-    "Others who ask for the lock of a file in the same folder wait until the context ends. It leaves a file `.lock`."
+    """Others who ask for the lock of a file in the same folder wait until the context ends.
+    It leaves a file `.lock`."""
     folder = Path(path).parent
     folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder/'.lock')

@@ -19,14 +19,16 @@ def rng_state()->dict: # python, numpy, torch; cuda and mps where they are in us
     kind, keys, *rest = np.random.get_state()
     state = dict(python=random.getstate(), torch=torch.get_rng_state(),
                  numpy=[kind, torch.from_numpy(keys.astype(np.int64)), *rest])
-    if torch.cuda.is_available() and torch.cuda.is_initialized(): state['cuda'] = torch.cuda.get_rng_state()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state['cuda'] = torch.cuda.get_rng_state()
     if torch.backends.mps.is_available(): state['mps'] = torch.mps.get_rng_state()
     return state
 
 def set_rng_state(
     state:dict, # from `rng_state`
 )->None:
-    "Put every generator back; those that this machine does not have are left out. KeyError where one is missing."
+    """Put every generator back; those that this machine does not have are left out.
+    KeyError where one is missing in `state`."""
     kind, keys, *rest = state['numpy']
     random.setstate(state['python'])
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))

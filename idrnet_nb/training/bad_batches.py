@@ -24,11 +24,13 @@ def image_names(
     indices:list,
 )->list: # the images' files, or 'image 7' where nobody knows them
     "What to call the images of a batch."
-    if isinstance(data, Subset): return image_names(data.dataset, [data.indices[i] for i in indices])
+    if isinstance(data, Subset):
+        return image_names(data.dataset, [data.indices[i] for i in indices])
     try: images = [data.rows[i]['image'] for i in indices]
     except (AttributeError, TypeError, KeyError, IndexError): images = [None]*len(indices)
     paths = [image.get('path') if isinstance(image, dict) else image for image in images]
-    return [str(path) if isinstance(path, (str, Path)) else f'image {i}' for path, i in zip(paths, indices)]
+    names = [str(path) if isinstance(path, (str, Path)) else None for path in paths]
+    return [name or f'image {i}' for name, i in zip(names, indices)]
 
 def save_bad_batch(
     folder, # of the training
@@ -38,11 +40,13 @@ def save_bad_batch(
     names:list, # of the images
     error:str, # what went wrong
 )->Path: # bad-step-….safetensors
-    "Write a batch with its names and the error in the header, whole or not at all. OSError where it cannot be written."
-    tensors = dict(images=images.detach().cpu().contiguous(), labels=labels.detach().cpu().contiguous())
+    """Write a batch with its names and the error in the header, whole or not at all.
+    OSError where it cannot be written."""
+    tensors = dict(images=images.detach().cpu().contiguous(),
+                   labels=labels.detach().cpu().contiguous())
     metadata = dict(names=json.dumps(names), error=error)
-    return write_atomic(Path(folder)/f'bad-step-{step:08d}.safetensors',
-                        lambda temp: safetensors.torch.save_file(tensors, temp, metadata=metadata))
+    def write(temp): safetensors.torch.save_file(tensors, temp, metadata=metadata)
+    return write_atomic(Path(folder)/f'bad-step-{step:08d}.safetensors', write)
 
 # %% ../../nbs/4_training/12_bad_batches.ipynb #c029
 class BadBatches:
@@ -103,23 +107,28 @@ class BadBatches:
         error:FloatingPointError, # of that step
         batch:list, # its images and labels
     )->None:
-        "Save the batch, then raise FloatingPointError, or warn if bad batches shall be skipped (ten in a row at most)."
+        """Save the batch, then raise FloatingPointError, or warn if bad batches shall be skipped
+        (nine in a row at most)."""
         names, text = self.names(step), str(error)
         message = text if text.startswith(f'step {step}:') else f'step {step}: {text}'
         message += f'; its batch: {", ".join(names)}'
         if self.log.folder:
-            message += f', saved in {str(save_bad_batch(self.log.folder, step, *batch, names, text))!r}'
+            path = save_bad_batch(self.log.folder, step, *batch, names, text)
+            message += f', saved in {str(path)!r}'
         self.skipped += 1
         if self.config.on_bad == 'stop': raise FloatingPointError(message) from error
-        if self.skipped >= 10: raise FloatingPointError(f'{message}; ten batches in a row were skipped') from error
+        if self.skipped >= 10:
+            raise FloatingPointError(f'{message}; ten batches in a row were skipped') from error
         self.log.write(step=step, skipped=message)
         warnings.warn(f'skipped: {message}', stacklevel=2)
 
     def report_remembered(self,
         first_bad, # step that the device remembers, scalar tensor; below 0: none
     )->None:
-        "FloatingPointError for a step whose loss was not finite, found later (on a GPU nobody reads each loss)."
+        """FloatingPointError for a step whose loss was not finite, found later: on a GPU the losses
+        of most steps are not read."""
         step = int(first_bad)
         if step < 0: return
-        error = FloatingPointError(f'step {step}: the loss is not finite; lower lr, or clip, or look at that batch')
+        error = FloatingPointError(f'step {step}: the loss is not finite; '
+                                   'lower lr, or clip, or look at that batch')
         self.report_nonfinite(step, error, self.load(step))

@@ -19,7 +19,7 @@ _LEAST = dict(steps=1, batch_size=1, accumulate=1, log_every=1, workers=0, warmu
 
 @dataclass(frozen=True)
 class TrainConfig:
-    "How to train; prints, compares and turns into JSON. Raises ValueError for settings that cannot work."
+    "How to train; prints, compares, turns into JSON. ValueError for settings that cannot work."
     steps:int=300 # optimiser steps
     batch_size:int=16 # images per step
     accumulate:int=1 # parts a batch is cut into, one after the other, where memory is short
@@ -54,10 +54,13 @@ class TrainConfig:
         for name in ('floor', 'warmup_from', 'ohem'):
             value = getattr(self, name)
             self._require(name, value is None or 0 <= value <= 1, 'it is a share, from 0 to 1')
-        self._require('ema', self.ema is None or 0 < self.ema < 1, 'it is a share, between 0 and 1, say .999')
-        self._require('clip', self.clip is None or self.clip > 0, 'the largest gradient norm must be above 0')
+        self._require('ema', self.ema is None or 0 < self.ema < 1,
+                      'it is a share, between 0 and 1, say .999')
+        self._require('clip', self.clip is None or self.clip > 0,
+                      'the largest gradient norm must be above 0')
         self._require('seed', 0 <= self.seed < 2**32, 'need 0..2**32-1')
-        self._require('workers', self.workers <= 1024, 'give as many processes as there are cores, 1024 at most')
+        self._require('workers', self.workers <= 1024,
+                      'give as many processes as there are cores, 1024 at most')
         self._require('accumulate', self.batch_size % self.accumulate == 0,
                       f'a batch of {self.batch_size} cannot be cut into so many equal parts')
         self._check_loss()

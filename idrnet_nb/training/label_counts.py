@@ -14,7 +14,7 @@ from ..common.distributed import all_gather_object
 
 # %% ../../nbs/4_training/14_label_counts.ipynb #c114a
 class LabelCounts:
-    "Counts the pixels of each class in the labels of the first epoch; then warns once of classes without any."
+    "Counts the pixels of each class in the first epoch, and warns of classes without any."
     def __init__(self,
         classes:int, # K
         ignore:int, # the ignore index
@@ -23,6 +23,7 @@ class LabelCounts:
     ):
         self.classes, self.ignore, self.space = classes, ignore, space
         self.left = steps # of the epoch, still to come
+        self.is_open = True # still counting
         self.images = 0
         self.counts = torch.zeros(classes+1, dtype=torch.long) # of pixels; the last: ignored
 
@@ -37,6 +38,7 @@ class LabelCounts:
     def add(self,
         labels, # `b h w`, checked ids, on the CPU
     )->None:
+        if not self.is_open: return
         ids = labels.flatten()
         if not 0 <= self.ignore < 2**16: ids = ids[ids != self.ignore] # `bincount` makes a table up to the largest id
         counts = ids.bincount(minlength=self.classes)[:self.classes]
@@ -44,14 +46,22 @@ class LabelCounts:
         self.images += len(labels)
         self.left -= 1
 
+    def close_if_done(self,
+        is_last:bool, # the training ends
+    )->None:
+        "At the end of the epoch or of the training; to be called in every process."
+        if self.is_open and (is_last or self.left < 1): self.close()
+
     def close(self)->None:
-        "To be called once, in every process. Warns of missing classes; ValueError where every pixel was ignored."
+        "Warns of missing classes; ValueError where every pixel was ignored."
+        self.is_open = False
         images, counts = zip(*all_gather_object((self.images, self.counts)))
         self.images, self.counts = sum(images), sum(counts)
         missing = [i for i in range(self.classes) if not self.counts[i]]
-        if self.images and len(missing) == self.classes: raise ValueError(f'train: {self.message(missing)}')
+        if self.images and len(missing) == self.classes:
+            raise ValueError(f'train: {self.message(missing)}')
         if missing and self.images >= self.classes: # fewer images prove nothing
-            warnings.warn(f'train: {self.message(missing)}', stacklevel=3)
+            warnings.warn(f'train: {self.message(missing)}')
 
     def message(self,
         missing:list, # ids of classes without a pixel
@@ -59,15 +69,18 @@ class LabelCounts:
         "Which classes are missing, and how much is ignored: perhaps the two are the same."
         names = [f'{i} ({self.space.classes[i]})' if self.space else str(i) for i in missing]
         listed = ', '.join(names[:8]) + (f' … ({len(names)} in all)' if len(names) > 8 else '')
-        text = f'no pixel in the labels of {self.images} images has class {listed}, so it cannot be learnt'
+        labels = f'in the labels of {self.images} images'
+        text = f'no pixel {labels} has class {listed}, so it cannot be learnt'
         if len(missing) == self.classes:
-            text = f'every pixel in the labels of {self.images} images is ignored, so nothing can be learnt'
+            text = f'every pixel {labels} is ignored, so nothing can be learnt'
         ignored = (self.counts[-1]/self.counts.sum()).item()
         if not ignored: return text
         raw_to_train = self.space.raw_to_train or {} if self.space else {}
-        ids = sorted(raw for raw, train in raw_to_train.items() if train == self.ignore) or [self.ignore]
+        ids = sorted(raw for raw, train in raw_to_train.items() if train == self.ignore)
+        ids = ids or [self.ignore]
         shown = ', '.join(map(str, ids[:4])) + (' …' if len(ids) > 4 else '')
         text += f'; {100*ignored:.0f} % of all pixels are ignored (in the masks: {shown})'
         if len(ids) > 1: return text
         name = self.space.classes[missing[0]] if self.space else 'object'
-        return f'{text}. If {ids[0]} is a class there, say so in the class list, say by the line "{name}, {ids[0]}"'
+        return (f'{text}. If {ids[0]} is a class there, say so in the class list, '
+                f'say by the line "{name}, {ids[0]}"')

@@ -30,13 +30,15 @@ def read_log(
 # %% ../../nbs/4_training/07_logger.ipynb #c014
 def _series(lines, name):
     "[(step, value)] of the lines that have a finite value of this name."
-    return [(l['step'], l[name]) for l in lines if isinstance(l.get(name), float) and math.isfinite(l[name])]
+    values = [(line['step'], line.get(name)) for line in lines]
+    return [(step, x) for step, x in values if isinstance(x, float) and math.isfinite(x)]
 
 def show_log(
     lines:list, # of `read_log`, or the records that `train` returns
     ax=None, # matplotlib axes; None: a new figure
 ):
-    "Loss (left axis, log scale) and score (right axis, where there is one) over the steps. Returns the figure."
+    """Loss (left axis, log scale) and score (right axis, where there is one) over the steps.
+    Returns the figure."""
     import matplotlib.pyplot as plt
     if ax is None: _, ax = plt.subplots(figsize=(5,2.2), dpi=70, layout='constrained')
     loss, score = _series(lines, 'loss'), _series(lines, 'score')
@@ -79,8 +81,9 @@ def _in_jupyter():
 
 # %% ../../nbs/4_training/07_logger.ipynb #c019
 class TrainLogger:
-    """Records of a training: kept, appended to log.jsonl if there is a folder, shown in TensorBoard and in the
-    notebook if wanted. ValueError for `live=True` outside Jupyter, ImportError where tensorboard is missing."""
+    """Records of a training: kept, appended to log.jsonl if there is a folder, shown in TensorBoard
+    and in the notebook if wanted. ValueError for `live=True` outside Jupyter, ImportError where
+    tensorboard is missing."""
     def __init__(self,
         folder=None, # for log.jsonl; None: nothing is written
         done:int=0, # steps that a resumed training has done; later lines are deleted
@@ -98,12 +101,13 @@ class TrainLogger:
         if self.folder is None: return
         self.folder.mkdir(parents=True, exist_ok=True)
         text = ''.join(json.dumps(line)+'\n' for line in self.lines)
-        write_atomic(self.folder/'log.jsonl', lambda temp: Path(temp).write_text(text, encoding='utf-8'))
+        write_atomic(self.folder/'log.jsonl', lambda temp: temp.write_text(text, encoding='utf-8'))
 
     def _open_board(self, folder):
         try: from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ImportError('tensorboard=True needs the package tensorboard: pip install tensorboard') from error
+            raise ImportError('tensorboard=True needs the package tensorboard: '
+                              'pip install tensorboard') from error
         return SummaryWriter(str(Path(folder)/'tensorboard'))
 
     def write(self,
@@ -121,7 +125,8 @@ class TrainLogger:
         return line
 
     def records(self)->list: # the lines with losses, without the time of day
-        return [{k: v for k, v in line.items() if k != 'time'} for line in self.lines if 'loss' in line]
+        lines = [line for line in self.lines if 'loss' in line]
+        return [{k: v for k, v in line.items() if k != 'time'} for line in lines]
 
     def close(self)->None:
         "Draw the live figure a last time."

@@ -14,8 +14,8 @@ from ..common.device import precision
 # %% ../../nbs/4_training/13_memory_advice.ipynb #c006
 def is_out_of_memory(error:Exception)->bool:
     "Does an error of torch, of whatever device, say that memory is short?"
-    words = 'out of memory', "can't allocate memory"
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)): return True
+    return 'out of memory' in str(error) or "can't allocate memory" in str(error)
 
 def fits_memory(
     state, # `trainer.TrainState`: model, device, config, criterion, optimiser
@@ -24,8 +24,9 @@ def fits_memory(
 )->bool:
     "Try forward and backward; the gradients are thrown away. Other errors stay themselves."
     try:
+        images, labels = images.to(state.device), labels.to(state.device)
         with precision(state.device, state.config.amp):
-            out = state.model(images.to(state.device), labels.to(state.device), criterion=state.criterion, enlarge=False)
+            out = state.model(images, labels, criterion=state.criterion, enlarge=False)
         out['loss'].backward()
         return True
     except (RuntimeError, MemoryError) as error:
@@ -40,16 +41,21 @@ def suggest_batch_size(
     images:Tensor, # `b 3 h w`, a batch that does not fit
     labels:Tensor, # `b h w`
 )->str: # for an error
-    "What was too much, and the largest part of the batch that fits. Of several processes one alone cannot try."
+    """What was too much, and the largest part of the batch that fits.
+    Of several processes one alone cannot try."""
     config, size, (height, width) = state.config, len(images), images.shape[-2:]
     part, fitting = size//config.accumulate, None
     if state.world_size == 1:
         smaller = [n for n in range(part-1, 0, -1) if size % n == 0]
         fitting = next((n for n in smaller if fits_memory(state, images[:n], labels[:n])), None)
     if fitting:
-        advice = (f'{fitting} at once fit: accumulate={size//fitting} trains the same batch in parts of {fitting} '
-                  f'(its norms see {fitting} images)')
-    elif state.world_size > 1 and part > 1: advice = f'accumulate={2*config.accumulate} about halves what is held'
-    else: advice = 'not even one at a time fits: smaller crops, a smaller backbone or width, a larger output_stride'
+        advice = (f'{fitting} at once fit: accumulate={size//fitting} trains the same batch '
+                  f'in parts of {fitting} (its norms see {fitting} images)')
+    elif state.world_size > 1 and part > 1:
+        advice = f'accumulate={2*config.accumulate} about halves what is held'
+    else:
+        advice = ('not even one at a time fits: smaller crops, a smaller backbone or width, '
+                  'a larger output_stride')
     if not config.amp: advice += "; amp='bf16' takes about half"
-    return f'step {state.done}: out of memory on {state.device} with {part} images of {height}x{width} at once; {advice}'
+    return (f'step {state.done}: out of memory on {state.device} '
+            f'with {part} images of {height}x{width} at once; {advice}')

@@ -44,7 +44,8 @@ class RunFolder:
                           'give another folder') from error
 
     def describe(self, data)->dict: # what is compared when the training is resumed
-        "config, model, pictures and data must be the same; `judged` (the evaluation) and `where` may differ."
+        """config, model, pictures and data must be the same; `judged` (the evaluation) and `where`
+        may differ."""
         config, model = self.state.config, self.state.model
         free = 'workers', 'log_every', 'compile' # these may change
         return dict(
@@ -52,14 +53,16 @@ class RunFolder:
             model=model.to_config() if hasattr(model, 'to_config') else type(model).__name__,
             pictures=len(data), data=describe_data(data, config.workers),
             judged=self.eval_fn.describe() if hasattr(self.eval_fn, 'describe') else None,
-            where=dict(torch=torch.__version__, device=self.state.device.type, processes=self.state.world_size))
+            where=dict(torch=torch.__version__, device=self.state.device.type,
+                       processes=self.state.world_size))
 
     def begin(self, resume:bool)->None:
-        "Load the newest checkpoint, if there is one and it is of this training. FileExistsError or ValueError otherwise."
+        """Load the newest checkpoint, if there is one. FileExistsError where it shall not be
+        resumed, ValueError where it is of another training."""
         found = checkpoints(self.out/'checkpoints')
         if found and not resume:
-            raise FileExistsError(f'{str(self.out)!r} holds a training: give resume=True to go on with it, '
-                                  'or another folder')
+            raise FileExistsError(f'{str(self.out)!r} holds a training: '
+                                  'give resume=True to go on with it, or another folder')
         self.check_log()
         if not found: return self.check_leftovers(resume)
         newest = load_checkpoint(self.out/'checkpoints')
@@ -71,9 +74,11 @@ class RunFolder:
     def check_log(self)->None:
         "ValueError for a log.jsonl of another program."
         path, lines = self.out/'log.jsonl', read_log(self.out)
-        is_ours = lines and all(isinstance(line, dict) and isinstance(line.get('step'), int) for line in lines)
+        steps = [line.get('step') if isinstance(line, dict) else None for line in lines]
+        is_ours = lines and all(isinstance(step, int) for step in steps)
         if not is_ours and path.is_file() and path.stat().st_size:
-            raise ValueError(f'{str(self.out)!r} holds a log.jsonl that no training has written; give another folder')
+            raise ValueError(f'{str(self.out)!r} holds a log.jsonl that no training has written; '
+                             'give another folder')
 
     def check_leftovers(self, resume:bool)->None:
         "There is no checkpoint: what else lies there must not be written over."
@@ -85,7 +90,8 @@ class RunFolder:
             raise FileExistsError(f'{here} holds the log of a training, and no checkpoint: '
                                   'give resume=True to begin it anew, or another folder')
         if lines:
-            warnings.warn(f'no checkpoint in {here}: the training begins anew, {len(lines)} lines of its log are dropped')
+            warnings.warn(f'no checkpoint in {here}: the training begins anew, '
+                          f'{len(lines)} lines of its log are dropped')
 
     def check_same(self,
         path, # of a checkpoint
@@ -106,16 +112,16 @@ class RunFolder:
         "Warn of what may differ."
         now = self.about
         if not was.get('data') or {'items': None} in (was['data'], now['data']):
-            warnings.warn(f'{name} does not say which data it was trained on, or the two cannot be compared: '
-                          'make sure that the data are the same')
+            warnings.warn(f'{name} does not say which data it was trained on, or the two cannot be '
+                          'compared: make sure that the data are the same')
         moved = differences(was['where'], now['where'])
         if moved: warnings.warn(f'resumed elsewhere, the last bits may differ: {"; ".join(moved)}')
         if not (was.get('judged') and now['judged']): return
         changed = data_differences(was['judged'].get('data') or {}, now['judged'].get('data') or {})
         changed += differences(*({**about['judged'], 'data': None} for about in (was, now)))
         if changed:
-            warnings.warn('evaluated otherwise than before, so scores before and after cannot be compared: '
-                          f'{"; ".join(changed)}')
+            warnings.warn('evaluated otherwise than before, so scores before and after cannot be '
+                          f'compared: {"; ".join(changed)}')
 
     @property
     def is_due(self)->bool: # is it time for a checkpoint?
@@ -123,14 +129,16 @@ class RunFolder:
         return bool(self.out) and (done == steps or done % self.save_every == 0)
 
     def save(self)->None:
-        "Evaluate and write a checkpoint. Called in every process: they share the evaluation, and the first one writes."
-        state = self.state.state()
+        """Evaluate and write a checkpoint. To be called in every process: they share the
+        evaluation, and the first one writes."""
+        state, done = self.state.state(), self.state.done
         score = None if self.eval_fn is None else self.evaluate()
         if self.state.rank: return
-        if score is not None: self.log.write(step=self.state.done-1, score=score)
-        save_checkpoint(self.out/'checkpoints', self.state.done, state, self.about, score, self.keep)
+        if score is not None: self.log.write(step=done-1, score=score)
+        save_checkpoint(self.out/'checkpoints', done, state, self.about, score, self.keep)
 
     def evaluate(self)->float:
-        "The score of the model, or of its running mean. Leaves random generators and modes as they were."
+        """Score of the model, or of its running mean. Leaves random generators and modes as they
+        were."""
         with keep_random_state(), keep_modes(self.state.model):
             return float(self.eval_fn(self.state.mean_model))

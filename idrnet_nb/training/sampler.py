@@ -17,12 +17,13 @@ from ..common.checks import label_advice
 def collate(
     items:list, # of (image `3 h w`, label `h w`), tensors or arrays; ids of any integer type
 )->list: # [images `b 3 h w`, labels `b h w` int64]
-    "Stack a batch. ValueError listing the sizes if they differ, or saying what is no pair of image and label."
+    "Stack a batch. ValueError naming sizes that differ, or what is no pair of image and label."
     pairs = [_as_tensors(item) for item in items]
     sizes = sorted({tuple(label.shape) for _, label in pairs})
     if len(sizes) > 1:
-        raise ValueError(f'images of several sizes in one batch: {sizes}; crop them (Augment(crop=…)), '
-                         'resize them (SegmentationDataset(size=…)), or take batch_size=1')
+        raise ValueError(f'images of several sizes in one batch: {sizes}; '
+                         'crop them (Augment(crop=…)), resize them (SegmentationDataset(size=…)), '
+                         'or take batch_size=1')
     for image, label in pairs: _check_pair(image, label)
     return torch.utils.data.default_collate([(image, label.long()) for image, label in pairs])
 
@@ -33,7 +34,8 @@ def _as_tensors(item):
         found = type(item).__name__
         if isinstance(item, dict): found = f'a dict of {", ".join(map(str, item))}'
         if isinstance(item, (tuple, list)): found = f'{len(item)} things'
-        raise ValueError(f'an item of the data is {found}; a pair (image `3 h w`, label `h w`) is needed')
+        raise ValueError(f'an item of the data is {found}; '
+                         'a pair (image `3 h w`, label `h w`) is needed')
     for name, x in zip(('image', 'label'), item):
         if not isinstance(x, (torch.Tensor, np.ndarray)):
             raise ValueError(f'the {name} of an item is a {type(x).__name__}; make it a tensor: '
@@ -54,7 +56,7 @@ def _check_pair(image, label):
 
 # %% ../../nbs/4_training/05_sampler.ipynb #c024
 def _epoch_orders(n, seed):
-    "A permutation per epoch, without end, drawn as torch's loader and sampler draw theirs from one generator."
+    "A permutation per epoch, without end: those of a shuffled torch DataLoader with this seed."
     generator = torch.Generator().manual_seed(seed)
     while True:
         torch.empty((), dtype=torch.int64).random_(generator=generator) # the loader's draw, for its workers
@@ -67,15 +69,15 @@ def batch_indices(
     seed:int, # of the order
     step:int, # from 0
 )->list: # their indices
-    "Which images the batch of a step has; those of a shuffled torch DataLoader whose generator has that seed."
+    "Which images the batch of a step has; those of a shuffled torch DataLoader with this seed."
     epoch, i = divmod(step, n//batch_size)
     order = next(itertools.islice(_epoch_orders(n, seed), epoch, None))
     return order[i*batch_size:(i+1)*batch_size]
 
 # %% ../../nbs/4_training/05_sampler.ipynb #c024a
 class _EpochItems(torch.utils.data.Dataset):
-    """Items by (epoch, index). In a loading process all random numbers are seeded by them, so that it does not
-    matter which process it is."""
+    """Items by (epoch, index). In a loading process all random numbers are seeded by them, so that
+    it does not matter which process it is."""
     def __init__(self, data, seed): self.data, self.seed = data, seed
     def __len__(self): return len(self.data)
 
@@ -102,13 +104,14 @@ def batches(
     if len(data) < batch_size:
         raise ValueError(f'{len(data)} images make no batch of {batch_size}; take a smaller batch')
     if batch_size % world_size:
-        raise ValueError(f'a batch of {batch_size} cannot be shared by {world_size} processes; take a multiple')
+        raise ValueError(f'a batch of {batch_size} cannot be shared by {world_size} processes; '
+                         'take a multiple')
     part, per_epoch = batch_size//world_size, len(data)//batch_size
     first_epoch, first_batch = divmod(start, per_epoch)
     epoch_batches = [] # lists of (epoch, index); the loader reads them anew each epoch
     loader = torch.utils.data.DataLoader(
-        _EpochItems(data, seed), batch_sampler=epoch_batches, collate_fn=collate, generator=torch.Generator(),
-        num_workers=workers, persistent_workers=workers > 0)
+        _EpochItems(data, seed), batch_sampler=epoch_batches, collate_fn=collate,
+        generator=torch.Generator(), num_workers=workers, persistent_workers=workers > 0)
     for epoch, order in enumerate(_epoch_orders(len(data), seed)):
         if epoch < first_epoch: continue
         if hasattr(data, 'set_epoch'): data.set_epoch(epoch)
