@@ -679,7 +679,7 @@ def _do_train(a):
     judge = _judge_of(a, start, task)
     try:
         train(model, task.train, config, a.device, not a.quiet, out=a.out, resume=a.resume, save_every=a.save_every,
-              keep=a.keep, judge=judge, tensorboard=a.tensorboard)
+              keep=a.keep, eval_fn=judge, tensorboard=a.tensorboard)
     except FileExistsError as e: raise ValueError(f'--out: {e}'.replace('give resume=True', 'give --resume')) from e
     for said in getattr(task.train, 'skipped', list)(): print(f'skipped: {said}', file=sys.stderr)
     scores = evaluate(model, task.test, progress=not a.quiet, protocol=task.protocol, together=True).scores()
@@ -696,8 +696,8 @@ def _set_limit(a): # of pixels of an image
     if 'max_pixels' in a.given: set_max_pixels(a.max_pixels)
 
 def _is_helper_process(): # one of several processes, but not the first
-    import torch.distributed as dist
-    return dist.is_available() and dist.is_initialized() and dist.get_rank()>0
+    from idrnet_nb.common.distributed import rank_and_world_size
+    return rank_and_world_size()[0]>0
 
 def _print_scores(task, miou, iou):
     for name,v in zip(task.space.classes, iou): print(f'{name:20}' + (f'{v:7.2f}' if v==v else '      –'))

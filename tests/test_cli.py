@@ -51,7 +51,7 @@ class Trained:
     def __init__(self): self.calls = []
     def __call__(self, model, data, config, device, progress, **how):
         self.device, self.progress = str(device), progress
-        self.how = {k:(str(v) if k=='out' else v is not None if k=='judge' else v) for k,v in how.items()}
+        self.how = {k:(str(v) if k=='out' else v is not None if k=='eval_fn' else v) for k,v in how.items()}
         self.config, self.model = config, model
         weights = round(sum(p.detach().abs().sum().item() for p in model.parameters()), 3)
         augment = getattr(data, 'augment', None)

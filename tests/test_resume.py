@@ -155,9 +155,9 @@ OPTIONS = dict(sgd=dict(optimiser='sgd', floor=.01, weight_decay=5e-4), ema=dict
 @pytest.mark.parametrize('stops', [(1,), (3,5), (2,4,5,6)], ids=str)
 def test_resumed_with_options(option, stops, tmp_path):
     config, judge = replace(CONFIG, **OPTIONS[option]), lambda m: float(next(m.parameters()).detach().sum())
-    model, records = finish(tmp_path/'whole', Chance(), config, judge=judge, save_every=1)
-    for n in stops: finish(tmp_path/'cut', Chance(), config, stop=n, resume=True, judge=judge, save_every=1, seed=n if checkpoints(tmp_path/'cut'/'checkpoints') else 0)
-    other, again = finish(tmp_path/'cut', Chance(), config, resume=True, judge=judge, save_every=1, seed=8 if stops!=(1,) else 0)
+    model, records = finish(tmp_path/'whole', Chance(), config, eval_fn=judge, save_every=1)
+    for n in stops: finish(tmp_path/'cut', Chance(), config, stop=n, resume=True, eval_fn=judge, save_every=1, seed=n if checkpoints(tmp_path/'cut'/'checkpoints') else 0)
+    other, again = finish(tmp_path/'cut', Chance(), config, resume=True, eval_fn=judge, save_every=1, seed=8 if stops!=(1,) else 0)
     same(model.state_dict(), other.state_dict()); same(records, again); same(untimed(tmp_path/'whole'), untimed(tmp_path/'cut'))
     same(*([(c['step'],c['score']) for c in checkpoints(tmp_path/d/'checkpoints')] for d in ('whole','cut')))
     same(*(load_checkpoint(tmp_path/d/'checkpoints')['state'] for d in ('whole','cut')))
@@ -192,7 +192,7 @@ def test_what_may_change_and_what_may_not(tmp_path):
     assert checkpoints(tmp_path/'checkpoints')[-1]['step']==7
 
 def test_needs_a_folder():
-    for how in (dict(resume=True), dict(judge=len), dict(tensorboard=True)):
+    for how in (dict(resume=True), dict(eval_fn=len), dict(tensorboard=True)):
         with pytest.raises(ValueError, match='need a folder: give out='): train(make(), pairs(), CONFIG, 'cpu', False, **how)
 
 def test_moved_elsewhere_is_said(tmp_path, monkeypatch):
@@ -204,7 +204,7 @@ def test_moved_elsewhere_is_said(tmp_path, monkeypatch):
 
 def test_the_best_stays(tmp_path):
     scores = iter([.2,.9,.1,.9,.3,float('nan'),.4])
-    finish(tmp_path, pairs(), CONFIG, save_every=1, judge=lambda m: next(scores))
+    finish(tmp_path, pairs(), CONFIG, save_every=1, eval_fn=lambda m: next(scores))
     assert [c['step'] for c in checkpoints(tmp_path/'checkpoints')]==[2,6,7] and load_checkpoint(tmp_path/'checkpoints', 'best')['step']==2
     assert [l['step'] for l in read_log(tmp_path) if l.get('score')==.9]==[1,3]
 
@@ -213,7 +213,7 @@ def test_a_look_changes_nothing(tmp_path):
     def judge(m): torch.rand(3), random.random(), np.random.rand(); m.eval(); return evaluate(m.train(), pairs(2, False)).scores()['miou']
     for frozen in (False, True):
         config = replace(CONFIG, frozen=frozen)
-        a, b = finish(tmp_path/f'{frozen}a', pairs(), config, save_every=2, judge=judge)[0], finish(tmp_path/f'{frozen}b', pairs(), config)[0]
+        a, b = finish(tmp_path/f'{frozen}a', pairs(), config, save_every=2, eval_fn=judge)[0], finish(tmp_path/f'{frozen}b', pairs(), config)[0]
         same(a.state_dict(), b.state_dict())
 
 # --- faults of the disk
@@ -313,7 +313,7 @@ def live(folder, started, seed, stall=None):
         if where=='written': os.replace = lambda a, b: hang() if str(b).endswith('.safetensors') else swap(a, b)
         if where=='renamed': os.replace = lambda a, b: (swap(a, b), hang() if str(b).endswith('.safetensors') else None)
         if where=='dropping': Path.unlink = lambda self, missing_ok=False: (unlink(self, missing_ok), hang() if self.name.startswith('step-') else None)
-    train(make(seed=seed), pairs(), LIFE, 'cpu', False, lambda step: started.set() if not stall else None, out=folder, resume=True, save_every=1, keep=2, judge=wild)
+    train(make(seed=seed), pairs(), LIFE, 'cpu', False, lambda step: started.set() if not stall else None, out=folder, resume=True, save_every=1, keep=2, eval_fn=wild)
 
 @pytest.mark.filterwarnings('ignore:.*fork')
 def test_killed_at_any_moment(tmp_path):
@@ -499,7 +499,7 @@ def test_wrong_labels_name_their_files():
     small = build_segmentor('fcn', 'tiny', K-1, **SMALL)
     with pytest.raises(ValueError, match=r'labels of step 0: ids outside 0\.\.2 .*\(step 0: photo\d.png, photo'): train(small, data, CONFIG, 'cpu', False)
     with pytest.raises(ValueError, match=r'\(step 0: photo'): train(small, torch.utils.data.Subset(data, range(5,10)), replace(CONFIG, batch_size=5), 'cpu', False)
-    with pytest.raises(ValueError, match=r'\(step 0: picture \d, picture'): train(small, [data[i] for i in range(4)], CONFIG, 'cpu', False)
+    with pytest.raises(ValueError, match=r'\(step 0: image \d, image'): train(small, [data[i] for i in range(4)], CONFIG, 'cpu', False)
 
 # --- logs
 
@@ -510,7 +510,7 @@ def test_log_and_board(tmp_path, monkeypatch):
         def add_scalar(self, name, value, step): told.append((name, value, step))
         def flush(self): told.append('flushed')
     monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', SimpleNamespace(SummaryWriter=Writer))
-    _, records = finish(tmp_path, pairs(), CONFIG, tensorboard=True, judge=lambda m: .5)
+    _, records = finish(tmp_path, pairs(), CONFIG, tensorboard=True, eval_fn=lambda m: .5)
     lines = read_log(tmp_path)
     assert [l for l in untimed(tmp_path) if 'loss' in l]==records and [l['step'] for l in lines if 'score' in l]==[2,5,6] and all(l['time']>1e9 for l in lines)
     assert [x for x in told if x[0]=='loss']==[('loss', r['loss'], r['step']) for r in records] and ('score',.5,5) in told and told[-1]=='flushed'
@@ -534,7 +534,7 @@ class Tight(type(build_segmentor('fcn', 'tiny', K, **SMALL))):
         return super().forward(images, label, **args)
 
 @pytest.mark.parametrize('words', ['CUDA out of memory. Tried', 'MPS backend out of memory (MPS allocated', "DefaultCPUAllocator: can't allocate memory: you tried"])
-@pytest.mark.parametrize('most,said', [(3, 'with 4 pictures of 16x16 at once; 2 at once fit: accumulate=2 trains the same batch in parts of 2'),
+@pytest.mark.parametrize('most,said', [(3, 'with 4 images of 16x16 at once; 2 at once fit: accumulate=2 trains the same batch in parts of 2'),
                                        (1, '1 at once fit: accumulate=4'), (0, 'not even one at a time fits: smaller crops')])
 def test_out_of_memory_says_what_fits(most, said, words, tmp_path):
     model = make(); model.__class__ = type('Tight', (Tight,), dict(most=most, words=words))

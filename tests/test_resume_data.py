@@ -272,21 +272,21 @@ def test_checkpoints_of_before(started):
     for c in checkpoints(started/'out'/'checkpoints'):
         got = load_checkpoint(started/'out'/'checkpoints', c['step'])
         save_checkpoint(started/'out'/'checkpoints', c['step'], got['state'], {k:v for k,v in got['about'].items() if k not in ('data','judged')})
-    with pytest.warns(UserWarning, match='does not say which data'): go_on(started/'out', pairs(started/'data'), judge=Evaluator(pairs(started/'data', augment=None)))
+    with pytest.warns(UserWarning, match='does not say which data'): go_on(started/'out', pairs(started/'data'), eval_fn=Evaluator(pairs(started/'data', augment=None)))
 
 # --- judges
 
 def test_a_judge_of_other_data_is_said(started):
     data = pairs(started/'data')
     unseen, other = (SegmentationDataset(rows(write(started/f'unseen{i}', 2, seed=50+i)), space()) for i in range(2))
-    begin(started/'new', data, judge=Evaluator(unseen))
+    begin(started/'new', data, eval_fn=Evaluator(unseen))
     for judge,word in ((Evaluator(other), 'image 0 (street_0.png) had'), (Evaluator(unseen, EvalProtocol((24,24))), 'protocol was None')):
         with pytest.warns(UserWarning, match='scores before and after cannot be compared') as told:
-            go_on(shutil.copytree(started/'new', started/word[:5]), data, judge=judge)
+            go_on(shutil.copytree(started/'new', started/word[:5]), data, eval_fn=judge)
         assert any(word in str(w.message) for w in told)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        go_on(shutil.copytree(started/'new', started/'same'), data, judge=Evaluator(unseen))
+        go_on(shutil.copytree(started/'new', started/'same'), data, eval_fn=Evaluator(unseen))
         go_on(shutil.copytree(started/'new', started/'none'), data) # no judge any more: nothing to compare
 
 # --- what else lies in the folder
@@ -353,7 +353,7 @@ def test_a_folder_that_cannot_be(tmp_path, monkeypatch):
     refused_early(data, PermissionError, 'nothing can be written to the folder', tmp_path/'x'/'new')
 
 @pytest.mark.parametrize('how,match', [
-    (dict(judge='test'), "judge='test' cannot be called"), (dict(save_every=0), 'save_every=0; give a whole number'), (dict(save_every=-1), 'save_every=-1'),
+    (dict(eval_fn='test'), "eval_fn='test' cannot be called"), (dict(save_every=0), 'save_every=0; give a whole number'), (dict(save_every=-1), 'save_every=-1'),
     (dict(keep=0), 'keep=0'), (dict(save_every=2.5), 'save_every=2.5'), (dict(live=True), 'live=True draws into a Jupyter notebook'),
     (dict(tensorboard=True), 'pip install tensorboard')], ids=str)
 def test_options_that_cannot_work(tmp_path, monkeypatch, how, match):
@@ -387,14 +387,14 @@ def test_a_batch_of_several_integers():
 @pytest.mark.parametrize('item,said', [
     (dict(image=ITEM[0], label=ITEM[1]), 'a dict of image, label'), ((*ITEM, 'name.png'), 'is 3 things'), (ITEM[0], 'is Tensor'),
     ((Image.new('RGB',(16,16)), ITEM[1]), 'the image of an item is a Image'), ((ITEM[0], None), 'the label of an item is a NoneType'),
-    ((ITEM[0], ITEM[1].float()), 'a label is float32'), ((ITEM[0], ITEM[1][None]), 'take label[0]'), ((ITEM[0], ITEM[1][:8]), 'its label (8, 16) differ in size'),
+    ((ITEM[0], ITEM[1].float()), 'a label is float32'), ((ITEM[0], ITEM[1][None]), 'drop the channel axis: label[0]'), ((ITEM[0], ITEM[1][:8]), 'its label (8, 16) differ in size'),
     ((ITEM[0], ITEM[1]-1), 'ids outside 0..2')], ids=lambda x: x if isinstance(x, str) else '')
 @pytest.mark.parametrize('workers', [0,1])
 def test_items_that_are_no_pairs(item, said, workers):
     "Named with step and item, in plain words, whoever loads them."
     data = [ITEM]*3+[item]
     with pytest.raises(ValueError) as e: train(model(), data, replace(CONFIG, workers=workers), 'cpu', False)
-    assert said in str(e.value) and re.search('step [01]: ', str(e.value)) and 'picture 3' in str(e.value) and 'Traceback' not in str(e.value)
+    assert said in str(e.value) and re.search('step [01]: ', str(e.value)) and 'image 3' in str(e.value) and 'Traceback' not in str(e.value)
 
 @pytest.mark.parametrize('workers', [0,1])
 def test_a_broken_file_in_training(tmp_path, workers):

@@ -20,7 +20,8 @@ from typing import Optional
 import numpy as np
 import torch
 
-from ..training.checkpoint import differences, rng_state, set_rng_state
+from ..common.checks import differences
+from ..common.state import rng_state, set_rng_state
 
 # %% ../../nbs/3_data/11_fingerprint.ipynb #c042c
 def compress_json(

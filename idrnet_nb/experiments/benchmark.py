@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from ..common.device import pick_device
-from ..common.files import write_atomic
+from ..common.files import file_lock, write_atomic
 from ..method.toy_world import TOY_WORLD
 from ..training.metrics import interval
 from ..common.distributed import init_worker
-from idrnet_nb.experiments.results import (file_lock, append_rows, provenance, as_floats, read_rows,
+from idrnet_nb.experiments.results import (append_rows, provenance, as_floats, read_rows,
     write_rows)
 from ..models.profiling import gmacs, time_interleaved, peak_memory
 from ..data.datasets import DATASETS

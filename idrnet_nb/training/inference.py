@@ -211,7 +211,7 @@ def evaluate(
 # %% ../../nbs/4_training/09_inference.ipynb #c038a
 @dataclass
 class Evaluator:
-    "A `judge` for `train`: mean IoU in percent on unseen images; several processes share the work."
+    "An `eval_fn` for `train`: mean IoU in percent on unseen images; several processes share the work."
     data:object # items (image `3 h w` in 0..255, label `h w`)
     protocol:Optional[EvalProtocol]=None # how to look; None: `EvalProtocol()`
     batch_size:Optional[int]=None # images at a time, see `evaluate`

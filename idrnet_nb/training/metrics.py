@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from ..common.checks import IGNORE, check_ignore, as_class_ids
+from ..common.distributed import all_gather_object, rank_and_world_size
 
 # %% ../../nbs/4_training/02_metrics.ipynb #c014
 def _check(pred, label, where):
@@ -162,7 +163,7 @@ class Meter:
         return out if self.boundary is None else {**out, **_edge_scores(self._sums.cpu()[self.k**2:-1].view(2, self.k))}
     def gather(self)->'Meter': # itself
         "With several processes, which must all call: the counts of all, picture i being the one that process i % n judged."
-        return _gather(self) if dist.is_available() and dist.is_initialized() and dist.get_world_size()>1 else self
+        return _gather(self) if rank_and_world_size()[1]>1 else self
     def __len__(self): return self.pictures
 
 # %% ../../nbs/4_training/02_metrics.ipynb #c059
@@ -178,8 +179,7 @@ def _edge_scores(counts): # `2 k`
 def _gather(meter):
     meter._sums = meter._sums.to(torch.device('cuda', torch.cuda.current_device()) if dist.get_backend()=='nccl' else 'cpu')
     dist.all_reduce(meter._sums)
-    parts = [None]*dist.get_world_size()
-    dist.all_gather_object(parts, (meter.pictures, meter._kept))
+    parts = all_gather_object((meter.pictures, meter._kept))
     meter.pictures, meter._kept = sum(n for n,_ in parts), [t for row in zip_longest(*(kept for _,kept in parts)) for t in row if t is not None]
     return meter
 

@@ -15,23 +15,26 @@ def poly(
     step:int, # from 0
     config:TrainConfig, # steps, warmup, warmup_from, power, floor
 )->float: # factor on the learning rate
-    "Warm-up, then the poly schedule, as the authors' code has them."
-    if config.warmup_from is None: up = min(1., (step+1)/max(1, config.warmup))
-    else: up = 1-max(0., 1-step/max(1, config.warmup))*(1-config.warmup_from)
-    return up * (config.floor + (1-config.floor)*(1-step/config.steps)**config.power)
+    "Linear warm-up, then the poly schedule, as the authors' code has them."
+    if config.warmup_from is None: warmup = min(1., (step+1)/max(1, config.warmup))
+    else: warmup = 1-max(0., 1-step/max(1, config.warmup))*(1-config.warmup_from)
+    return warmup * (config.floor + (1-config.floor)*(1-step/config.steps)**config.power)
 
 # %% ../../nbs/4_training/04_schedule.ipynb #c019
+_POSITIONS = 'relative_position_bias_table', 'pos_embed', 'cpb_mlp', 'logit_scale' # Swin's, of both versions
+
 def param_groups(
     model:nn.Module, # a `Segmentor`, or any module
     config:TrainConfig, # lr, backbone_lr, weight_decay
 )->list: # groups for an optimiser
-    "Four groups: backbone or head, decayed (two axes or more, no table of positions) or not; every trained parameter in exactly one."
+    """Four groups: backbone or head, with weight decay (two axes or more, no table of positions) or
+    without. Every trained parameter is in exactly one."""
     groups = {}
-    for name,p in model.named_parameters():
+    for name, p in model.named_parameters():
         if not p.requires_grad: continue
-        key = (name.startswith('backbone.'), p.ndim>1 and not any(w in name for w in _POSITIONS))
-        groups.setdefault(key, []).append(p)
-    return [dict(params=ps, lr=config.lr*(config.backbone_lr if back else 1), weight_decay=config.weight_decay if decay else 0.)
-            for (back,decay),ps in groups.items()]
-
-_POSITIONS = ('relative_position_bias_table', 'pos_embed', 'cpb_mlp', 'logit_scale') # Swin's, of both versions
+        in_backbone = name.startswith('backbone.')
+        decays = p.ndim > 1 and not any(word in name for word in _POSITIONS)
+        lr = config.lr*(config.backbone_lr if in_backbone else 1)
+        group = dict(params=[], lr=lr, weight_decay=config.weight_decay if decays else 0.)
+        groups.setdefault((in_backbone, decays), group)['params'].append(p)
+    return [*groups.values()]

@@ -71,16 +71,16 @@ def test_processes_share_an_evaluation(root, tmp_path):
     "The counts of two processes, five pictures between them, are those of one; each picture's too, in order."
     (tmp_path/'judge.py').write_text(f'''
 import sys, torch
-from idrnet_nb.common.distributed import join, share
+from idrnet_nb.common.distributed import init_distributed, rank_and_world_size
 from idrnet_nb.common.device import seed_everything
 from idrnet_nb.data.datasets import DATASETS
-from idrnet_nb.data.dataset import Pairs
+from idrnet_nb.data.dataset import SegmentationDataset
 from idrnet_nb.training.inference import evaluate
 from idrnet_nb.training.recipes import RECIPES, mini
-join('cpu'); seed_everything(0)
+init_distributed('cpu'); seed_everything(0)
 net, data = mini(RECIPES['laptop_fcn_lip']).build().eval(), SegmentationDataset(DATASETS['lip'].load({str(root)!r}, 'val'), DATASETS['lip'].space)
 both, alone = (evaluate(net, data, batch_size=1, boundary=.02, together=t) for t in (True,False))
-assert torch.equal(both.total, alone.total) and torch.equal(both.per_picture, alone.per_picture) and len(both)==5, share()
+assert torch.equal(both.total, alone.total) and torch.equal(both.per_picture, alone.per_picture) and len(both)==5, rank_and_world_size()
 assert str(both.scores())==str(alone.scores())
 torch.distributed.destroy_process_group()
 ''')
