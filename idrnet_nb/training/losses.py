@@ -22,21 +22,29 @@ from ..method.layers import full_precision, mean_loss, pixel_losses
 def hard_mean(
     loss:Tensor, # `b H W`, cross-entropy of each pixel
     label:Tensor, # `b H W`, class ids or `ignore`
-    ignore:int, # the id of void pixels
+    ignore:int, # label of pixels that do not count
     weights=None, # `k`, a pixel's weight by its class; a tensor where `loss` is, or numbers
     below:Optional[float]=None, # only pixels whose class has less than this probability; None: all
     least:int=100_000, # and at least so many, the hardest
     sure:Optional[Tensor]=None, # `b H W`, probability of each pixel's class; None: exp(-loss)
 )->Tensor: # scalar
-    "Weighted mean over the (hard) pixels that have a label; 0 if none has. IndexError where `weights` are fewer than the classes (CPU)."
+    """Weighted mean over the (hard) pixels that have a label; 0 if none has.
+    IndexError where `weights` are fewer than the classes (CPU)."""
     label = as_class_ids(label, 'hard_mean', axes=None)
     if weights is not None: check_ignore(len(weights), ignore, 'hard_mean')
-    count = (label!=ignore).to(loss.dtype)
-    if weights is not None: count = count*torch.as_tensor(weights, dtype=loss.dtype, device=loss.device)[label.where(label!=ignore, 0)]
+    valid = label!=ignore
+    count = valid.to(loss.dtype)
+    if weights is not None:
+        weights = torch.as_tensor(weights, dtype=loss.dtype, device=loss.device)
+        count = count * weights[label.where(valid, 0)]
     if below is not None:
-        sure = ((-loss).exp() if sure is None else sure).detach().where(label!=ignore, 2.)
-        limit = sure.flatten().topk(min(least, sure.numel()), largest=False).values.amax() if least else -1.
-        count = count*((sure<below)|(sure<=limit))
+        if sure is None: sure = (-loss).exp()
+        sure = sure.detach().where(valid, 2.) # an ignored pixel is never hard
+        hard = sure<below
+        if least: # all up to the `least`-th lowest probability
+            lowest = sure.flatten().topk(min(least, sure.numel()), largest=False).values
+            hard = hard | (sure<=lowest.amax())
+        count = count * hard
     return (loss*count).sum() / count.sum().clamp(min=1e-12)
 
 # %% ../../nbs/4_training/01_losses.ipynb #c018
@@ -45,120 +53,152 @@ def focal(
     gamma:float=2., # 0 is the cross-entropy itself
 )->Tensor: # `b H W`
     "(1-p)^gamma · loss, p = exp(-loss) (Lin et al. 2017, eq. 4, without alpha)."
-    return (-(-loss).expm1()).clamp(min=1e-12)**gamma * loss if gamma else loss
+    if not gamma: return loss
+    wrong = -(-loss).expm1() # 1-p, to all digits
+    return wrong.clamp(min=1e-12)**gamma * loss
 
 # %% ../../nbs/4_training/01_losses.ipynb #c024
-def _masks(logits, label, ignore): # probabilities, truth: `k n`, `k n`; both 0 on void, whatever its id
+def _by_class(logits, label, ignore): # `b k H W`, `b H W` -> two of `k n`, both 0 on ignored pixels
+    "Probability of each class at each pixel, and whether it is the true one."
     k = logits.shape[1]
-    y = rearrange(as_class_ids(label, 'loss'), 'b h w -> (b h w)')
-    check_labels(y, k, ignore, 'loss')
-    valid = y!=ignore
+    label = rearrange(as_class_ids(label, 'loss'), 'b h w -> (b h w)')
+    check_labels(label, k, ignore, 'loss')
+    valid = label!=ignore
     prob = rearrange(full_precision(logits).softmax(1), 'b k h w -> k (b h w)')
-    truth = (torch.arange(k, device=y.device)[:,None]==y) & valid
+    truth = (torch.arange(k, device=label.device)[:,None]==label) & valid
     return prob.where(valid, 0.), truth
 
-def _mean_over_present(each, truth): # `k`, `k n` -> scalar; 0 where no class occurs
-    present = truth.any(1).to(each.dtype)
-    return (each*present).sum()/present.sum().clamp(min=1)
+def _mean_over_present(class_losses, truth): # `k`, `k n` -> scalar; 0 where no class occurs
+    present = truth.any(1).to(class_losses.dtype)
+    return (class_losses*present).sum() / present.sum().clamp(min=1)
 
 def soft_dice(
     logits:Tensor, # `b k H W`
     label:Tensor, # `b H W`, class ids or `ignore`
-    ignore:int=255, # the id of void pixels
+    ignore:int=255, # label of pixels that do not count
 )->Tensor: # scalar, 0..1
     "Soft Dice loss, mean over the classes that occur in the batch; 0 where nothing has a label."
-    prob, truth = _masks(logits, label, ignore)
-    each = 1 - 2*reduce(prob*truth, 'k n -> k', 'sum')/reduce(prob+truth, 'k n -> k', 'sum').clamp(min=1e-12)
-    return _mean_over_present(each, truth)
+    prob, truth = _by_class(logits, label, ignore)
+    overlap = reduce(prob*truth, 'k n -> k', 'sum')
+    total = reduce(prob+truth, 'k n -> k', 'sum').clamp(min=1e-12)
+    return _mean_over_present(1 - 2*overlap/total, truth)
 
 # %% ../../nbs/4_training/01_losses.ipynb #c032
 def lovasz(
     logits:Tensor, # `b k H W`
     label:Tensor, # `b H W`, class ids or `ignore`
-    ignore:int=255, # the id of void pixels
+    ignore:int=255, # label of pixels that do not count
 )->Tensor: # scalar, 0..1
-    "Lovász-softmax, mean over the classes that occur in the batch (Berman et al. 2018, algorithm 1); 0 where nothing has a label."
-    prob, truth = _masks(logits, label, ignore)
+    """Lovász-softmax, mean over the classes that occur in the batch (Berman et al. 2018, algorithm 1);
+    0 where nothing has a label."""
+    prob, truth = _by_class(logits, label, ignore)
     errors, order = (truth.to(prob.dtype)-prob).abs().sort(dim=1, descending=True)
-    true, total = truth.gather(1, order), truth.sum(1, keepdim=True, dtype=torch.int32)
-    left = (total-true.cumsum(1, dtype=torch.int32)).to(prob.dtype) # true pixels not yet wrong
-    union = (total+(~true).cumsum(1, dtype=torch.int32)).to(prob.dtype)
-    grows = torch.where(true, 1/union, left/(union*(union-1)).clamp(min=1))
-    return _mean_over_present(reduce(errors*grows, 'k n -> k', 'sum'), truth)
+    true = truth.gather(1, order)
+    total = truth.sum(1, keepdim=True, dtype=torch.int32)
+    intersection = (total - true.cumsum(1, dtype=torch.int32)).to(prob.dtype) # true pixels not yet wrong
+    union = (total + (~true).cumsum(1, dtype=torch.int32)).to(prob.dtype)
+    by_false = intersection / (union*(union-1)).clamp(min=1)
+    gradient = torch.where(true, 1/union, by_false) # of the Jaccard loss, pixel by pixel
+    return _mean_over_present(reduce(errors*gradient, 'k n -> k', 'sum'), truth)
 
 # %% ../../nbs/4_training/01_losses.ipynb #c042
-_PARTS = ('ce', 'focal', 'dice', 'lovasz')
+_TERMS = ('ce', 'focal', 'dice', 'lovasz')
+_TERM = re.compile(r'\s*(?:((?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)\s*\*)?\s*([a-z]+)\s*') # 0.5*ce
 
-def _terms(words): # '0.5*ce+dice' -> ((.5,'ce'), (1.,'dice'))
-    found = [re.fullmatch(r'\s*(?:((?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)\s*\*)?\s*([a-z]+)\s*', w) for w in str(words).split('+')]
-    if any(m is None or m[2] not in _PARTS for m in found):
-        raise ValueError(f"Criterion: loss={words!r}; write a sum of {', '.join(_PARTS)}, each with a factor if you like, as '0.5*ce+dice'")
-    return tuple((float(m[1] or 1), m[2]) for m in found)
+@lru_cache(32)
+def _weight_tensor(weights, dtype, device): return torch.tensor(weights, dtype=dtype, device=device)
 
 @dataclass(frozen=True)
 class Criterion:
-    "A loss to be given to a model: `model(images, label, criterion=Criterion('ce+dice'))`. ValueError for what is no loss, weight, share or power."
+    """A loss to be given to a model: `model(images, label, criterion=Criterion('ce+dice'))`.
+    ValueError for what is no loss, weight, probability or power."""
     loss:str='ce' # a sum of 'ce', 'focal', 'dice', 'lovasz', with factors
-    class_weights:Optional[tuple]=None # `k`, a pixel's weight by its class; of ce and focal, not of dice and lovasz
+    class_weights:Optional[tuple]=None # `k`, a pixel's weight by its class; of ce and focal only
     ohem:Optional[float]=None # only pixels whose class has less than this probability; of ce and focal
     ohem_least:int=100_000 # and at least so many
     gamma:float=2. # of focal
-    def __post_init__(self): _settle(self)
+
+    def __post_init__(self): # parsed once: no compiler has to follow a regular expression
+        object.__setattr__(self, '_terms', self._parse())
+        if self.class_weights is not None:
+            try: weights = tuple(map(float, self.class_weights))
+            except (TypeError, ValueError) as e:
+                raise ValueError(f'Criterion: class_weights={self.class_weights!r}; give one number per class') from e
+            object.__setattr__(self, 'class_weights', weights)
+        self._check_numbers()
+
     def __call__(self,
         logits:Tensor, # `b k H W`, as large as the label
         label:Tensor, # `b H W`, class ids or `ignore`
-        ignore:int=255, # the id of void pixels
+        ignore:int=255, # label of pixels that do not count
     )->Tensor: # scalar, at least float32
         "ValueError for other sizes, not as many weights as classes, labels that are no class ids."
         label = as_class_ids(label, 'Criterion')
-        _check(self, logits, label)
+        self._check_batch(logits, label)
         check_labels(label, logits.shape[1], ignore, 'Criterion')
-        each = pixel_losses(logits, label, ignore) if any(name in ('ce','focal') for _,name in self._terms) else None
-        return sum(factor*_part(self, name, logits, label, ignore, each) for factor,name in self._terms)
+        ce = None
+        if any(name in ('ce','focal') for _,name in self._terms): ce = pixel_losses(logits, label, ignore)
+        return sum(factor*self._term(name, logits, label, ignore, ce) for factor,name in self._terms)
 
-# %% ../../nbs/4_training/01_losses.ipynb #c043
-def _settle(c): # once and for all: no compiler has to follow a regular expression
-    object.__setattr__(c, '_terms', _terms(c.loss))
-    if not any(0<factor<float('inf') for factor,_ in c._terms): raise ValueError(f'Criterion: loss={c.loss!r} asks for nothing; give a factor above 0')
-    if c.class_weights is not None:
-        try: object.__setattr__(c, 'class_weights', tuple(map(float, c.class_weights)))
-        except (TypeError, ValueError) as e: raise ValueError(f'Criterion: class_weights={c.class_weights!r}; give one number per class') from e
-    for name in ('ohem', 'ohem_least', 'gamma'):
-        value = getattr(c, name)
-        if not (value is None and name=='ohem' or isinstance(value, Real) and not isinstance(value, bool)):
-            raise ValueError(f'Criterion: {name}={value!r}; a number is wanted')
-    if not all(0<=w<float('inf') for w in c.class_weights or ()): raise ValueError(f'Criterion: class_weights={c.class_weights}; each is a number from 0 up')
-    if c.ohem is not None and not 0<=c.ohem<=1: raise ValueError(f'Criterion: ohem={c.ohem} is a probability, say .7')
-    if c.ohem_least<0 or not 0<=c.gamma<float('inf'): raise ValueError(f'Criterion: ohem_least={c.ohem_least}, gamma={c.gamma}; neither can be negative or infinite')
+    def _term(self, name, logits, label, ignore, ce): # `ce`: `b H W`, cross-entropy of each pixel
+        if name=='dice': return soft_dice(logits, label, ignore)
+        if name=='lovasz': return lovasz(logits, label, ignore)
+        loss = ce if name=='ce' else focal(ce, self.gamma)
+        if self.class_weights is None and self.ohem is None: return mean_loss(loss, label, ignore)
+        weights = self._weights_like(ce)
+        return hard_mean(loss, label, ignore, weights, self.ohem, self.ohem_least, (-ce).exp())
 
-def _check(c, logits, label):
-    k = logits.shape[1]
-    if logits.shape[-2:]!=label.shape[-2:] or len(logits)!=len(label):
-        raise ValueError(f'Criterion: logits {tuple(logits.shape)} and label {tuple(label.shape)} differ in size; resize the logits')
-    if c.class_weights is not None and len(c.class_weights)!=k: raise ValueError(f'Criterion: {len(c.class_weights)} class_weights for {k} classes; give one a class')
+    def _weights_like(self, x): # `k`, where `x` is
+        "Copying numbers to a GPU makes the host wait, so it is done once; nothing of a trace is kept."
+        if self.class_weights is None: return None
+        if torch.compiler.is_compiling() or type(x) is not Tensor: return x.new_tensor(self.class_weights)
+        return _weight_tensor(self.class_weights, x.dtype, x.device)
 
-def _part(c, name, logits, label, ignore, each):
-    if name in ('dice','lovasz'): return (soft_dice if name=='dice' else lovasz)(logits, label, ignore)
-    if c.class_weights is None and c.ohem is None: return mean_loss(each if name=='ce' else focal(each, c.gamma), label, ignore)
-    weights = None if c.class_weights is None else _weights(c.class_weights, each)
-    return hard_mean(each if name=='ce' else focal(each, c.gamma), label, ignore, weights, c.ohem, c.ohem_least, (-each).exp())
+    def _parse(self): # '0.5*ce+dice' -> ((.5,'ce'), (1.,'dice'))
+        found = [_TERM.fullmatch(term) for term in str(self.loss).split('+')]
+        if any(match is None or match[2] not in _TERMS for match in found):
+            raise ValueError(f'Criterion: loss={self.loss!r}; write a sum of {", ".join(_TERMS)}, '
+                             "each with a factor if you like, as '0.5*ce+dice'")
+        terms = tuple((float(match[1] or 1), match[2]) for match in found)
+        if not any(0<factor<float('inf') for factor,_ in terms):
+            raise ValueError(f'Criterion: loss={self.loss!r} asks for nothing; give a factor above 0')
+        return terms
 
-def _weights(w, like): # copying numbers to a GPU makes the host wait: once, not every step
-    if torch.compiler.is_compiling() or type(like) is not Tensor: return like.new_tensor(w) # nothing of a trace is kept
-    return _kept(w, like.dtype, like.device)
+    def _check_numbers(self):
+        for name in ('ohem', 'ohem_least', 'gamma'):
+            value = getattr(self, name)
+            if name=='ohem' and value is None: continue
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise ValueError(f'Criterion: {name}={value!r}; a number is wanted')
+        if not all(0<=weight<float('inf') for weight in self.class_weights or ()):
+            raise ValueError(f'Criterion: class_weights={self.class_weights}; each is a number from 0 up')
+        if self.ohem is not None and not 0<=self.ohem<=1:
+            raise ValueError(f'Criterion: ohem={self.ohem} is a probability, say .7')
+        if self.ohem_least<0 or not 0<=self.gamma<float('inf'):
+            raise ValueError(f'Criterion: ohem_least={self.ohem_least}, gamma={self.gamma}; '
+                             'neither can be negative or infinite')
 
-@lru_cache(32)
-def _kept(w, dtype, device): return torch.tensor(w, dtype=dtype, device=device)
+    def _check_batch(self, logits, label):
+        if logits.shape[-2:]!=label.shape[-2:] or len(logits)!=len(label):
+            raise ValueError(f'Criterion: logits {tuple(logits.shape)} and label {tuple(label.shape)} '
+                             'differ in size; resize the logits')
+        k = logits.shape[1]
+        if self.class_weights is not None and len(self.class_weights)!=k:
+            raise ValueError(f'Criterion: {len(self.class_weights)} class_weights for {k} classes; give one per class')
 
 # %% ../../nbs/4_training/01_losses.ipynb #c047
 def balanced_weights(
     pixels, # `k` counts, as `Report.pixels` has them
-    how:str='log', # 'log': 1/ln(1.02+share) (ENet, Paszke et al. 2016); 'median': median share over share (Eigen and Fergus 2015), shares over all pixels
-)->tuple: # `k` weights; 1 for a class without pixels, which has nobody to weigh
-    "Weights that help rare classes. ValueError for another word, counts that are negative or no numbers, or no pixels at all."
+    how:str='log', # 'log': 1/ln(1.02+share) (Paszke et al. 2016); 'median': median share over share
+)->tuple: # `k` weights; 1 for a class without pixels
+    """Weights that help rare classes, from shares of all pixels (ENet's; Eigen and Fergus 2015).
+    ValueError for another word, counts that are negative or no numbers, or no pixels at all."""
     n = torch.as_tensor(pixels, dtype=torch.float64)
-    if how not in ('log','median'): raise ValueError(f"balanced_weights: how={how!r}, there are 'log' and 'median'")
-    if n.ndim!=1 or not (n>=0).all() or not n.sum(): raise ValueError(f'balanced_weights: {tuple(n.tolist())} are no pixel counts of classes')
+    if how not in ('log','median'):
+        raise ValueError(f"balanced_weights: how={how!r}, there are 'log' and 'median'")
+    if n.ndim!=1 or not (n>=0).all() or not n.sum():
+        raise ValueError(f'balanced_weights: {tuple(n.tolist())} are no pixel counts of classes')
     share = n/n.sum()
-    w = 1/(1.02+share).log() if how=='log' else share[n>0].quantile(.5)/share
-    return tuple(w.where(n>0, 1.).tolist())
+    if how=='log': weights = 1/(1.02+share).log()
+    else: weights = share[n>0].quantile(.5)/share
+    return tuple(weights.where(n>0, 1.).tolist())
