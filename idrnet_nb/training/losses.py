@@ -89,7 +89,7 @@ def lovasz(
     label:Tensor, # `b H W`, class ids or `ignore`
     ignore:int=255, # label of pixels that do not count
 )->Tensor: # scalar, 0..1
-    """Lovász-softmax (Berman et al. 2018, algorithm 1), mean over the classes that occur in the batch;
+    """Lovász-softmax (Berman et al. 2018, algorithm 1), mean over the classes in the batch;
     0 where nothing has a label."""
     prob, truth = _by_class(logits, label, ignore)
     errors, order = (truth.to(prob.dtype)-prob).abs().sort(dim=1, descending=True)
