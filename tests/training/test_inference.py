@@ -247,7 +247,7 @@ def test_evaluate_is_a_loop(net, name):
     p, data, meter = PROTOCOLS[name], [(picture(*s),truth(*s)) for s in SIZES], Meter(K)
     for image,label in data: meter.update(by_hand(net, image, p, label.shape).argmax(1), label[None])
     got = evaluate(net, data, protocol=p)
-    assert got.total.equal(meter.total) and got.per_picture.sum((1,2)).tolist()==[int((l!=255).sum()) for _,l in data]
+    assert got.total.equal(meter.total) and got.per_image.sum((1,2)).tolist()==[int((l!=255).sum()) for _,l in data]
     assert got.scores()['miou']==meter.scores()['miou']
     assert evaluate(net, data, 1, **asdict(p)).total.equal(meter.total)
 
