@@ -30,7 +30,7 @@ from .trainer import train
 from .inference import EvalProtocol
 from ..data.validate import find_duplicates
 from ..models.variants import parse_variant
-from ..experiments.compare import widened
+from ..models.variants import widened
 from ..models.author_weights import PUBLISHED, settings_of
 
 # %% ../../nbs/4_training/10_recipes.ipynb #c007
