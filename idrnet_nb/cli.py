@@ -833,7 +833,8 @@ def _do_predict(a):
     import torch
     from idrnet_nb.common.device import pick_device
     from idrnet_nb.data.readers import read_image
-    from idrnet_nb.training.inference import load_model, probabilities, save_ids, save_prediction
+    from idrnet_nb.training.inference import load_model, probabilities
+    from idrnet_nb.training.predictions import save_ids, save_prediction
     device = pick_device(a.device)
     _set_limit(a)
     _check_outputs(a)
