@@ -401,7 +401,7 @@ def test_another_label_set(saved, capsys):
     turned = LabelSpace('turned', space_of(K).classes[::-1], space_of(K).palette)
     with pytest.raises(ValueError, match=r"label set 'made up' \(4 classes\), not for 'turned' \(4\)"): load_model(saved, turned)
     with pytest.raises(ValueError, match=r"model has 4 classes, label space 'five' has 5"): save_model(load_model(saved)[0], saved, space_of(5, 'five'))
-    fails(['evaluate', '--model', saved, '--data', 'world', '--pictures', 1, 1, '--quiet', '--device', 'cpu'], capsys, "label set 'made up'", 'relation tables')
+    fails(['evaluate', '--model', saved, '--data', 'world', '--pictures', 1, 1, '--quiet', '--device', 'cpu'], capsys, "label set 'made up'", 'relation matrices')
 
 def test_weights_of_another_k(saved, tmp_path):
     other = save_model(model_of(k=5), tmp_path/'other', space_of(5))

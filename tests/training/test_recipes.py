@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest, torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from idrnet_nb.method import idr as idrnet
+from idrnet_nb.models import head as head_room
 from idrnet_nb.training import costs as room
 from idrnet_nb.data.datasets import DATASETS
 from idrnet_nb.data.label_spaces import left_right
@@ -94,7 +94,7 @@ def test_a_fake_step_holds_what_a_real_one_holds(recipe, amp, monkeypatch):
     def whole(z, y, ignore):
         each = pixel_losses(upsample(z, y.shape[-2:]), y, ignore)
         return mean_loss(each, y, ignore), each.detach()
-    monkeypatch.setattr(idrnet, 'tiled_cross_entropy', whole)
+    monkeypatch.setattr(head_room, 'tiled_cross_entropy', whole)
     assert math.isclose(counted, _real(recipe, amp), rel_tol=1e-3 if amp else 1e-6)
     assert short<=1.02*counted
 
