@@ -1908,8 +1908,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'idrnet_nb/training/losses.py'),
                                            'idrnet_nb.training.losses.Criterion._check_batch': ( '4_training/losses.html#criterion._check_batch',
                                                                                                  'idrnet_nb/training/losses.py'),
-                                           'idrnet_nb.training.losses.Criterion._check_numbers': ( '4_training/losses.html#criterion._check_numbers',
-                                                                                                   'idrnet_nb/training/losses.py'),
                                            'idrnet_nb.training.losses.Criterion._parse': ( '4_training/losses.html#criterion._parse',
                                                                                            'idrnet_nb/training/losses.py'),
                                            'idrnet_nb.training.losses.Criterion._term': ( '4_training/losses.html#criterion._term',

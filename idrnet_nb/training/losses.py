@@ -9,13 +9,12 @@ __all__ = ['hard_mean', 'focal', 'soft_dice', 'lovasz', 'Criterion', 'balanced_w
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from numbers import Real
 from typing import Optional
 import torch
 from einops import rearrange, reduce
 from torch import Tensor
 
-from ..common.checks import check_ignore, check_labels, as_class_ids
+from ..common.checks import as_class_ids, check_fields, check_ignore, check_labels
 from ..method.layers import full_precision, mean_loss, pixel_losses
 
 # %% ../../nbs/4_training/01_losses.ipynb #c012
@@ -118,15 +117,23 @@ class Criterion:
     ohem_least:int=100_000 # and at least so many
     gamma:float=2. # of focal
 
-    def __post_init__(self): # parsed once: no compiler has to follow a regular expression
-        object.__setattr__(self, '_terms', self._parse())
+    def __post_init__(self):
         if self.class_weights is not None:
             try: weights = tuple(map(float, self.class_weights))
             except (TypeError, ValueError) as e:
                 wrong = f'class_weights={self.class_weights!r}'
                 raise ValueError(f'Criterion: {wrong}; give one number per class') from e
             object.__setattr__(self, 'class_weights', weights)
-        self._check_numbers()
+        check_fields(self)
+        object.__setattr__(self, '_terms', self._parse()) # once: no compiler has to follow a regex
+        if not all(0<=weight<float('inf') for weight in self.class_weights or ()):
+            raise ValueError(f'Criterion: class_weights={self.class_weights}; '
+                             'each is a number from 0 up')
+        if self.ohem is not None and not 0<=self.ohem<=1:
+            raise ValueError(f'Criterion: ohem={self.ohem} is a probability, say .7')
+        if self.ohem_least<0 or self.gamma<0:
+            raise ValueError(f'Criterion: ohem_least={self.ohem_least}, gamma={self.gamma}; '
+                             'neither can be negative')
 
     def __call__(self,
         logits:Tensor, # `b k H W`, as large as the label
@@ -165,21 +172,6 @@ class Criterion:
         if not any(0<factor<float('inf') for factor,_ in terms):
             raise ValueError(f'Criterion: loss={self.loss!r} asks for nothing; give a factor > 0')
         return terms
-
-    def _check_numbers(self):
-        for name in ('ohem', 'ohem_least', 'gamma'):
-            value = getattr(self, name)
-            if name=='ohem' and value is None: continue
-            if isinstance(value, bool) or not isinstance(value, Real):
-                raise ValueError(f'Criterion: {name}={value!r}; a number is wanted')
-        if not all(0<=weight<float('inf') for weight in self.class_weights or ()):
-            raise ValueError(f'Criterion: class_weights={self.class_weights}; '
-                             'each is a number from 0 up')
-        if self.ohem is not None and not 0<=self.ohem<=1:
-            raise ValueError(f'Criterion: ohem={self.ohem} is a probability, say .7')
-        if self.ohem_least<0 or not 0<=self.gamma<float('inf'):
-            raise ValueError(f'Criterion: ohem_least={self.ohem_least}, gamma={self.gamma}; '
-                             'neither can be negative or infinite')
 
     def _check_batch(self, logits, label):
         if logits.shape[-2:]!=label.shape[-2:] or len(logits)!=len(label):

@@ -160,7 +160,7 @@ def test_what_is_said():
     with pytest.raises(ValueError, match='2 class_weights for 3 classes'): Criterion(class_weights=(1.,2.))(torch.zeros(1,3,2,2), torch.zeros(1,2,2).long())
     with pytest.raises(ValueError, match='differ in size'): Criterion()(torch.zeros(1,3,2,2), torch.zeros(1,4,4).long())
     nan = float('nan')
-    for bad,word in (dict(ohem=7.),'a probability'), (dict(ohem=nan),'a probability'), (dict(class_weights=(1.,nan)),'from 0 up'), \
+    for bad,word in (dict(ohem=7.),'a probability'), (dict(ohem=nan),'ohem=nan'), (dict(class_weights=(1.,nan)),'from 0 up'), \
                     (dict(gamma=-1.),'gamma=-1'), (dict(ohem_least=-1),'ohem_least=-1'):
         with pytest.raises(ValueError, match=word): Criterion(**bad)
     for bad in ((1,-1), (0,0), (1,float('nan')), ((1,2),)):
