@@ -515,7 +515,7 @@ def _check_start(a, start): # every option that is given has an effect, or is re
 def _own_rows(a): # rows to train on, rows to judge on, their label space
     from idrnet_nb.data.pairing import csv_pairs
     from idrnet_nb.data.class_lists import space_from_file
-    from idrnet_nb.training.recipes import hold_out
+    from idrnet_nb.data.splits import hold_out
     _check_own(a)
     space = space_from_file(a.classes)
     rows = csv_pairs(a.pairs) if a.pairs else _pairs_in(a, a.images, a.labels)
@@ -833,7 +833,8 @@ def _do_predict(a):
     import torch
     from idrnet_nb.common.device import pick_device
     from idrnet_nb.data.readers import read_image
-    from idrnet_nb.training.inference import load_model, probabilities, save_ids, save_prediction
+    from idrnet_nb.training.inference import load_model, probabilities
+    from idrnet_nb.training.predictions import save_ids, save_prediction
     device = pick_device(a.device)
     _set_limit(a)
     _check_outputs(a)

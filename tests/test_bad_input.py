@@ -73,7 +73,7 @@ def test_label_ids(bad):
     before = state(model.head.refiner)
     data = [(p.byte(),l) for p,l in zip(pictures(), label)]
     with pytest.raises(ValueError, match=f'labels of step 0: {here}'): train(model, data, TrainConfig(steps=1, batch_size=2), 'cpu', progress=False)
-    with pytest.raises(ValueError, match=rf'labels of pictures 0\.\.: {here}'): evaluate(model, data)
+    with pytest.raises(ValueError, match=rf'labels of images 0\.\.: {here}'): evaluate(model, data)
     with pytest.raises(ValueError, match=rf'label has ids \[{bad}\], there are classes 0\.\.3'): Meter(K).update(label.clamp(0,K-1), label)
     assert unchanged(model.head.refiner, before)
 
@@ -396,12 +396,12 @@ def test_backbone_weights_for_another_net(tmp_path):
     with pytest.raises(ValueError, match=r'does not fit TinyBackbone, nothing was loaded. wrong shape: .*file \(8, '): Backbone('tiny', weights=tmp_path/'w.safetensors')
 
 def test_another_label_set(saved, capsys):
-    with pytest.raises(ValueError, match=r"trained for label set 'made up' \(4 classes\), not for 'camvid' \(11\).*relation tables mean nothing"):
+    with pytest.raises(ValueError, match=r"trained for label set 'made up' \(4 classes\), not for 'camvid' \(11\).*relation matrices mean nothing"):
         load_model(saved, LABEL_SPACES['camvid'])
     turned = LabelSpace('turned', space_of(K).classes[::-1], space_of(K).palette)
     with pytest.raises(ValueError, match=r"label set 'made up' \(4 classes\), not for 'turned' \(4\)"): load_model(saved, turned)
     with pytest.raises(ValueError, match=r"model has 4 classes, label space 'five' has 5"): save_model(load_model(saved)[0], saved, space_of(5, 'five'))
-    fails(['evaluate', '--model', saved, '--data', 'world', '--pictures', 1, 1, '--quiet', '--device', 'cpu'], capsys, "label set 'made up'", 'relation tables')
+    fails(['evaluate', '--model', saved, '--data', 'world', '--pictures', 1, 1, '--quiet', '--device', 'cpu'], capsys, "label set 'made up'", 'relation matrices')
 
 def test_weights_of_another_k(saved, tmp_path):
     other = save_model(model_of(k=5), tmp_path/'other', space_of(5))

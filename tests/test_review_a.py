@@ -8,7 +8,7 @@ from idrnet_nb.data.validate import DataFault, Report, check_data, check_parts, 
 from idrnet_nb.data.readers import decode_image
 from idrnet_nb.data.pairing import folder_pairs
 from idrnet_nb.data.class_lists import space_from_file
-from idrnet_nb.training.recipes import hold_out
+from idrnet_nb.data.splits import hold_out
 
 def listed(tmp_path, text, name='classes.txt'):
     (tmp_path/name).write_text(text, encoding='utf-8')

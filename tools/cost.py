@@ -19,7 +19,8 @@ import torch
 
 from idrnet_nb.common.device import pick_device
 from idrnet_nb.experiments.results import provenance, read_rows, write_rows
-from idrnet_nb.training.recipes import RECIPES, cost, timed
+from idrnet_nb.training.costs import cost, timed
+from idrnet_nb.training.recipes import RECIPES
 
 FILE = Path(__file__).resolve().parents[1]/'nbs'/'results'/'recipes.csv'
 COLUMNS = ('date','commit','version','torch','python','device','recipe','kind','processes','batch','pictures','parameters','tflops','steps','exaflops',

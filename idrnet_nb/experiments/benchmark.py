@@ -204,7 +204,7 @@ def run_trial(
     task = task or task_of(run, roots.get(run['data']))
     def keep(meter):
         Path(out).mkdir(parents=True, exist_ok=True)
-        write_atomic(counts_file(run, out), lambda p: save_file({'counts':meter.per_picture}, str(p)))
+        write_atomic(counts_file(run, out), lambda p: save_file({'counts':meter.per_image}, str(p)))
     model_args = {**run['model'], 'weights':weights if run['weights']=='imagenet' else None}
     row = run_variant(run['arm'], task, config_of(run, len(task.train)), device, False, on_step, keep, change, **model_args)[1]
     nice = {k:json.dumps([round(x,2) if x==x else None for x in v]) if k=='iou' else round(v,4) if isinstance(v,float) else v for k,v in row.items()}

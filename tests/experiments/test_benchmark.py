@@ -9,8 +9,8 @@ from idrnet_nb.experiments.benchmark import (BENCH_VARIANTS, SUITES, Trial, meas
     pair_rows, paired, read_counts, run_missing)
 from idrnet_nb.experiments.results import append_rows, read_rows
 from idrnet_nb.cli import main
-from idrnet_nb.models.variants import SWITCHES
-from idrnet_nb.experiments.compare import build, widened, toy_world_task
+from idrnet_nb.models.variants import SWITCHES, widened
+from idrnet_nb.experiments.compare import build, toy_world_task
 from idrnet_nb.models.head import FRAMEWORKS, HeadConfig, SegHead
 from idrnet_nb.training.metrics import scores
 

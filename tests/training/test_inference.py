@@ -247,7 +247,7 @@ def test_evaluate_is_a_loop(net, name):
     p, data, meter = PROTOCOLS[name], [(picture(*s),truth(*s)) for s in SIZES], Meter(K)
     for image,label in data: meter.update(by_hand(net, image, p, label.shape).argmax(1), label[None])
     got = evaluate(net, data, protocol=p)
-    assert got.total.equal(meter.total) and got.per_picture.sum((1,2)).tolist()==[int((l!=255).sum()) for _,l in data]
+    assert got.total.equal(meter.total) and got.per_image.sum((1,2)).tolist()==[int((l!=255).sum()) for _,l in data]
     assert got.scores()['miou']==meter.scores()['miou']
     assert evaluate(net, data, 1, **asdict(p)).total.equal(meter.total)
 
@@ -341,8 +341,8 @@ def test_limit_and_split(tmp_path, capsys):
 def test_without_a_protocol(tmp_path, capsys):
     "The whole picture once, in the size of training if that is known."
     root = layout('ade20k', tmp_path)
-    assert 'pictures as they are; whole picture; probabilities' in run(capsys, '--model', saved(tmp_path/'a','ade20k'), '--data', 'ade20k', '--root', root)[1]
-    assert 'resized to 24x20; whole picture' in run(capsys, '--model', saved(tmp_path/'b','ade20k',size=(24,20)), '--data', 'ade20k', '--root', root)[1]
+    assert 'images as they are; whole image; probabilities' in run(capsys, '--model', saved(tmp_path/'a','ade20k'), '--data', 'ade20k', '--root', root)[1]
+    assert 'resized to 24x20; whole image' in run(capsys, '--model', saved(tmp_path/'b','ade20k',size=(24,20)), '--data', 'ade20k', '--root', root)[1]
 
 @pytest.mark.parametrize('words,said', [
     (('--data','ade20k'), ('needs --root','ADEChallengeData2016.zip','non-commercial')),
@@ -385,7 +385,7 @@ def test_camvid_and_world_as_ever(tmp_path, capsys):
             Image.fromarray(truth(30,40,i).clamp(max=11).byte().numpy()).save(tmp_path/'c'/f'{split}annot'/f'{i}.png')
     model = saved(tmp_path/'m', 'camvid', size=(15,20))
     out = run(capsys, '--model', model, '--data', 'camvid', '--root', tmp_path/'c')[1]
-    assert '3 unseen images (15x20' in out and 'protocol: pictures as they are' in out
+    assert '3 unseen images (15x20' in out and 'protocol: images as they are' in out
     assert '3 unseen images (24x24' in run(capsys, '--model', model, '--data', 'camvid', '--root', tmp_path/'c', '--size', 24)[1]
     model = saved(tmp_path/'p', 'camvid', OF['cityscapes'])
     assert f'protocol: {OF["cityscapes"]}' in run(capsys, '--model', model, '--data', 'camvid', '--root', tmp_path/'c')[1]

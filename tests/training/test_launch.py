@@ -80,7 +80,7 @@ from idrnet_nb.training.recipes import RECIPES, mini
 init_distributed('cpu'); seed_everything(0)
 net, data = mini(RECIPES['laptop_fcn_lip']).build().eval(), SegmentationDataset(DATASETS['lip'].load({str(root)!r}, 'val'), DATASETS['lip'].space)
 both, alone = (evaluate(net, data, batch_size=1, boundary=.02, together=t) for t in (True,False))
-assert torch.equal(both.total, alone.total) and torch.equal(both.per_picture, alone.per_picture) and len(both)==5, rank_and_world_size()
+assert torch.equal(both.total, alone.total) and torch.equal(both.per_image, alone.per_image) and len(both)==5, rank_and_world_size()
 assert str(both.scores())==str(alone.scores())
 torch.distributed.destroy_process_group()
 ''')

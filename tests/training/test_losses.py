@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from idrnet_nb.method.layers import mean_loss, pixel_losses
-from idrnet_nb.training.losses import (Criterion, _kept, balanced_weights, focal, hard_mean,
+from idrnet_nb.training.losses import (Criterion, _weight_tensor, balanced_weights, focal, hard_mean,
     lovasz, soft_dice)
 
 WORDS = ('ce', 'focal', 'dice', 'lovasz', 'ce+dice', '0.5*ce+1.5*lovasz')
@@ -121,9 +121,9 @@ def test_weights_are_made_once():
     c, want = Criterion(class_weights=w), F.cross_entropy(z, label, torch.tensor(w))
     with FakeTensorMode(): c(torch.empty(2,3,4,4), torch.empty(2,4,4, dtype=torch.long)) # keeps nothing that has no values
     with torch.inference_mode(): torch.testing.assert_close(c(z, label), want)
-    before = _kept.cache_info(); x = z.clone().requires_grad_(); c(x, label).backward(); after = _kept.cache_info() # nor what cannot be learnt with
+    before = _weight_tensor.cache_info(); x = z.clone().requires_grad_(); c(x, label).backward(); after = _weight_tensor.cache_info() # nor what cannot be learnt with
     assert x.grad.isfinite().all() and (after.hits-before.hits, after.misses-before.misses)==(1,0)
-    assert _kept(w, torch.float64, z.device).dtype==torch.float64
+    assert _weight_tensor(w, torch.float64, z.device).dtype==torch.float64
     assert c(z.to('meta'), label.to('meta')).device.type=='meta'; torch.testing.assert_close(c(z, label), want)
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
@@ -160,7 +160,7 @@ def test_what_is_said():
     with pytest.raises(ValueError, match='2 class_weights for 3 classes'): Criterion(class_weights=(1.,2.))(torch.zeros(1,3,2,2), torch.zeros(1,2,2).long())
     with pytest.raises(ValueError, match='differ in size'): Criterion()(torch.zeros(1,3,2,2), torch.zeros(1,4,4).long())
     nan = float('nan')
-    for bad,word in (dict(ohem=7.),'a probability'), (dict(ohem=nan),'a probability'), (dict(class_weights=(1.,nan)),'from 0 up'), \
+    for bad,word in (dict(ohem=7.),'a probability'), (dict(ohem=nan),'ohem=nan'), (dict(class_weights=(1.,nan)),'from 0 up'), \
                     (dict(gamma=-1.),'gamma=-1'), (dict(ohem_least=-1),'ohem_least=-1'):
         with pytest.raises(ValueError, match=word): Criterion(**bad)
     for bad in ((1,-1), (0,0), (1,float('nan')), ((1,2),)):

@@ -63,13 +63,13 @@ def test_meter_adds_boundaries():
 def test_streams_without_a_look(monkeypatch):
     "On another device than the CPU nothing is asked of the values; odd ids are told when the total is read. (Played on the CPU.)"
     from idrnet_nb.training import metrics
-    monkeypatch.setattr(metrics, '_tally', lambda at, n: torch.zeros(n, dtype=torch.int64).scatter_add_(0, at, torch.ones_like(at)))
+    monkeypatch.setattr(metrics, '_bincount', lambda x, n: torch.zeros(n, dtype=torch.int64).scatter_add_(0, x, torch.ones_like(x)))
     meter, usual = Meter(7, keep=False), Meter(7, keep=False)
     for seed in range(20): meter.update(*case(seed)[:2])
     monkeypatch.undo()
     for seed in range(20): usual.update(*case(seed)[:2])
     assert torch.equal(meter.total, usual.total) and len(meter)==len(usual)
-    meter._sums[-1] = 2
+    meter._invalid_batches += 2
     with pytest.raises(ValueError, match='2 batches held ids outside 0..6'): meter.scores()
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA')
@@ -115,7 +115,7 @@ def work(rank, world, port, queue, n):
     meter = Meter(7, boundary=.1)
     for i in range(rank, n, world): meter.update(*(x[:1] for x in case(i)[:2]))
     meter.gather()
-    queue.put((rank, len(meter), meter.total.tolist(), meter.per_picture.tolist(), str(meter.scores())))
+    queue.put((rank, len(meter), meter.total.tolist(), meter.per_image.tolist(), str(meter.scores())))
     dist.barrier(); dist.destroy_process_group()
 
 @pytest.mark.parametrize('n', [7, 1])
@@ -128,4 +128,4 @@ def test_gathered_is_one(n):
     for p in procs: p.join(60); assert p.exitcode==0
     one = Meter(7, boundary=.1)
     for i in range(n): one.update(*(x[:1] for x in case(i)[:2]))
-    for _,*x in got: assert x==[n, one.total.tolist(), one.per_picture.tolist(), str(one.scores())]
+    for _,*x in got: assert x==[n, one.total.tolist(), one.per_image.tolist(), str(one.scores())]

@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest, torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from idrnet_nb.method import idr as idrnet
-from idrnet_nb.training import recipes as room
+from idrnet_nb.models import head as head_room
+from idrnet_nb.training import costs as room
 from idrnet_nb.data.datasets import DATASETS
+from idrnet_nb.data.label_spaces import left_right
 from idrnet_nb.method.layers import mean_loss, pixel_losses, upsample
 from idrnet_nb.models.profiling import count_flops
 from idrnet_nb.experiments.results import read_rows
-from idrnet_nb.training.recipes import RECIPES, REPORTED, cost, hours, mini, show_costs, timed
+from idrnet_nb.models.author_weights import PUBLISHED, settings_of
+from idrnet_nb.training.costs import cost, hours, show_costs, timed
+from idrnet_nb.training.recipes import RECIPES, REPORTED, mini
 
 ROOT = Path(__file__).resolve().parents[2]
 FCN, UPER, LIP = (mini(RECIPES[f'idrnet_{n}'], 48) for n in ('fcn_resnet50os8_ade20k', 'upernet_resnet50os8_ade20k', 'aspp_resnet50os8_lip'))
@@ -33,6 +36,21 @@ def tool():
     module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
     return module
 
+# ---- values
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_a_published_recipe_is_the_published_model(name):
+    "recipes.json and the settings that a converted checkpoint is built with say the same."
+    recipe, of = RECIPES[name], settings_of(name)
+    assert (recipe.space, recipe.backbone, recipe.head, recipe.protocol)==(of['space'], of['backbone'], of['head'], of['protocol'])
+
+def test_left_and_right_in_recipes():
+    "Flip pairs are written in recipes.json; the label spaces know them as well."
+    for name,recipe in RECIPES.items():
+        pairs = left_right(recipe.space)
+        assert recipe.augment.flip_pairs in ((), pairs) and recipe.protocol.flip_pairs in ((), pairs), name
+        if not name.startswith('idrnet'): assert recipe.augment.flip_pairs==recipe.protocol.flip_pairs==pairs, name
+
 # ---- bytes
 
 def profiled(f):
@@ -48,7 +66,7 @@ def profiled(f):
     return peak
 
 def held(f, known=lambda: ()):
-    with room._Held() as h:
+    with room.MemoryTracker() as h:
         for t in known(): h.follow(t.untyped_storage())
         t = None # noqa: F841, or the last would live on
         f()
@@ -76,14 +94,14 @@ def test_a_fake_step_holds_what_a_real_one_holds(recipe, amp, monkeypatch):
     def whole(z, y, ignore):
         each = pixel_losses(upsample(z, y.shape[-2:]), y, ignore)
         return mean_loss(each, y, ignore), each.detach()
-    monkeypatch.setattr(idrnet, 'tiled_cross_entropy', whole)
+    monkeypatch.setattr(head_room, 'tiled_cross_entropy', whole)
     assert math.isclose(counted, _real(recipe, amp), rel_tol=1e-3 if amp else 1e-6)
     assert short<=1.02*counted
 
 def _real(recipe, amp): # the most that a real step holds
     model = recipe.build(); opt = torch.optim.AdamW(model.parameters())
     for p in model.parameters(): p.grad = torch.zeros_like(p)
-    def step(): opt.step(); opt.zero_grad(); room._fake_step(recipe, model, 4, amp); opt.step()
+    def step(): opt.step(); opt.zero_grad(); room._forward_backward(recipe, model, 4, amp); opt.step()
     return held(step, lambda: [*model.parameters(), *model.buffers(), *[p.grad for p in model.parameters()]]).peak
 
 @pytest.mark.parametrize('recipe', [FCN, UPER], ids=lambda r: r.name)
@@ -127,7 +145,7 @@ def test_a_batch_that_cannot_be_shared(batch, processes, accumulate, said):
     with pytest.raises(ValueError, match=said): cost(replace(how(FCN, batch_size=8, accumulate=accumulate), name='r'), 100, batch, processes)
 
 def test_too_few_pictures():
-    with pytest.raises(ValueError, match='3 pictures make no batch of 4'): cost(FCN, 3)
+    with pytest.raises(ValueError, match='3 images make no batch of 4'): cost(FCN, 3)
 
 # ---- operations
 
@@ -144,7 +162,7 @@ def test_operations_of_a_plain_model_layer_by_layer():
     def look(m, x, y): first.append(not x[0].requires_grad); found.append(2*y.numel()*m.weight[0].numel())
     for m in model.modules():
         if isinstance(m, (nn.Conv2d, nn.Linear)): m.register_forward_hook(look)
-    room._fake_step(plain, model, 4, None)
+    room._forward_backward(plain, model, 4, None)
     part = [model.head.final.conv.conv] # the one whose weight is used without it
     found += [2*4*12*12*m.weight.numel() for m in part]; first += [False]*len(part)
     assert sum(first)==1
