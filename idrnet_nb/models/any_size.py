@@ -26,7 +26,8 @@ def pad_to_multiple(
     Raises ValueError when `multiple < 1` or `x` is empty."""
     H, W = x.shape[-2:]
     if multiple<1: raise ValueError(f'pad_to_multiple: multiple={multiple} must be 1 or more')
-    if not (H and W): raise ValueError(f'pad_to_multiple: the image is empty, shape {tuple(x.shape)}')
+    if not (H and W):
+        raise ValueError(f'pad_to_multiple: the image is empty, shape {tuple(x.shape)}')
     return F.pad(x, (0, _missing(W, multiple), 0, _missing(H, multiple)), value=value), (H, W)
 
 # %% ../../nbs/2_models/14_any_size.ipynb #c062
