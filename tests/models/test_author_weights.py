@@ -106,7 +106,8 @@ def test_swin_is_theirs(size):
     net = Backbone(**TINY_SWIN).eval()
     state = {author.backbone_key(n, is_swin=True): t+torch.randn_like(t)*.2 for n,t in net.state_dict().items()}
     merged = lambda n: '.downsample.' in n
-    net.load_state_dict({n: permute_patch_merging(state[author.backbone_key(n, is_swin=True)]) if merged(n) else state[author.backbone_key(n, is_swin=True)] for n in net.state_dict()})
+    taken = {n:state[author.backbone_key(n, is_swin=True)] for n in net.state_dict()}
+    net.load_state_dict({n:permute_patch_merging(t) if merged(n) else t for n,t in taken.items()})
     x = torch.randn(2,3,*size)
     with torch.no_grad():
         got = net(x); want = author_backbones.swin(x, state, TINY_SWIN['depths'], TINY_SWIN['num_heads'], TINY_SWIN['window_size'])
