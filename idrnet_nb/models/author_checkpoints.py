@@ -106,8 +106,6 @@ def _find_weights(held, where):
         key = next((k for k in ('model','state_dict') if isinstance(held.get(k), dict)), None)
         if key is None: break
         held, under_key = held[key], True
-    def is_plain(t):
-        return t.layout is torch.strided and not (t.is_meta or t.is_quantized or t.is_nested)
     is_bare = isinstance(held, dict) and held and all(isinstance(t, Tensor) for t in held.values())
     if not under_key and not is_bare:
         has = sorted(map(str, held))[:5] if isinstance(held, dict) else type(held).__name__
@@ -115,14 +113,13 @@ def _find_weights(held, where):
                          "is it an authors' checkpoint?")
     if not held:
         raise ValueError(f'{where} has no weights, its list of them is empty; download it again')
-    odd = [name for name in held if not isinstance(name, str)]
-    if odd: raise ValueError(f'{where}: {odd[:3]} are no names of weights')
-    odd = [name for name,value in held.items() if not isinstance(value, Tensor)]
-    if odd: raise ValueError(f'{where}: {odd[:3]} are no tensors')
-    odd = [name for name,tensor in held.items() if not is_plain(tensor)]
-    if odd:
-        raise ValueError(f'{where}: {odd[:3]} are sparse, quantised, nested or without values; '
-                         'save plain tensors')
+    for what,is_odd in (
+            ('no names of weights', lambda name,_: not isinstance(name, str)),
+            ('no tensors', lambda _,t: not isinstance(t, Tensor)),
+            ('sparse, quantised, nested or without values; save plain tensors', lambda _,t:
+                t.layout is not torch.strided or t.is_meta or t.is_quantized or t.is_nested)):
+        odd = [name for name,value in held.items() if is_odd(name, value)]
+        if odd: raise ValueError(f'{where}: {odd[:3]} are {what}')
     wrapper = re.compile(r'(module\.|_orig_mod\.)+') # DistributedDataParallel, torch.compile
     if not all(wrapper.match(name) for name in held): return dict(held)
     return {wrapper.sub('', name, count=1):tensor for name,tensor in held.items()}

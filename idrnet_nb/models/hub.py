@@ -53,9 +53,9 @@ def write_model(
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder/WEIGHTS, lambda path: save_file(tensors, path, metadata=header))
         write_atomic(folder/CONFIG, lambda path: path.write_text(text))
-        if not card: return folder
-        write_atomic(folder/CARD,
-                     lambda path: path.write_text(card, encoding='utf-8', errors='replace'))
+        if card:
+            text_of_card = card.encode('utf-8', 'replace')
+            write_atomic(folder/CARD, lambda path: path.write_bytes(text_of_card))
     except OSError as e: raise OSError(_cannot_write(folder, e)) from e
     return folder
 
