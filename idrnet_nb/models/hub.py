@@ -307,8 +307,8 @@ def model_card(
              'tags: [idrnet, semantic-segmentation]', '---', '', f'# {title}', '']
     for part,settings in config.items():
         if not isinstance(settings, dict) or part=='space': continue
-        told = [_one_line(f'{k}={v}') for k,v in settings.items() if v is not None]
-        lines.append(f'- {part}: {", ".join(told)}')
+        values = [_one_line(f'{k}={v}') for k,v in settings.items() if v is not None]
+        lines.append(f'- {part}: {", ".join(values)}')
     lines += ['', '```python', 'from idrnet_nb.models.segmentor import Segmentor',
               "model = Segmentor.from_pretrained('owner/model')   # or a folder", '```',
               '', '## Measured', '']
