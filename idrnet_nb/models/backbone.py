@@ -16,7 +16,7 @@ from torch import nn, Tensor
 from torch.nn import functional as F
 
 from ..common.files import read_safetensors_header
-from .any_size import accept_any_size, pad_to_multiple, crop # noqa: F401 other rooms read crop from here
+from .any_size import accept_any_size, pad_to_multiple
 from .receptive_field import TinyBackbone
 from .weights import (
     IMAGENET_MEAN, IMAGENET_STD, WeightsNote, check_network, colour_stats, load_weights,

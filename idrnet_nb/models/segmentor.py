@@ -15,7 +15,8 @@ from torch import nn, Tensor
 from ..common.checks import check_finite, check_images, check_scale, check_size, as_class_ids
 from ..data.labels import LabelSpace
 from ..method.layers import upsample
-from .backbone import Backbone, crop, pad_to_multiple
+from .any_size import crop, pad_to_multiple
+from .backbone import Backbone
 from .head import FRAMEWORKS, HeadConfig, SegHead
 from .hub import HubMixin
 from .weights import colour_stats

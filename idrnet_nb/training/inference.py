@@ -24,7 +24,7 @@ from ..common.files import write_atomic
 from ..common.distributed import shard
 from .metrics import Meter
 from ..models.hub import CONFIG, as_json, fetch, read_model
-from ..models.backbone import crop
+from ..models.any_size import crop
 from ..method.layers import full_precision, upsample
 from ..models.segmentor import Segmentor
 from ..data.fingerprint import describe_data, plain_settings
