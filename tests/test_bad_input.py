@@ -121,7 +121,7 @@ def test_no_rgb_picture(shape):
     with pytest.raises(ValueError, match='must be `b 3 H W` RGB.*grey and RGBA images: idrnet_nb.data.dataset.read_image'): model_of()(torch.rand(shape))
 
 def test_empty_picture():
-    with pytest.raises(ValueError, match=r'picture is empty, shape \(2, 3, 0, 16\)'): model_of()(pictures(h=0))
+    with pytest.raises(ValueError, match=r'image is empty, shape \(2, 3, 0, 16\)'): model_of()(pictures(h=0))
 
 # --- nan
 @pytest.mark.parametrize('value', [math.nan, math.inf])

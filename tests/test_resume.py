@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch import nn
 from idrnet_nb.training import checkpoint
-from idrnet_nb.models.backbone import pad_to_multiple
+from idrnet_nb.models.any_size import pad_to_multiple
 from idrnet_nb.training.checkpoint import (checkpoints, load_checkpoint, pack, save_checkpoint,
     unpack)
 from idrnet_nb.common.checks import IGNORE

@@ -27,7 +27,7 @@ from idrnet_nb.experiments.results import (append_rows, provenance, as_floats, r
 from ..models.profiling import gmacs, time_interleaved, peak_memory
 from ..data.datasets import DATASETS
 from ..training.config import TrainConfig
-from ..training.trainer import precision
+from ..common.device import precision
 from .compare import Task, build, dataset_task, run_variant, toy_world_task
 
 # %% ../../nbs/5_experiments/04_benchmark.ipynb #c010

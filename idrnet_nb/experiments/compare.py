@@ -38,7 +38,8 @@ from ..models.segmentor import build_segmentor
 from ..models.variants import parse_variant, widened
 from ..training.inference import evaluate, load_model, probabilities, EvalProtocol, save_model
 from ..training.metrics import auroc, interval
-from ..training.trainer import train, TrainConfig
+from ..training.trainer import train
+from ..training.config import TrainConfig
 
 # %% ../../nbs/5_experiments/02_compare.ipynb #c014
 @dataclass

@@ -30,7 +30,7 @@ from ..models.head import HeadConfig, SegHead
 from ..models.profiling import gmacs, peak_memory, time_interleaved
 from ..models.segmentor import build_segmentor
 from ..models.tiled_cross_entropy import tile_by_tile, tiled_cross_entropy
-from ..training.trainer import precision
+from ..common.device import precision
 
 # %% ../../nbs/5_experiments/10_speed.ipynb #c008
 def module(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..data.labels import LabelSpace, palette
 from ..common.checks import check_finite, check_labels, check_scale
 from ..data.visualize import show_mask, show_legend, show_image
-from ..models.backbone import crop, pad_to_multiple
+from ..models.any_size import crop, pad_to_multiple
 from ..method.layers import upsample
 from ..method.deletion import class_loss_stats, zero_context, remove_class
 from ..data.readers import read_image

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from .. import __version__
 from ..common.checks import IGNORE, check_finite, check_labels
 from ..common.files import write_atomic
-from .backbone import crop
+from .any_size import crop
 from .weights import load_weights
 from ..method.layers import Classifier, ConvNormAct, conv1x1_part, mean_loss, pixel_losses, upsample
-from .head import FRAMEWORKS, HeadConfig, SegHead, check_deleted
+from .head import FRAMEWORKS, HeadConfig, SegHead
+from ..method.deletion import check_deleted
 from ..method.idr import IDRContext, learn_memory, learn_relations, deletion_pass
 from ..method.deletion import sample_deleted
 

@@ -12,14 +12,15 @@ from torch import nn, Tensor
 
 # %% ../../nbs/2_models/01_receptive_field.ipynb #c017
 def receptive_field(
-    layers:Sequence[tuple[int,int,int]], # (kernel, stride, dilation) a layer, the first layer first
-)->list[tuple[int,int]]: # (field, jump) in pixels after each layer; the picture itself is (1, 1)
-    "Window seen by a cell, and distance between cells: `field += (kernel-1)*dilation*jump; jump *= stride`."
-    field,jump,out = 1,1,[]
+    layers:Sequence[tuple[int,int,int]], # (kernel, stride, dilation) per layer, the first one first
+)->list[tuple[int,int]]: # (field, jump) in pixels after each layer; the image itself is (1, 1)
+    """Window seen by a cell, and distance between cells:
+    `field += (kernel-1)*dilation*jump; jump *= stride`."""
+    field, jump, out = 1, 1, []
     for kernel,stride,dilation in layers:
         field += (kernel-1)*dilation*jump
         jump *= stride
-        out.append((field,jump))
+        out.append((field, jump))
     return out
 
 # %% ../../nbs/2_models/01_receptive_field.ipynb #c028
@@ -28,13 +29,18 @@ def local_stage(
     c_out:int, # channels out
     step:int, # side of the patch that becomes one cell: 1 keeps the grid
 )->nn.Sequential: # `b c_in h w` -> `b c_out h/step w/step`
-    "Patches that do not overlap, then a 1×1 mixing: the window grows by `step` and no further."
-    def conv(c,k): return [nn.Conv2d(c,c_out,k,stride=k,bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]
-    return nn.Sequential(*conv(c_in,step), *conv(c_out,1))
+    """Convolution over patches that do not overlap, then a 1×1 convolution:
+    the window grows by `step` and no further."""
+    return nn.Sequential(
+        nn.Conv2d(c_in, c_out, step, stride=step, bias=False),
+        nn.BatchNorm2d(c_out), nn.ReLU(inplace=True),
+        nn.Conv2d(c_out, c_out, 1, bias=False),
+        nn.BatchNorm2d(c_out), nn.ReLU(inplace=True))
 
 # %% ../../nbs/2_models/01_receptive_field.ipynb #c030
 class TinyBackbone(nn.Module):
-    "Four maps from patches alone: a cell of a map of stride `s` sees its own `s × s` pixels and nothing else."
+    """Four maps from patches alone: a cell of a map of stride `s` sees its own `s × s` pixels
+    and nothing else."""
     def __init__(self,
         output_stride:int=4, # stride of the last map, in pixels: 4, 8 or 16
         width:int=32, # channels of the first map; the others have 2, 2 and 4 times as many
@@ -43,42 +49,46 @@ class TinyBackbone(nn.Module):
         super().__init__()
         if output_stride not in (4,8,16):
             raise ValueError(f'TinyBackbone: output_stride={output_stride}; it can be 4, 8 or 16')
-        self.strides = [2, 4, min(8,output_stride), output_stride]
+        self.strides = [2, 4, min(8, output_stride), output_stride]
         self.channels = [width, 2*width, 2*width, 4*width]
-        steps = [b//a for a,b in zip([1]+self.strides, self.strides)]
-        self.stages = nn.ModuleList(map(local_stage, [3]+self.channels[:-1], self.channels, steps))
+        steps = [after//before for before,after in zip([1, *self.strides], self.strides)]
+        channels_in = [3, *self.channels]
+        self.stages = nn.ModuleList(map(local_stage, channels_in, self.channels, steps))
 
     def forward(self,
         x:Tensor, # `b 3 H W`, both sides a multiple of the output stride
     )->list[Tensor]: # `b c h w`, the finest map first
         maps = []
-        for stage in self.stages: maps.append(x := stage(x))
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
         return maps
 
 # %% ../../nbs/2_models/01_receptive_field.ipynb #c041
 def gradient_field(
     net:nn.Module, # gives one `b c h w` map, or a list of which the last counts
-    size:tuple[int,int], # H W of the picture, pixels
-    at:tuple[int,int]|None=None, # row and column of the cell asked; None = the middle one
-    channels:int=3, # of the picture
-    seed:int=0, # of the random picture
-)->Tensor: # `H W`, strength with which each pixel moves the cell; 0 = unseen, or cut off by a ReLU
-    "Measured receptive field: the gradient of one cell with respect to the picture, in eval mode."
-    modes = [(m,m.training) for m in net.modules()]
-    x = torch.randn(1,channels,*size, generator=torch.Generator().manual_seed(seed)).requires_grad_()
-    try: out = net.eval()(x)
+    size:tuple[int,int], # H W of the image, pixels
+    at:tuple[int,int]|None=None, # row and column of the cell; None: the middle one
+    channels:int=3, # of the image
+    seed:int=0, # of the random image
+)->Tensor: # `H W`, how strongly each pixel moves the cell; 0: unseen, or cut off by a ReLU
+    "Measured receptive field: the gradient of one cell with respect to the image, in eval mode."
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(1, channels, *size, generator=generator).requires_grad_()
+    modes = [(module, module.training) for module in net.modules()]
+    try: out = net.eval()(image)
     finally:
-        for m,mode in modes: m.training = mode
-    out = out if isinstance(out,Tensor) else out[-1]
-    i,j = at or (out.shape[2]//2, out.shape[3]//2)
-    grad, = torch.autograd.grad(out[0,:,i,j].sum(), x)
-    return grad.abs().sum((0,1))
+        for module,mode in modes: module.training = mode
+    last = out if isinstance(out, Tensor) else out[-1]
+    i, j = at or (last.shape[2]//2, last.shape[3]//2)
+    gradient, = torch.autograd.grad(last[0,:,i,j].sum(), image)
+    return gradient.abs().sum((0,1))
 
 # %% ../../nbs/2_models/01_receptive_field.ipynb #c044
 def field_box(
-    field:Tensor, # `H W`, 0 = unseen
+    field:Tensor, # `H W`, 0: unseen
 )->tuple[int,int,int,int]: # top, left, height, width in pixels; all 0 when nothing is seen
     "Smallest rectangle that holds all pixels seen."
-    rows,cols = [torch.where((field!=0).any(d))[0] for d in (1,0)]
-    if not len(rows): return 0,0,0,0
-    return rows[0].item(), cols[0].item(), (rows[-1]-rows[0]+1).item(), (cols[-1]-cols[0]+1).item()
+    rows, cols = ((field!=0).any(axis).nonzero()[:,0].tolist() for axis in (1,0))
+    if not rows: return 0, 0, 0, 0
+    return rows[0], cols[0], rows[-1]-rows[0]+1, cols[-1]-cols[0]+1

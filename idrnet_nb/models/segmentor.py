@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ..common.checks import as_class_ids, check_finite, check_images, check_scale, check_size
 from ..data.labels import LabelSpace
 from ..method.layers import upsample
-from .backbone import Backbone, crop, pad_to_multiple
+from .any_size import crop, pad_to_multiple
+from .backbone import Backbone
 from .head import FRAMEWORKS, HeadConfig, HeadOutput, SegHead
 from .hub import HubMixin
 from .weights import colour_stats

@@ -22,7 +22,7 @@ from ..data.fingerprint import describe_data, plain_settings
 from ..data.labels import LabelSpace
 from ..data.transforms import fit_size
 from ..method.layers import full_precision, upsample
-from ..models.backbone import crop
+from ..models.any_size import crop
 from ..models.hub import CONFIG, as_json, fetch, read_model
 from ..models.segmentor import Segmentor
 from .metrics import Meter

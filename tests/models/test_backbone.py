@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest, torch
 from safetensors.torch import save_file
 from torch import nn
-from idrnet_nb.models.backbone import Backbone, crop, pad_to_multiple
+from idrnet_nb.models.any_size import crop, pad_to_multiple
+from idrnet_nb.models.backbone import Backbone
 from idrnet_nb.models.receptive_field import (TinyBackbone, field_box, gradient_field,
     receptive_field)
 from idrnet_nb.models.weights import load_weights
@@ -132,7 +133,7 @@ def test_bad_arguments(args, message):
 
 @pytest.mark.parametrize('x', [torch.zeros(3,8,8), torch.zeros(1,4,8,8), torch.zeros(1,1,8,8), torch.zeros(1,3,8,8,dtype=torch.uint8)])
 def test_bad_pictures(x):
-    with pytest.raises(ValueError, match="backbone 'tiny': expected a float picture `b 3 H W`"): Backbone('tiny',width=4)(x)
+    with pytest.raises(ValueError, match="backbone 'tiny': expected float images `b 3 H W`"): Backbone('tiny',width=4)(x)
 def test_empty_picture():
     with pytest.raises(ValueError, match='empty'): Backbone('tiny',width=4)(torch.zeros(1,3,0,8))
 

@@ -177,9 +177,9 @@ def test_another_answer_is_not_kept(tmp_path):
     pytest.importorskip('onnxruntime')
     model, path = shaken('fcn', False, Moody()), tmp_path/'m.onnx'
     path.write_text('the old one')
-    with pytest.raises(RuntimeError, match='differs from the model by .* on 2 pictures'): export_onnx(model, path)
+    with pytest.raises(RuntimeError, match='differs from the model by .* on 2 images'): export_onnx(model, path)
     assert path.read_text()=='the old one' and len(list(tmp_path.iterdir()))==1
-    with pytest.raises(RuntimeError, match='(does not run|of the largest logit) on 2 pictures'): export_program(model, tmp_path/'m.pt2')
+    with pytest.raises(RuntimeError, match='(does not run|of the largest logit) on 2 images'): export_program(model, tmp_path/'m.pt2')
     with torch.no_grad(): model.head.final.score.weight.fill_(torch.nan)
     with pytest.raises(RuntimeError, match='nan of the largest logit'): export_program(model, tmp_path/'m.pt2')
     assert len(list(tmp_path.iterdir()))==1
@@ -235,14 +235,14 @@ WRONG = [ # argument, value, error, words
 @pytest.mark.parametrize('name,value,error,words_', WRONG, ids=lambda x: str(x)[:20])
 def test_wrong_arguments(how, name, value, error, words_, tmp_path, monkeypatch):
     if how=='onnx': pytest.importorskip('onnxruntime')
-    monkeypatch.setattr('idrnet_nb.models.export._follow', lambda *a: pytest.fail('the work had begun'))
+    monkeypatch.setattr('idrnet_nb.models.export.ExportModel.trace', lambda *a: pytest.fail('the work had begun'))
     with pytest.raises(error, match=words_): calls(tmp_path)[how](shaken('fcn', idr=False), **{name:value})
     assert not list(tmp_path.iterdir())
 
 @pytest.mark.parametrize('how,ending', (('program','.pt2'), ('onnx','.onnx')))
 def test_wrong_places(how, ending, tmp_path, monkeypatch):
     if how=='onnx': pytest.importorskip('onnxruntime')
-    monkeypatch.setattr('idrnet_nb.models.export._follow', lambda *a: pytest.fail('the work had begun'))
+    monkeypatch.setattr('idrnet_nb.models.export.ExportModel.trace', lambda *a: pytest.fail('the work had begun'))
     (tmp_path/f'folder{ending}').mkdir(); (tmp_path/'file').write_text('mine')
     call, model = calls(tmp_path)[how], shaken('fcn', idr=False)
     with pytest.raises(ValueError, match='is a folder; give the name of a file'): call(model, tmp_path/f'folder{ending}')

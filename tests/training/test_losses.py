@@ -270,7 +270,7 @@ def test_strips_read_nothing_from_the_device():
     "Tensors without values: whatever asked for one would raise."
     from torch._subclasses import FakeTensorMode
     from torch._subclasses.fake_tensor import DataDependentOutputException
-    from idrnet_nb.models.tiled_cross_entropy import _walk
+    from idrnet_nb.data.pairing import _walk
     with FakeTensorMode():
         z, y = torch.randn(2,150,16,16), torch.randint(0,150,(2,128,128))
         mean, each, slope = _walk(z, y, 255, True)
