@@ -171,7 +171,7 @@ def read_model(
         raise ValueError(f'{where} is no JSON ({e}); copy the folder again') from e
 
     config = read_settings(text, where)
-    missing = sorted({*needed, 'format'} - set(config))
+    missing = sorted(set(needed) - set(config)) or sorted({'format'} - set(config))
     if missing: raise ValueError(f'{where} lacks {missing}; it was not written by save_pretrained')
     if type(config['format']) is not int:
         raise ValueError(f'{where} has format {config["format"]!r}, a number was expected; '

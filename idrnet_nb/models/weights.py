@@ -28,7 +28,8 @@ def read_tensors(
     path:str|Path, # a .safetensors file
 )->dict: # name -> tensor
     "All tensors of a file. Raises FileNotFoundError, or ValueError saying why it is unreadable."
-    with open_safetensors(path) as file: return {name:file.get_tensor(name) for name in file.keys()}
+    from safetensors.torch import load_file
+    with open_safetensors(path): return load_file(path) # in the order of the file
 
 # %% ../../nbs/2_models/02_weights.ipynb #c067
 def weight_faults(
