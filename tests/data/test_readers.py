@@ -685,7 +685,7 @@ def test_arrays_of_colours():
     holes[0, :3, 3] = 254
     for wrong, word in (
         (holes, '3 pixels are transparent'),
-        (colours[..., 0], 'one number a pixel.*read_mask'),
+        (colours[..., 0], 'one number per pixel.*read_mask'),
         (colours / 255, 'float64.*round it'),
         (colours.astype(np.int16) - 200, 'from -200'),
         (np.moveaxis(colours, -1, 0), r'\(3, 4, 5\)'),
