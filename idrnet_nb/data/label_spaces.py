@@ -25,6 +25,9 @@ def published_space(
 )->LabelSpace:
     "An entry of label_spaces.json as a label space. ValueError as `LabelSpace` raises it."
     if isinstance(raw_ids, int): raw_ids = range(raw_ids, raw_ids+len(classes))
+    if len(raw_ids)!=len(classes):
+        raise ValueError(f'label space {name!r}: {len(classes)} classes need as many raw_ids, '
+                         f'these are {len(raw_ids)}')
     raw_to_train = {raw:IGNORE for raw in ignored_raw_ids}
     for train, ids in enumerate(raw_ids):
         for raw in ids if isinstance(ids, list) else [ids]: raw_to_train[raw] = train

@@ -69,7 +69,8 @@ class SourceFile:
         is_row = isinstance(source, dict)
         self.path = source.get('path') if is_row else source
         self.data = source.get('bytes') if is_row else None
-        self.what, self.name = what, str(self.path) if self.path else f'{what} held in memory'
+        self.what = what
+        self.name = str(self.path) if self.path else f'{what} held in memory'
         if self.data is None and not (self.path and Path(self.path).is_file()):
             raise FileNotFoundError(f'{what}: no file {self.name!r}; '
                                     'check the folder, or fetch the dataset again')
@@ -143,7 +144,7 @@ def open_image(
     "FileNotFoundError, or BadFile for what is broken, too large or of several frames."
     from PIL import Image
     file = SourceFile(source, what)
-    # Pillow warns of large images and of broken EXIF, without a name; that is left out, unless asked for
+    # Pillow warns of large images and broken EXIF without a name: left out, unless asked for
     if not any(f[2] is Image.DecompressionBombWarning for f in warnings.filters):
         ignore = dict(action='ignore', append=True)
         warnings.filterwarnings(category=Image.DecompressionBombWarning, **ignore)
