@@ -100,19 +100,24 @@ def show_matrix(
         ax = plt.subplots(figsize=size, dpi=56)[1]
     top = np.nanmax(np.abs(x), initial=0) or 1.
     drawn = ax.imshow(x, cmap='PuOr', vmin=-top, vmax=top, aspect='auto')
-    for i in range(k):
-        for width, colour in (3, 'white'), (1.2, 'black'): # seen on light and on dark
-            ax.add_patch(plt.Rectangle((i-.5, i-.5), 1, 1, fill=False, ec=colour,
-                                       lw=width*min(1, 12/k)))
-    if k>12: ax.figure.colorbar(drawn, ax=ax, label='by how much')
-    else:
-        for (i,j),v in np.ndenumerate(x):
-            colour = 'white' if abs(v)>.6*top else 'black'
-            ax.text(j, i, f'{v:.2g}' if v else '·', ha='center', va='center', fontsize=8,
-                    color=colour)
+    _frame_diagonal(ax, k)
+    if k<=12: _write_numbers(ax, x, top)
+    else: ax.figure.colorbar(drawn, ax=ax, label='by how much')
     ax.set_xticks(range(k), names, rotation=90, fontsize=8)
     ax.set_yticks(range(k), names, fontsize=8)
     ax.set_xlabel('whose loss moved', fontsize=9)
     ax.set_ylabel('deleted', fontsize=9)
     if title: ax.set_title(title, fontsize=9)
     return ax
+
+def _frame_diagonal(ax, k):
+    from matplotlib.patches import Rectangle
+    for i in range(k):
+        for colour, width in ('white', 3), ('black', 1.2): # seen on light and on dark
+            width *= min(1, 12/k)
+            ax.add_patch(Rectangle((i-.5, i-.5), 1, 1, fill=False, ec=colour, lw=width))
+
+def _write_numbers(ax, x, top):
+    for (i,j),v in np.ndenumerate(x):
+        colour = 'white' if abs(v)>.6*top else 'black'
+        ax.text(j, i, f'{v:.2g}' if v else '·', ha='center', va='center', fontsize=8, color=colour)
