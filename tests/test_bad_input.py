@@ -322,7 +322,7 @@ def tree(tmp_path):
 def test_broken_jpeg_in_the_training_folder(tree, workers, capsys, tmp_path):
     space = LABEL_SPACES['camvid']
     data = SegmentationDataset(camvid(tree, 'train'), space, size=(16,16), augment=Augment(crop=(16,16)))
-    with pytest.raises(ValueError, match=r'(?s)picture: .*p1\.jpg.* cannot be read: it is cut short or broken'):
+    with pytest.raises(ValueError, match=r'(?s)image: .*p1\.jpg.* cannot be read: it is cut short or broken'):
         train(model_of(k=11), data, TrainConfig(steps=1, batch_size=3, workers=workers), 'cpu', progress=False)
     if workers: return
     small = ['--width', 8, '--size', '16x16', '--steps', 1, '--batch', 3, '--quiet', '--device', 'cpu', '--out', tmp_path/'run']

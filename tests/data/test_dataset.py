@@ -282,7 +282,7 @@ def test_grey_and_rgba_pairs(tree):
     assert pairs[0][0].shape==pairs[1][0].shape==(3,20,30) and (pairs[0][0][0]==pairs[0][0][2]).all()
 
 @pytest.mark.parametrize('spoil', [lambda b: b[:len(b)//2], lambda b: b[:20], lambda b: b'', lambda b: b'GIF89a', lambda b: b[:60]+b'\0'*40+b[100:]])
-@pytest.mark.parametrize('folder,what', [('train','picture'),('trainannot','label')])
+@pytest.mark.parametrize('folder,what', [('train','image'),('trainannot','label')])
 def test_broken_png(tree, spoil, folder, what):
     f = tree/folder/'p1.png'; f.write_bytes(spoil(f.read_bytes()))
     with pytest.raises(ValueError, match=rf"{what}: .*{folder}.p1\.png.* cannot be read: it is .*; fetch it again"): SegmentationDataset(camvid(tree),SPACE)[1]
@@ -290,17 +290,17 @@ def test_broken_png(tree, spoil, folder, what):
 def test_cut_jpeg_and_missing(tree, tmp_path):
     rows = camvid(tree)
     (tree/'train'/'p1.png').unlink()
-    with pytest.raises(FileNotFoundError, match=r"picture: no file .*p1\.png"): SegmentationDataset(rows,SPACE)[1]
+    with pytest.raises(FileNotFoundError, match=r"image: no file .*p1\.png"): SegmentationDataset(rows,SPACE)[1]
     Image.fromarray(np.zeros((64,64,3),np.uint8)).save(tmp_path/'c.jpg'); b = (tmp_path/'c.jpg').read_bytes()
     (tmp_path/'c.jpg').write_bytes(b[:-30])
     with pytest.raises(ValueError, match='cut short'): read_image(tmp_path/'c.jpg')
-    with pytest.raises(ValueError, match='picture held in memory.* no image'): read_image(dict(bytes=b'x',path=None))
+    with pytest.raises(ValueError, match='image held in memory.* no image'): read_image(dict(bytes=b'x',path=None))
 
 # --- labels
 def test_rgb_label(tree):
     with Image.open(tree/'trainannot'/'p2.png') as im: im = im.convert('RGB')
     im.save(tree/'trainannot'/'p2.png')
-    with pytest.raises(ValueError, match=r'p2\.png.* is RGB, but one index a pixel'): SegmentationDataset(camvid(tree),SPACE)[2]
+    with pytest.raises(ValueError, match=r'p2\.png.* is RGB, but one index per pixel'): SegmentationDataset(camvid(tree),SPACE)[2]
 def test_unseen_id(tree):
     Image.fromarray(np.full((20,30),12,np.uint8)).save(tree/'trainannot'/'p2.png')
     with pytest.raises(ValueError, match=r"p2\.png.*'camvid' does not know: 12 \(600 pixels\)"): SegmentationDataset(camvid(tree),SPACE)[2]

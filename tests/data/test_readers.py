@@ -364,7 +364,7 @@ def test_a_large_variable_that_is_packed_small(limit):
 def test_no_damaged_mat_ends_the_process():
     "In a process of its own, which must come to its end: scipy.io.loadmat was ended by the system (exit 139) at some such files."
     code = f'''
-import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]
+import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests' / 'data')!r}]
 import numpy as np
 from test_readers import mat, damaged, held, MASK, SPACE
 from idrnet_nb.data.readers import BadFile, decode_mask
@@ -512,7 +512,7 @@ def test_the_limit_of_pixels(limit, tmp_path):
 def test_a_large_image_is_no_noise(tmp_path):
     "Between half the limit and the limit Pillow warns, without a name."
     Image.fromarray(RGB).save(tmp_path / 'big.png')
-    code = f"from PIL import Image; Image.MAX_IMAGE_PIXELS = 400\nfrom idrnet_nb.data.dataset import read_image; print(read_image({str(tmp_path / 'big.png')!r}).shape)"
+    code = f"from PIL import Image; Image.MAX_IMAGE_PIXELS = 400\nfrom idrnet_nb.data.readers import read_image; print(read_image({str(tmp_path / 'big.png')!r}).shape)"
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr, done.stdout.strip()) == (0, '', '(20, 30, 3)')
 
@@ -635,7 +635,7 @@ def test_lookup_by_table_and_by_list_agree(monkeypatch):
 def test_masks_that_are_no_index_mask(mode, word, tmp_path):
     im = Image.fromarray(RGB) if mode == 'colours' else Image.fromarray(MASK).convert(mode)
     (path := tmp_path / 'm.tiff').write_bytes(encoded(im, 'TIFF'))
-    with pytest.raises(BadFile, match=rf"m\.tiff' is \w+, but one index a pixel was expected; .*{word}") as e:
+    with pytest.raises(BadFile, match=rf"m\.tiff' is \w+, but one index per pixel was expected; .*{word}") as e:
         read_mask(path, SPACE)
     assert e.value.kind == 'no index mask'
     if word == 'getchannel':  # what is said to do does it
@@ -685,7 +685,7 @@ def test_arrays_of_colours():
     holes[0, :3, 3] = 254
     for wrong, word in (
         (holes, '3 pixels are transparent'),
-        (colours[..., 0], 'one number a pixel.*read_mask'),
+        (colours[..., 0], 'one number per pixel.*read_mask'),
         (colours / 255, 'float64.*round it'),
         (colours.astype(np.int16) - 200, 'from -200'),
         (np.moveaxis(colours, -1, 0), r'\(3, 4, 5\)'),
