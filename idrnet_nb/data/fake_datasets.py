@@ -12,88 +12,126 @@ from typing import NamedTuple
 import numpy as np
 
 from ..common.checks import IGNORE
+from .datasets import DATASETS
 from .labels import LabelSpace, palette
 
 # %% ../../nbs/3_data/12_fake_datasets.ipynb #c012
 def _raw_ids(space):
-    "Train id -> the file ids that become it; 255 only where there is no other, since readers take it for void anyway."
+    "Train id -> the file ids that become it; 255 only where there is no other: readers take it for ignored anyway."
+    same = {i:i for i in (*range(space.num_classes),space.ignore)}
     out = {}
-    for raw,t in (space.raw_to_train or {i:i for i in (*range(space.num_classes),space.ignore)}).items(): out.setdefault(t,[]).append(raw)
-    return {t:[r for r in raws if r!=IGNORE] or raws for t,raws in sorted(out.items())}
+    for raw,train in (space.raw_to_train or same).items(): out.setdefault(train,[]).append(raw)
+    return {train:[raw for raw in raws if raw!=IGNORE] or raws for train,raws in sorted(out.items())}
 
 def _to_raw(label, space, rng):
-    "Train ids to file ids; where a class has several, one a picture."
+    "Train ids to file ids; where a class has several, one for each image."
     table = np.zeros(max(space.ignore,space.num_classes)+1, np.int64)
-    for t,raws in _raw_ids(space).items(): table[t] = rng.choice(raws)
+    for train,raws in _raw_ids(space).items(): table[train] = rng.choice(raws)
     raw = table[label]
     return raw.astype(np.uint8 if raw.max()<256 else np.uint16)
 
 # %% ../../nbs/3_data/12_fake_datasets.ipynb #c016
 _MOST = 12 # classes that take part
 
+class _Appearance(NamedTuple):
+    "What the classes of a label space look like."
+    colours:np.ndarray # `k 3`
+    cast:list # ids of classes that take part
+    twin:np.ndarray # `k`, ids of classes that look alike: right as left
+
 @lru_cache(maxsize=64)
-def _look(space):
-    "(`k 3` colours, ids that take part, `k` ids that look alike): the first, the last, and ever the one whose colour is farthest from those taken."
+def _appearance(space):
+    """Colours of the space, others where two classes have one. The first and the last class take part, and ever
+    the one whose colour is farthest from those taken."""
     colours = np.array(space.palette, float)
-    again = [i for i,c in enumerate(space.palette) if c in space.palette[:i]]
+    again = [i for i,colour in enumerate(space.palette) if colour in space.palette[:i]]
     if again: colours[again] = palette(len(colours))[again]
-    names = {n.lower():i for i,n in enumerate(space.classes)}
-    side = lambda n: 'left'+n[5:] if n.startswith('right') else ''                   # a shoe does not tell its side
-    twin = np.array([names.get(side(n.lower()),i) for i,n in enumerate(space.classes)])
+    ids = {name.lower():i for i,name in enumerate(space.classes)}
+    twin = np.arange(len(colours))
+    for i,name in enumerate(space.classes):
+        side, rest = name[:5].lower(), name[5:].lower()
+        if side=='right': twin[i] = ids.get('left'+rest, i)                 # a shoe does not tell its side
     colours = colours[twin]
     cast = [0] if len(colours)==1 else [0,len(colours)-1]
     while len(cast)<min(_MOST,len(colours)):
-        far = np.linalg.norm(colours[:,None]-colours[cast],axis=-1).min(1)
-        far[cast] = -1
-        cast.append(int(far.argmax()))
-    return 32+.75*colours, cast, twin
+        distance = np.linalg.norm(colours[:,None]-colours[cast], axis=-1).min(1)
+        distance[cast] = -1
+        cast.append(int(distance.argmax()))
+    return _Appearance(32+.75*colours, cast, twin)
 
 # %% ../../nbs/3_data/12_fake_datasets.ipynb #c018
-def _things(space, size, rng):
+def _inside(v, u, is_round): # distances from the middle, 1 at the rim
+    return u*u+v*v<=1 if is_round else (abs(u)<=1)&(abs(v)<=1)
+
+def _centres(size):
+    "Rows and columns of pixel centres, 0..1: `h 1` and `w`."
+    y, x = [(np.arange(n)+.5)/n for n in size]
+    return y[:,None], x
+
+def _draw_things(space, size, rng):
     "Train ids of grounds and things; where the first class is called background, it is the ground."
-    cast, (y,x) = _look(space)[1], ((np.arange(n)+.5)/n for n in size)
-    y, plain = y[:,None], space.classes[0].lower().strip('_') in ('background','null')
-    ids = rng.permutation(cast[1:] if plain else cast).tolist() or cast
-    label = np.full(size, 0 if plain else ids.pop() if len(ids)>1 else ids[0])
-    if not plain and len(ids)>2: label[(y>rng.uniform(.55,.8)).repeat(size[1],1)] = ids.pop()
-    for c in (ids*2)[:max(1,min(len(ids),rng.integers(3,7)))]:
-        kind, cy, cx = rng.integers(3), *rng.uniform(.15,.85,2)
-        v, u = (y-cy)/(.3 if kind==2 else rng.uniform(.12,.25)), (x-cx)/(.06 if kind==2 else rng.uniform(.1,.2))
-        label[u*u+v*v<=1 if kind==0 else (abs(u)<=1)&(abs(v)<=1)] = c
+    cast, (y,x) = _appearance(space).cast, _centres(size)
+    has_background = space.classes[0].lower().strip('_') in ('background','null')
+    ids = rng.permutation(cast[1:] if has_background else cast).tolist() or cast
+    if has_background: label = np.full(size, 0)
+    else:
+        label = np.full(size, ids.pop() if len(ids)>1 else ids[0])
+        if len(ids)>2: label[(y>rng.uniform(.55,.8)).repeat(size[1],1)] = ids.pop()
+    for id in (ids*2)[:max(1,min(len(ids),rng.integers(3,7)))]:
+        kind, cy, cx = rng.integers(3), *rng.uniform(.15,.85,2)             # oval, box, upright bar
+        height, width = (.3,.06) if kind==2 else (rng.uniform(.12,.25),rng.uniform(.1,.2))
+        label[_inside((y-cy)/height, (x-cx)/width, kind==0)] = id
     return label
 
 # %% ../../nbs/3_data/12_fake_datasets.ipynb #c020
-_BODY = ( # part: names it may have, top, left, height, width in a figure 2 wide and 1 high, whose middle is 0; drawn in this order
-    (('rightLeg','skin'),.72,-.42,.22,.36), (('leftLeg','skin'),.72,.06,.22,.36), (('rightShoe','shoes','sneakers'),.91,-.46,.09,.42),
-    (('leftShoe','shoes','sneakers'),.91,.04,.09,.42), (('pants','jeans','skirt','dress'),.5,-.42,.27,.84),
-    (('rightArm','rightHand','skin'),.24,-.82,.34,.32), (('leftArm','leftHand','skin'),.24,.5,.34,.32),
-    (('upperclothes','upper-clothes','t-shirt','coat','sweater','dress'),.2,-.5,.34,1.), (('hair',),0,-.34,.2,.68), (('face','skin'),.06,-.24,.15,.48),
-    (('hat',),-.03,-.4,.07,.8), (('bag','bags','scarf'),.36,.8,.2,.4))
+class _BodyPart(NamedTuple):
+    "In a figure 1 high and 2 wide, whose middle is 0; our right is the left of somebody who looks at us."
+    names:tuple # of its class, the first that the space has; or by chance one of three
+    top:float
+    left:float
+    height:float
+    width:float
+    is_round:bool=False
+    chance:float=1. # to be there
 
-def _person(label, space, rng, left, width):
-    "Draw somebody into `label`: a name of each part that the space has, hat and bag at times."
-    names, (h,w) = {n.lower():i for i,n in enumerate(space.classes)}, label.shape
-    y, x = (np.arange(h)[:,None]+.5)/h, (np.arange(w)+.5)/w
+_BODY = ( # drawn in this order
+    _BodyPart(('rightleg','skin'), .72, -.42, .22, .36),
+    _BodyPart(('leftleg','skin'), .72, .06, .22, .36),
+    _BodyPart(('rightshoe','shoes','sneakers'), .91, -.46, .09, .42),
+    _BodyPart(('leftshoe','shoes','sneakers'), .91, .04, .09, .42),
+    _BodyPart(('pants','jeans','skirt','dress'), .5, -.42, .27, .84),
+    _BodyPart(('rightarm','righthand','skin'), .24, -.82, .34, .32),
+    _BodyPart(('leftarm','lefthand','skin'), .24, .5, .34, .32),
+    _BodyPart(('upperclothes','upper-clothes','t-shirt','coat','sweater','dress'), .2, -.5, .34, 1.),
+    _BodyPart(('hair',), 0, -.34, .2, .68, is_round=True),
+    _BodyPart(('face','skin'), .06, -.24, .15, .48, is_round=True),
+    _BodyPart(('hat',), -.03, -.4, .07, .8, chance=.5),
+    _BodyPart(('bag','bags','scarf'), .36, .8, .2, .4, chance=.5))
+
+def _draw_person(label, space, rng, left, width):
+    "Draw somebody into `label`: every part that the space has, hat and bag at times."
+    ids, (y,x) = {name.lower():i for i,name in enumerate(space.classes)}, _centres(label.shape)
     top, tall, wide = rng.uniform(.03,.1), rng.uniform(.8,.88), width*rng.uniform(.3,.4)
     middle = left+width*rng.uniform(.45,.55)
-    for words,t,l,hh,ww in _BODY:
-        known = [names[n.lower()] for n in words if n.lower() in names]
-        if not known or (words[0] in ('hat','bag') and rng.random()<.5): continue
-        which = rng.integers(min(3,len(known))) if len(words)>3 else 0
-        v, u = ((y-top)/tall-t-hh/2)/(hh/2), ((x-middle)/wide-l-ww/2)/(ww/2)
-        label[u*u+v*v<=1 if words[0] in ('hair','face') else (abs(u)<=1)&(abs(v)<=1)] = known[which]
+    for part in _BODY:
+        known = [ids[name] for name in part.names if name in ids]
+        if not known or (part.chance<1 and rng.random()<part.chance): continue
+        which = rng.integers(min(3,len(known))) if len(part.names)>3 else 0
+        v = ((y-top)/tall-part.top-part.height/2)/(part.height/2)
+        u = ((x-middle)/wide-part.left-part.width/2)/(part.width/2)
+        label[_inside(v, u, part.is_round)] = known[which]
 
-def _people(space, size, rng):
+def _draw_people(space, size, rng):
     "One, or two where the space is that of a crowd."
     label, n = np.zeros(size, int), 2 if 'torsoSkin' in space.classes else 1
-    for i in range(n): _person(label, space, rng, i/n, 1/n)
+    for i in range(n): _draw_person(label, space, rng, i/n, 1/n)
     return label
 
 # %% ../../nbs/3_data/12_fake_datasets.ipynb #c021
 def _near_edge(label):
     "Pixels that touch another class, `h w` bool; a 96th of the height to either side."
     r, out = max(1,len(label)//96), np.zeros(label.shape, bool)
-    for a,b in ((np.s_[r:],np.s_[:-r]),(np.s_[:,r:],np.s_[:,:-r])):
+    for a,b in ((np.s_[r:],np.s_[:-r]), (np.s_[:,r:],np.s_[:,:-r])):
         other = label[a]!=label[b]
         out[a] |= other
         out[b] |= other
@@ -103,109 +141,108 @@ def fake_scene(
     space:LabelSpace, # classes and colours; people where it has hair and pants, things otherwise
     size:tuple, # (h, w), 32 or more, pixels
     rng:np.random.Generator, # where all chance comes from
-)->tuple: # image `h w 3` uint8, label `h w` train ids, `space.ignore` where two things meet (not on people) and on a spot at times
-    "A made-up picture and its mask, the same for the same generator. Raises ValueError below 32 pixels."
+)->tuple: # image `h w 3` uint8, label `h w` train ids
+    """A made-up image and its mask, the same for the same generator. Where two things meet (not on people), and on
+    a spot at times, the label is `space.ignore`. ValueError below 32 pixels."""
     if min(size)<32: raise ValueError(f'scene: size={tuple(size)}; things need 32 pixels or more to be seen')
-    people = {'hair','pants'}<={c.lower() for c in space.classes}
-    label = (_people if people else _things)(space, size, rng)
-    y, x, look = np.arange(size[0])[:,None]*96/size[0], np.arange(size[1])*96/size[0], _look(space)[2][label]
-    weave = 1+.14*np.sin((.5+.37*(look%5))*x*(look%2)+(.5+.31*(look%7))*y*(look%3+.2))
-    image = _look(space)[0][label]*(weave*rng.uniform(.9,1.1)+(x-x.mean())*rng.uniform(-.001,.001))[...,None]
+    people = {'hair','pants'}<={name.lower() for name in space.classes}
+    label = (_draw_people if people else _draw_things)(space, size, rng)
+    y, x = np.arange(size[0])[:,None]*96/size[0], np.arange(size[1])*96/size[0]
+    look = _appearance(space)
+    twin = look.twin[label]
+    weave = 1+.14*np.sin((.5+.37*(twin%5))*x*(twin%2)+(.5+.31*(twin%7))*y*(twin%3+.2))
+    light = weave*rng.uniform(.9,1.1)+(x-x.mean())*rng.uniform(-.001,.001)
+    image = look.colours[label]*light[...,None]
     image = (image+rng.normal(0,7,image.shape)).clip(0,255).astype(np.uint8)
-    if not people and (space.raw_to_train is None or space.ignore in space.raw_to_train.values()):
+    can_ignore = space.raw_to_train is None or space.ignore in space.raw_to_train.values()
+    if can_ignore and not people:
         label[_near_edge(label)] = space.ignore
         cy, cx, r = *rng.uniform(0,96,2), rng.uniform(0,9)
         label[(y-cy)**2+(x-cx)**2<r*r] = space.ignore
     return image, label.astype(np.uint8 if max(space.num_classes-1,space.ignore)<256 else np.int64)
 
 # %% ../../nbs/3_data/12_fake_datasets.ipynb #c023
-class _Layout(NamedTuple):
-    images:str # of a picture; `{part}` the split's folder, `{split}` its name, `{id}` of the picture
-    labels:str # of its mask
-    parts:dict # split -> folder or word
-    stem:str # of ids; `{n}` counts, `{city}` and `{split}` are of the split
-    names:str='' # the list of ids of a split
-    void:bool=True # published masks have void
+class _Writer:
+    "Files of one made-up dataset."
+    def __init__(self, name, root, space):
+        self.name, self.info, self.root, self.space = name, DATASETS[name], root, space
 
-_SETS = {s:s for s in ('train','val')}
-_CONTEXT = ('JPEGImages/{id}.jpg', 'SegmentationClassContext/{id}.png', _SETS, '2008_{n:06d}', 'ImageSets/SegmentationContext/{part}.txt')
-_OURS = ('images/{id}.jpg', 'labels/{id}.png', _SETS, '{n:04d}', '{part}.txt', False)
-_LAYOUTS = dict(
-    camvid=_Layout('{part}/{id}.png', '{part}annot/{id}.png', dict(_SETS,test='test'), '0001TP_{n:06d}'),
-    ade20k=_Layout('images/{part}/{id}.jpg', 'annotations/{part}/{id}.png', dict(train='training',val='validation'), 'ADE_{split}_{n:08d}'),
-    cityscapes=_Layout('leftImg8bit/{part}/{id}_leftImg8bit.png', 'gtFine/{part}/{id}_gtFine_labelIds.png', _SETS, '{city}/{city}_000000_{n:06d}'),
-    coco_stuff_10k=_Layout('images/{id}.jpg', 'annotations/{id}.mat', dict(train='train',test='test'), 'COCO_train2014_{n:012d}', 'imageLists/{part}.txt'),
-    coco_stuff_164k=_Layout('images/{part}/{id}.jpg', 'stuffthingmaps/{part}/{id}.png', dict(train='train2017',val='val2017'), '{n:012d}'),
-    pascal_voc=_Layout('JPEGImages/{id}.jpg', 'SegmentationClass/{id}.png', _SETS, '2007_{n:06d}', 'ImageSets/Segmentation/{part}.txt'),
-    pascal_context_59=_Layout(*_CONTEXT), pascal_context_60=_Layout(*_CONTEXT, False),
-    lip=_Layout('{part}_images/{id}.jpg', '{part}_segmentations/{id}.png', _SETS, '{n}_{n:06d}', '{part}_id.txt', False),
-    cihp=_Layout('{part}/Images/{id}.jpg', '{part}/Category_ids/{id}.png', dict(train='Training',val='Validation'), '{n:07d}', '{part}/{split}_id.txt', False),
-    atr=_Layout('JPEGImages/{id}.jpg', 'SegmentationClassAug/{id}.png', dict(_SETS,test='test'), '2500_{n}', '{part}_id.txt', False),
-    stanford_background=_Layout('images/{id}.jpg', 'labels/{id}.regions.txt', _SETS, '{n:07d}', '{part}.txt'),
-    ccp59=_Layout(*_OURS), ccp16=_Layout(*_OURS))
+    def path(self, pattern, split, id=''):
+        "A path of the table, with its folder made."
+        path = self.root/pattern.format(part=self.info.parts[split], split=split, id=id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
 
-# %% ../../nbs/3_data/12_fake_datasets.ipynb #c024
-def _put(root, file):
-    (root/file).parent.mkdir(parents=True, exist_ok=True)
-    return root/file
+    def write_pair(self, split, id, image, label, rng):
+        "An image, its mask, and what is published beside the mask."
+        from PIL import Image
+        if not self.info.has_ignore: label[label==self.space.ignore] = 0
+        Image.fromarray(image).save(self.path(self.info.images,split,id), quality=92)
+        holds_train_ids = self.name=='cityscapes' and 33 not in (self.space.raw_to_train or ())
+        file = self.path(self.info.labels[1 if holds_train_ids else 0], split, id)
+        self.save_mask(_to_raw(label,self.space,rng), file)
+        if self.name=='cityscapes':
+            colours = np.array([*self.space.palette,(0,0,0)], np.uint8)
+            painted, stem = colours[label.clip(max=self.space.num_classes)], file.name.rpartition('_')[0]
+            Image.fromarray(painted).convert('RGBA').save(file.with_name(f'{stem}_color.png'))
+            Image.fromarray(label.astype(np.uint16)).save(file.with_name(f'{stem}_instanceIds.png'))
+        if self.name=='stanford_background':
+            np.savetxt(file.with_name(file.name.replace('regions','surfaces')), label%3, fmt='%d')
 
-def _save_mask(raw, file, space, coloured):
-    "File ids as MATLAB, as text, or as PNG; with a palette where `coloured`."
-    from PIL import Image
-    if file.suffix=='.mat':
+    def save_mask(self, raw, file):
+        "File ids as MATLAB, as text, or as PNG; for Pascal VOC with a palette."
+        from PIL import Image
         from scipy.io import savemat
-        return savemat(file, dict(S=raw, names=np.array(['unlabeled',*space.classes],object)[:,None]), do_compression=True)
-    if file.suffix=='.txt': return np.savetxt(file, np.where(raw==IGNORE,-1,raw.astype(int)), fmt='%d')
-    im = Image.fromarray(raw)
-    if coloured and space.num_classes<256: im.putpalette(sum(space.palette,()) + (0,0,0)*(255-space.num_classes) + (224,224,192))
-    im.save(file)
+        if file.suffix=='.mat':
+            names = np.array(['unlabeled',*self.space.classes], object)[:,None]
+            savemat(file, dict(S=raw, names=names), do_compression=True)
+        elif file.suffix=='.txt': np.savetxt(file, np.where(raw==IGNORE,-1,raw.astype(int)), fmt='%d')
+        else:
+            im, free = Image.fromarray(raw), 255-self.space.num_classes
+            if self.name=='pascal_voc' and free>=0:
+                im.putpalette(sum(self.space.palette,()) + (0,0,0)*free + (224,224,192))
+            im.save(file)
 
-def _write_pair(name, root, at, space, size, rng):
-    "A picture, its mask, and what is published beside the mask."
-    from PIL import Image
-    layout, (image,label) = _LAYOUTS[name], fake_scene(space, size, rng)
-    if not layout.void: label[label==space.ignore] = 0
-    Image.fromarray(image).save(_put(root, layout.images.format(**at)), quality=92)
-    train_ids = name=='cityscapes' and 33 not in (space.raw_to_train or ())
-    file = _put(root, layout.labels.replace('labelIds','labelTrainIds' if train_ids else 'labelIds').format(**at))
-    _save_mask(_to_raw(label, space, rng), file, space, name=='pascal_voc')
-    if name=='cityscapes':
-        stem, painted = file.name.rpartition('_')[0], np.array([*space.palette,(0,0,0)],np.uint8)[label.clip(max=space.num_classes)]
-        Image.fromarray(painted).convert('RGBA').save(file.with_name(f'{stem}_color.png'))
-        Image.fromarray(label.astype(np.uint16)).save(file.with_name(f'{stem}_instanceIds.png'))
-    if name=='stanford_background': np.savetxt(file.with_name(file.name.replace('regions','surfaces')), label%3, fmt='%d')
+    def write_lists(self, ids): # split -> ids
+        "Lists of ids, and what else lies in the whole tree."
+        for split,names in ids.items():
+            if self.info.id_list: self.write_lines(self.path(self.info.id_list,split), names)
+            if self.name=='camvid':
+                lines = [f'/SegNet/CamVid/{split}/{id}.png /SegNet/CamVid/{split}annot/{id}.png' for id in names]
+                self.write_lines(self.root/f'{split}.txt', lines)
+        if self.info.id_list.startswith('ImageSets'):
+            self.write_lines(self.path(self.info.id_list,'train').with_name('trainval.txt'), ids['train']+ids['val'])
+            first = self.path(self.info.images, 'train', ids['train'][0])
+            first.with_name('2011_999999.jpg').write_bytes(first.read_bytes()) # most of VOC's images have no mask
 
-def _write_lists(name, root, ids):
-    "Lists of ids, and what else lies in the whole tree; `ids` is split -> names."
-    layout, lines = _LAYOUTS[name], lambda names: ''.join(f'{n}\n' for n in names)
-    for split,part in layout.parts.items():
-        if layout.names: _put(root, layout.names.format(part=part,split=split)).write_text(lines(ids[split]))
-        if name=='camvid': (root/f'{split}.txt').write_text(lines(f'/SegNet/CamVid/{part}/{i}.png /SegNet/CamVid/{part}annot/{i}.png' for i in ids[split]))
-    if layout.names.startswith('ImageSets'):
-        (root/layout.names.format(part='trainval')).write_text(lines([*ids['train'],*ids['val']]))
-        first = root/layout.images.format(id=ids['train'][0])
-        first.with_name('2011_999999.jpg').write_bytes(first.read_bytes()) # most of VOC's pictures have no mask
+    def write_lines(self, file, lines): file.write_text(''.join(f'{line}\n' for line in lines))
 
 # %% ../../nbs/3_data/12_fake_datasets.ipynb #c025
 def write_fake_dataset(
     name:str, # a key of `datasets.DATASETS`
-    root:'str|Path', # becomes the set's own folder, the one to be given to its loader; must be empty or not there
-    space:LabelSpace, # of the set; its `raw_to_train` is gone through backwards
-    train:int=8, # pictures to train on
-    unseen:int=4, # pictures of each other split
+    root:'str|Path', # becomes the dataset's own folder, to be given to `DATASETS[name].load`; empty or not there
+    space:LabelSpace, # of the dataset; its `raw_to_train` is gone through backwards
+    train:int=8, # images to train on
+    unseen:int=4, # images of each other split
     size:tuple=(96,128), # (h, w) of each, 32 or more, pixels
-    seed:int=0, # another seed, other pictures
+    seed:int=0, # another seed, other images
 )->Path: # `root`
-    "A made-up set in the official tree of `name`. ValueError for another name or no pictures, FileExistsError for a folder that holds something."
-    if name not in _LAYOUTS: raise ValueError(f'write_fake_dataset: no set {name!r}; there are {", ".join(_LAYOUTS)}')
-    if min(train,unseen)<1: raise ValueError(f'write_fake_dataset: train={train}, unseen={unseen}; a split needs a picture or more')
-    root, layout, n, ids = Path(root), _LAYOUTS[name], 0, {}
-    if root.is_file() or root.is_dir() and any(root.iterdir()): raise FileExistsError(f'write_fake_dataset: {str(root)!r} is not empty and stays as it is; give a new folder')
-    for split,part in layout.parts.items():
+    """A made-up dataset in the official tree of `name`. ValueError for another name or no images, FileExistsError
+    for a folder that holds something."""
+    if name not in DATASETS:
+        raise ValueError(f'write_fake_dataset: no dataset {name!r}; there are {", ".join(DATASETS)}')
+    if min(train,unseen)<1:
+        raise ValueError(f'write_fake_dataset: train={train}, unseen={unseen}; a split needs an image or more')
+    root, info = Path(root), DATASETS[name]
+    if root.is_file() or root.is_dir() and any(root.iterdir()):
+        raise FileExistsError(f'write_fake_dataset: {str(root)!r} is not empty and stays as it is; give a new folder')
+    writer, ids, n = _Writer(name, root, space), {split:[] for split in info.parts}, 0
+    for split in info.parts:
         for _ in range(train if split=='train' else unseen):
             n += 1
-            at = dict(part=part, split=split, id=layout.stem.format(n=n, split=split, city='aachen' if split=='train' else 'frankfurt'))
-            _write_pair(name, root, at, space, size, np.random.default_rng((seed,n)))
-            ids.setdefault(split,[]).append(at['id'])
-    _write_lists(name, root, ids)
+            rng = np.random.default_rng((seed,n))
+            city = 'aachen' if split=='train' else 'frankfurt'
+            ids[split].append(info.id_format.format(n=n, split=split, city=city))
+            writer.write_pair(split, ids[split][-1], *fake_scene(space,size,rng), rng)
+    writer.write_lists(ids)
     return root

@@ -73,7 +73,7 @@ class Recipe:
         return Segmentor(Backbone(**{**self.backbone, 'weights':weights, 'pretrained':pretrained}), replace(self.head, **head))
     def pairs(self, rows, broken='raise', seed=0)->SegmentationDataset: # `rows` as a loader gives them
         "To train on: read, changed by `augment`."
-        return SegmentationDataset(rows, self.space, augment=replace(self.augment, seed=seed, ignore=self.space.ignore), broken=broken)
+        return SegmentationDataset(rows, self.space, augment=replace(self.augment, seed=seed, ignore=self.space.ignore), on_unreadable=broken)
     def to_json(self)->dict: # without `train.steps`, which `config` computes
         parts = {**asdict(self), 'own':self.own and self.own.to_json()}
         del parts['train']['steps']
