@@ -33,20 +33,24 @@ def match_pair(
     mask:DecodedMask, # of the row
     row:dict, # of `rows`, for the names in errors
 )->MatchedPair:
-    """Image and mask as they belong together. Each follows its own orientation tag; only where they do not fit so,
-    but the stored pixels do, the mask was drawn on these, and is turned with the image. BadFile where sizes differ."""
+    """Image and mask as they belong together. Each follows its own orientation tag; only where they
+    do not fit so, but the stored pixels do, the mask was drawn on these, and is turned with the
+    image. BadFile where sizes differ."""
     rgb, label = image.rgb, mask.ids
     size, label_size = rgb.shape[:2], label.shape
     stored, label_stored = [s[::-1] if tag>4 else s for s,tag in ((size,image.tag),(label_size,mask.tag))]
     names = f'image {source_name(row["image"])!r}', f'its mask {source_name(row["label"])!r}'
     if image.tag==mask.tag or stored!=label_stored:
         if size==label_size:
-            return MatchedPair(rgb, label, 'as seen' if image.tag!=mask.tag else 'alike' if image.tag>1 else '')
-        raise BadFile(f'{names[0]} is {size[0]}×{size[1]} (h×w) but {names[1]} is {label_size[0]}×{label_size[1]}; are they '
-            'of one pair, is the image turned by its orientation tag, was one of them resized?', 'sizes differ')
+            return MatchedPair(rgb, label, 'as '
+                'seen' if image.tag!=mask.tag else 'alike' if image.tag>1 else '')
+        raise BadFile(f'{names[0]} is {size[0]}×{size[1]} (h×w) but {names[1]} is '
+            f'{label_size[0]}×{label_size[1]}; are they of one pair, is the image turned by its '
+            'orientation tag, was one of them resized?', 'sizes differ')
     if size!=label_size:
         turn_back = {6:8, 8:6}.get(mask.tag, mask.tag)
-        return MatchedPair(rgb, apply_orientation(apply_orientation(label,turn_back), image.tag), 'as stored')
+        return MatchedPair(rgb, apply_orientation(apply_orientation(label,turn_back), image.tag), 'as '
+            'stored')
     tags = [f'orientation tag {tag}' if tag>1 else 'no orientation tag' for tag in (image.tag,mask.tag)]
     return MatchedPair(rgb, label, 'unclear', f'{names[0]} has {tags[0]} and {names[1]} has {tags[1]}, '
         'and their sizes do not tell how the mask was drawn. It is taken to be drawn on the image as it is seen; if it '
@@ -55,8 +59,8 @@ def match_pair(
 
 # %% ../../nbs/3_data/10_dataset.ipynb #c169
 class SegmentationDataset(torch.utils.data.Dataset):
-    """Rows of image and mask as tensors. FileNotFoundError or ValueError naming the file that is wrong, or both when
-    their sizes differ."""
+    """Rows of image and mask as tensors. FileNotFoundError or ValueError naming the file that is
+    wrong, or both when their sizes differ."""
     def __init__(self,
         rows, # `datasets.Dataset` with columns image and label, as `folder_pairs` gives it
         space:LabelSpace, # of the masks
@@ -103,7 +107,8 @@ class SegmentationDataset(torch.utils.data.Dataset):
         return image.contiguous(), label.long()
 
     def read(self, i)->MatchedPair:
-        "Image and mask of row `i`; what is held in memory has no file name, so the row's id is named."
+        """Image and mask of row `i`; what is held in memory has no file name, so the row's id is
+        named."""
         row = self.rows[i]
         try: image, mask = decode_image(row['image']), decode_mask(row['label'],self.space)
         except (ValueError,FileNotFoundError) as e:
@@ -113,7 +118,8 @@ class SegmentationDataset(torch.utils.data.Dataset):
         return match_pair(image, mask, row)
 
     def next_readable(self, i)->MatchedPair:
-        "The pair at `i`, or the first after it that can be read; what cannot is marked, and reported once."
+        """The pair at `i`, or the first after it that can be read; what cannot is marked, and
+        reported once."""
         for j in (*range(i,len(self)),*range(i)):
             if self.bad[j]: continue
             try: return self.read(j)
@@ -131,7 +137,8 @@ class SegmentationDataset(torch.utils.data.Dataset):
         return [self.why_unreadable(i) for i in self.bad.nonzero().flatten().tolist()]
 
     def describe(self)->dict: # as JSON can say it
-        "What a resumed training must find again (`fingerprint.describe_data`): classes, ids, augmentation, files."
+        """What a resumed training must find again (`fingerprint.describe_data`): classes, ids,
+        augmentation, files."""
         space, ids = self.space, self.space.raw_to_train
         if ids is None: ids = {i:i for i in (*range(space.num_classes),space.ignore)}
         return dict(classes=list(space.classes), ids={str(i):train for i,train in sorted(ids.items())},

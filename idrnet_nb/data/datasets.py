@@ -43,12 +43,14 @@ class DatasetInfo:
         root:'str|Path', # the folder that holds these paths
         split:str|None=None, # a key of `parts`; None: the one that papers report
     ): # `datasets.Dataset` with columns id, image, label, to be read with `space`
-        """Rows of a split. ValueError for another split, or masks that are not what their name says;
-        FileNotFoundError saying what is missing and where to get it; Unpaired listing files without a partner."""
+        """Rows of a split. ValueError for another split, or masks that are not what their name
+        says; FileNotFoundError saying what is missing and where to get it; Unpaired listing files
+        without a partner."""
         root, split = Path(root), split or self.split
         if split not in self.parts:
             *names, last = self.parts
-            raise ValueError(f'{self.name}: no split {split!r}; there are {", ".join(names)} and {last}')
+            raise ValueError(f'{self.name}: no split {split!r}; there are {", ".join(names)} and '
+                f'{last}')
         image_path, label_path, list_path = [path.format(part=self.parts[split], split=split, id='*')
             for path in (self.images,self.labels[0],self.id_list)]
         images, labels = image_path.rpartition('/')[0], label_path.rpartition('/')[0]
@@ -65,7 +67,8 @@ class DatasetInfo:
         return rows
 
     def check_paths(self, root, paths): # of images, of masks, and perhaps of the list
-        "FileNotFoundError saying what is missing, and which folder beside it would do or where to get it."
+        """FileNotFoundError saying what is missing, and which folder beside it would do or where to
+        get it."""
         missing = [path for path in paths if not (root/path).exists()]
         if not missing: return
         kinds = '/ (images)', '/ (masks of the same names)', ' (the list of names)'
@@ -81,7 +84,8 @@ class DatasetInfo:
         return path.rpartition('*')[2].rpartition('.')[0]
 
     def label_tail(self, folder):
-        "What follows the id in names of masks: of the first kind that is there. A kind without a tail fits any."
+        """What follows the id in names of masks: of the first kind that is there. A kind without a
+        tail fits any."""
         names = [path.rpartition('/')[2].format(id='*') for path in self.labels]
         for name in names:
             if not self.tail(name) or next(folder.rglob(name), None): return self.tail(name)
@@ -89,7 +93,8 @@ class DatasetInfo:
 
 # %% ../../nbs/3_data/07_datasets.ipynb #c080
 def _read_table():
-    "What `datasets.json` says; an entry takes from the one that it is `like` what it does not say itself."
+    """What `datasets.json` says; an entry takes from the one that it is `like` what it does not say
+    itself."""
     table = json.loads(files('idrnet_nb.data').joinpath('datasets.json').read_text(encoding='utf-8'))
     for name,entry in table.items():
         other = table.get(entry.pop('like',None), {})

@@ -17,7 +17,8 @@ from .labels import LabelSpace, palette
 
 # %% ../../nbs/3_data/12_fake_datasets.ipynb #c012
 def _raw_ids(space):
-    "Train id -> the file ids that become it; 255 only where there is no other: readers take it for ignored anyway."
+    """Train id -> the file ids that become it; 255 only where there is no other: readers take it
+    for ignored anyway."""
     same = {i:i for i in (*range(space.num_classes),space.ignore)}
     out = {}
     for raw,train in (space.raw_to_train or same).items(): out.setdefault(train,[]).append(raw)
@@ -41,8 +42,8 @@ class _Appearance(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _appearance(space):
-    """Colours of the space, others where two classes have one. The first and the last class take part, and ever
-    the one whose colour is farthest from those taken."""
+    """Colours of the space, others where two classes have one. The first and the last class take
+    part, and ever the one whose colour is farthest from those taken."""
     colours = np.array(space.palette, float)
     again = [i for i,colour in enumerate(space.palette) if colour in space.palette[:i]]
     if again: colours[again] = palette(len(colours))[again]
@@ -85,7 +86,8 @@ def _draw_things(space, size, rng):
 
 # %% ../../nbs/3_data/12_fake_datasets.ipynb #c020
 class _BodyPart(NamedTuple):
-    "In a figure 1 high and 2 wide, whose middle is 0; our right is the left of somebody who looks at us."
+    """In a figure 1 high and 2 wide, whose middle is 0; our right is the left of somebody who looks
+    at us."""
     names:tuple # of its class, the first that the space has; or by chance one of three
     top:float
     left:float
@@ -142,9 +144,10 @@ def fake_scene(
     size:tuple, # (h, w), 32 or more, pixels
     rng:np.random.Generator, # where all chance comes from
 )->tuple: # image `h w 3` uint8, label `h w` train ids
-    """A made-up image and its mask, the same for the same generator. Where two things meet (not on people), and on
-    a spot at times, the label is `space.ignore`. ValueError below 32 pixels."""
-    if min(size)<32: raise ValueError(f'scene: size={tuple(size)}; things need 32 pixels or more to be seen')
+    """A made-up image and its mask, the same for the same generator. Where two things meet (not on
+    people), and on a spot at times, the label is `space.ignore`. ValueError below 32 pixels."""
+    if min(size)<32: raise ValueError(f'scene: size={tuple(size)}; things need 32 pixels or more '
+        'to be seen')
     people = {'hair','pants'}<={name.lower() for name in space.classes}
     label = (_draw_people if people else _draw_things)(space, size, rng)
     y, x = np.arange(size[0])[:,None]*96/size[0], np.arange(size[1])*96/size[0]
@@ -227,8 +230,8 @@ def write_fake_dataset(
     size:tuple=(96,128), # (h, w) of each, 32 or more, pixels
     seed:int=0, # another seed, other images
 )->Path: # `root`
-    """A made-up dataset in the official tree of `name`. ValueError for another name or no images, FileExistsError
-    for a folder that holds something."""
+    """A made-up dataset in the official tree of `name`. ValueError for another name or no images,
+    FileExistsError for a folder that holds something."""
     if name not in DATASETS:
         raise ValueError(f'write_fake_dataset: no dataset {name!r}; there are {", ".join(DATASETS)}')
     if min(train,unseen)<1:

@@ -44,7 +44,8 @@ def plain_settings(
 
 # %% ../../nbs/3_data/11_fingerprint.ipynb #c042m
 class _Files:
-    "Files of one column of rows: names, and bytes that the rows themselves hold. Nothing is decoded."
+    """Files of one column of rows: names, and bytes that the rows themselves hold. Nothing is
+    decoded."""
     def __init__(self, rows, column):
         chunks = rows.data.column(column).chunks if hasattr(rows, 'column_names') else []
         if chunks and hasattr(chunks[0], 'field'): # Arrow, as `datasets` keeps files
@@ -102,7 +103,8 @@ def file_table(
     rows, # of `pairing.folder_pairs` and its like: `datasets.Dataset`, or a list of dicts, with image and label
     checked:int=200, # pairs whose content is looked at, evenly spread
 )->list: # [image, its bytes, mask, its bytes, check sum or None] for each pair
-    "Which files these are. Names begin below the folder that all lie in: a folder that was moved is the same."
+    """Which files these are. Names begin below the folder that all lie in: a folder that was moved
+    is the same."""
     images, labels = _Files(rows,'image'), _Files(rows,'label')
     last = len(rows)-1
     at = {i*last//max(1,checked-1) for i in range(checked)}
@@ -124,7 +126,8 @@ def _kept_rng():
         if mps is not None: torch.mps.set_rng_state(mps)
 
 class ItemSummaries(torch.utils.data.Dataset):
-    "Coarse summaries of some items: size, mean of each channel, share of each class id; None where there is none."
+    """Coarse summaries of some items: size, mean of each channel, share of each class id; None
+    where there is none."""
     def __init__(self,
         data, # map-style dataset of (image `c h w`, label `h w`)
         most:int=16, # so many items, evenly spread
@@ -165,8 +168,9 @@ def describe_data(
     data, # a map-style dataset
     workers:int=0, # loading processes of the training
 )->dict: # as JSON can say it
-    """What a resumed training must find again: what `data.describe()` says, where the dataset has that method
-    (`dataset.SegmentationDataset`); the parts of a Subset or ConcatDataset; of all others a summary of some items."""
+    """What a resumed training must find again: what `data.describe()` says, where the dataset has
+    that method (`dataset.SegmentationDataset`); the parts of a Subset or ConcatDataset; of all
+    others a summary of some items."""
     said = data.describe() if hasattr(data, 'describe') else None
     if isinstance(said, dict): return plain_settings(said)
     if isinstance(data, torch.utils.data.Subset):
@@ -192,7 +196,8 @@ def item_differences(
             for id in sorted(a['shares'].keys()|b['shares'].keys(), key=int):
                 x, y = [100*summary['shares'].get(id,0) for summary in (a,b)]
                 if abs(x-y)<=1: continue
-                out.append(f'item {at} had class {id} on {x:.1f} % of its pixels, has it on {y:.1f} %')
+                out.append(f'item {at} had class {id} on {x:.1f} % of its pixels, has it on '
+                    f'{y:.1f} %')
                 break
     return out
 
@@ -209,7 +214,8 @@ def file_differences(
         if image!=image_now: out.append(f'image {i} was {image}, is {image_now}')
         elif mask!=mask_now: out.append(f'the mask of {here} was {mask}, is {mask_now}')
         elif size!=size_now: out.append(f'{here} had {size} bytes, has {size_now}')
-        elif mask_size!=mask_size_now: out.append(f'{mask_here} had {mask_size} bytes, has {mask_size_now}')
+        elif mask_size!=mask_size_now: out.append(f'{mask_here} had {mask_size} bytes, has '
+            f'{mask_size_now}')
         elif check and check_now and check!=check_now:
             out.append(f'{here} or its mask holds something else, in as many bytes')
     return out[:3] + ([f'{len(out)-3} more pairs of files differ'] if len(out)>3 else [])
@@ -220,7 +226,8 @@ def class_differences(
 )->list: # one sentence, or none
     "Classes that are not the same, or not in the same order."
     if len(was)!=len(now):
-        return [f'there were {len(was)} classes ({", ".join(was[:8])} …), there are {len(now)} ({", ".join(now[:8])} …)']
+        return [f'there were {len(was)} classes ({", ".join(was[:8])} …), there are {len(now)} '
+            f'({", ".join(now[:8])} …)']
     at = [i for i,(a,b) in enumerate(zip(was,now)) if a!=b]
     if not at: return []
     ids, before, after = [', '.join(map(str,names[:8])) for names in (at, [was[i] for i in at], [now[i] for i in at])]

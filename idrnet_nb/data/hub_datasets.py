@@ -39,27 +39,30 @@ HUB = {name:OnHub(LABEL_SPACES[name], **entry) for name,entry in
 
 # %% ../../nbs/3_data/08_hub_datasets.ipynb #c109
 def _find(name, split):
-    "The entry, the Hub's name of the split, and its published number of images; ValueError saying what there is."
+    """The entry, the Hub's name of the split, and its published number of images; ValueError saying
+    what there is."""
     if name not in HUB:
         there = ', '.join(n for n,entry in HUB.items() if entry.id)
         raise ValueError(f'from_hub: no dataset {name!r}; there are {there}')
     entry = HUB[name]
     if not entry.id:
-        raise ValueError(f'from_hub: {name} cannot be had from the Hub: {entry.note}. {DATASETS[name].where}; '
-            f'then DATASETS[{name!r}].load(FOLDER, {split!r})')
+        raise ValueError(f'from_hub: {name} cannot be had from the Hub: {entry.note}. '
+            f'{DATASETS[name].where}; then DATASETS[{name!r}].load(FOLDER, {split!r})')
     for ours, theirs, published in entry.splits:
         if ours==split: return entry, theirs, published
     known = ', '.join(ours for ours,_,_ in entry.splits) + (f' ({entry.note})' if entry.note else '')
     raise ValueError(f'from_hub: {name} has no split {split!r} on the Hub ({entry.id}), but {known}')
 
 def _commit(id, revision):
-    "The commit that a branch, or nothing, stands for today; a commit stands for itself, and nobody is asked."
+    """The commit that a branch, or nothing, stands for today; a commit stands for itself, and
+    nobody is asked."""
     from huggingface_hub import HfApi
     if re.fullmatch('[0-9a-f]{40}', revision or ''): return revision
     return HfApi().dataset_info(id, revision=revision).sha
 
 def _as_index_mask(source, space, ignored_colours):
-    "A mask painted in the space's colours as index PNG; any other as it is, for `read_mask` to decide."
+    """A mask painted in the space's colours as index PNG; any other as it is, for `read_mask` to
+    decide."""
     from PIL import Image
     try:
         opened = open_image(source, 'label')
@@ -80,9 +83,9 @@ def from_hub(
     split:str='train', # as `DATASETS` calls it
     revision:str|None=None, # commit or branch; None: what `HUB` says, or the newest
 ): # `datasets.Dataset` with columns image, label, id, to be read with the dataset's label space
-    """A published dataset from the Hub; `rows.info.description` names the commit. ValueError for a dataset or
-    split that is not there, saying where it is; OSError if it cannot be fetched; a warning if it has not as many
-    images as the published part."""
+    """A published dataset from the Hub; `rows.info.description` names the commit. ValueError for a
+    dataset or split that is not there, saying where it is; OSError if it cannot be fetched; a
+    warning if it has not as many images as the published part."""
     import datasets
     entry, part, published = _find(name, split)
     where = DATASETS[name].where
@@ -93,14 +96,15 @@ def from_hub(
         raise ValueError(f'from_hub: {entry.id} is not as it was when this was written ({e}); '
             f'give a revision that is, or use a folder: {where}') from e
     except Exception as e:
-        raise OSError(f'from_hub: {entry.id}, part {part!r}, could not be fetched ({type(e).__name__}: {e}). '
-            'With a connection, try again; what was fetched before is read without one if revision=COMMIT is given. '
-            f'Or use a folder, DATASETS[{name!r}].load(FOLDER, {split!r}): {where}') from e
+        raise OSError(f'from_hub: {entry.id}, part {part!r}, could not be fetched '
+            f'({type(e).__name__}: {e}). With a connection, try again; what was fetched before is '
+            'read without one if revision=COMMIT is given. Or use a folder, '
+            f'DATASETS[{name!r}].load(FOLDER, {split!r}): {where}') from e
     rows.info.description, rows.info.license = f'{entry.id} at {commit}, part {part}', where
     rows.info.homepage = f'https://huggingface.co/datasets/{entry.id}/tree/{commit}'
     if len(rows)!=published:
-        warnings.warn(f'{name}: {entry.id} has {len(rows)} images in {part!r}, the published part has {published}; '
-            'scores cannot be compared with those of papers', stacklevel=2)
+        warnings.warn(f'{name}: {entry.id} has {len(rows)} images in {part!r}, the published part '
+            f'has {published}; scores cannot be compared with those of papers', stacklevel=2)
     if not entry.ignored_colours: return rows
     index_masks = partial(_index_masks, space=entry.space, ignored_colours=entry.ignored_colours)
     return rows.with_transform(index_masks, ['label'], True)

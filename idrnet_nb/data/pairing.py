@@ -25,14 +25,15 @@ from typing import NamedTuple
 _KINDS = {'.png','.jpg','.jpeg','.bmp','.tif','.tiff','.webp'} # of files that are read as images
 _OTHER_IMAGES = {'.gif','.heic','.heif','.avif','.jp2','.j2k','.jfif','.jpe','.ppm','.pgm','.pbm',
     '.tga','.dng','.cr2','.nef','.arw','.exr','.hdr','.dcm','.psd','.svg'}
-_OTHER_ARRAYS = {'.npy','.npz','.mat','.nii','.nii.gz','.h5','.json','.xml','.pt','.pkl','.csv','.txt'}
+_OTHER_ARRAYS = {'.npy','.npz','.mat','.nii','.nii.gz','.h5','.json','.xml','.pt','.pkl','.csv',
+    '.txt'}
 _NOT_READ = 'is of a kind that is not read; save masks as PNG, images as PNG or JPEG'
 
 class Unpaired(ValueError):
-    "Files without a partner, or two of one name. `rows` holds them all, with names of missing files."
+    "Files without a partner, or two of one name."
     def __init__(self,
         text:str, # what is missing, where
-        rows=None, # as `folder_pairs` would have returned them
+        rows=None, # as `folder_pairs` would have returned them, with names of missing files
         faults:Sequence[tuple]=(), # (kind, path, what) of all that no row shows
     ):
         super().__init__(text)
@@ -50,8 +51,8 @@ def _kind(name):
 def _is_other_kind(name): return _kind(name).lower() in _OTHER_IMAGES|_OTHER_ARRAYS
 
 def _files_below(folder, skip=None, above=()):
-    """Paths of all files below a folder, in the order of their names. Links to folders are followed, but never
-    into a folder on the way here. Hidden files and folders are passed over, and the folder `skip`."""
+    """Paths of all files below a folder, in the order of their names, without hidden ones and the
+    folder `skip`. Links to folders are followed, but never into a folder on the way here."""
     real = os.path.realpath(folder)
     if real in above or real==skip: return
     with os.scandir(folder) as found:
@@ -110,22 +111,22 @@ def _similar(name, names):
 def _ways(image, label):
     "Ways in which two names could be made of one id, as (heads, tails)."
     start, end = _common(image,label), _common(image[::-1],label[::-1])
-    yield ('',''), (image[start:],label[start:])                            # other ends
-    yield (image[:len(image)-end],label[:len(label)-end]), ('','')          # other beginnings
+    yield ('',''), (image[start:],label[start:])                    # other ends
+    yield (image[:len(image)-end],label[:len(label)-end]), ('','')  # other beginnings
     sign = max(image.rfind(c,0,start) for c in '_-. ')
     is_inside = 0<sign and start<min(len(image),len(label))
     if is_inside and not re.search('[0-9]', image[sign:start]):
-        yield ('',''), (image[sign:],label[sign:])                          # 01_image, 01_imask: from the sign on
+        yield ('',''), (image[sign:],label[sign:])                  # 01_image, 01_imask: from the sign on
     a, b = [re.fullmatch('(.*?)([0-9]+)([^0-9]*)', name) for name in (image,label)]
     if a and b and a[2]==b[2] and a[1]!=b[1]:
-        yield (a[1],b[1]), (a[3],b[3])                                      # both, around the same last number
+        yield (a[1],b[1]), (a[3],b[3])                              # both, around the same last number
 
 def _all_ways(images, labels):
-    "Ways in which up to thirty of the images are named as the masks most like them, with their counts."
-    backwards = sorted(name[::-1] for name in labels)
-    found = Counter()
+    "Ways in which up to thirty images are named as the masks most like them, with their counts."
+    backwards, found = sorted(name[::-1] for name in labels), Counter()
     for image in images[::max(1,len(images)//30)]:
-        similar = {*_similar(image,labels), *[name[::-1] for name in _similar(image[::-1],backwards)]}
+        similar = {*_similar(image,labels)}
+        similar.update(name[::-1] for name in _similar(image[::-1],backwards))
         image_folder, _, image_name = image.rpartition('/')
         for label in sorted(similar-{image}):
             label_folder, _, label_name = label.rpartition('/')
@@ -134,17 +135,17 @@ def _all_ways(images, labels):
 
 # %% ../../nbs/3_data/06_pairing.ipynb #c055h
 def name_differences(
-    images:Sequence[str], # names of images without a mask of that name, with sub-folders, without kind
+    images:Sequence[str], # names without a mask of that name, with sub-folders, without kind
     labels:Sequence[str], # names of masks that have no image
     share:float=.9, # of the images, or of the masks, that must find a partner
 )->list: # of `NameDifference`, the one with most pairs first; none where names differ in other ways
-    "The same beginning or end in all names that keeps images and masks apart, as `_image` and `_label`."
+    "The same beginning or end in all names that keeps images and masks apart: `_image`, `_label`."
     images, labels = sorted(images), sorted(labels)
     enough = share*min(len(images),len(labels))
     best = {} # what differs -> (pairs, length, heads, tails)
     for (heads,tails),_ in _all_ways(images,labels).most_common(30):
         if any(re.fullmatch('0*[1-9][0-9]*',word) for word in (*heads,*tails)):
-            continue                                                        # 1, 2 and 11, 12 are other numbers
+            continue                                                # 1, 2 and 11, 12 are other numbers
         image_ids, label_ids = [{_Naming(head,tail).id_of(name) for name in names}
             for head,tail,names in zip(heads,tails,(images,labels))]
         pairs = len((image_ids & label_ids)-{None})
@@ -166,17 +167,17 @@ def _names_in(folder, changed):
 def why_missing(
     path:'str|Path', # of an image or a mask; `NAME.*` where any kind would do
 )->str: # what is there instead, and what to do
-    "Why a file is not there: a dead link, a folder, a path of Windows, an address, or a file of another kind."
+    "Why a file is not there: a dead link, a folder, a path of Windows, an address, another kind."
     path = Path(path)
     if path.is_symlink():
-        target = os.readlink(path)
-        return f'it is a link to {target!r}, which is not there; repair the link or take the pair out'
+        return f'it is a link to {os.readlink(path)!r}, which is not there; repair it or take the pair out'
     if path.is_dir(): return 'it is a folder; give the file'
-    if re.match(r'[A-Za-z]{2,}:/', str(path)): return 'it is an address; fetch the file, and write its path'
+    if re.match(r'[A-Za-z]{2,}:/', str(path)):
+        return 'it is an address; fetch the file, and write its path'
     if re.match(r'[A-Za-z]:[\\/]', str(path)) and os.name!='nt':
         return 'it is a path of Windows; write paths relative to the table, with /'
-    names = _names_in(str(path.parent), path.parent.stat().st_mtime_ns) if path.parent.is_dir() else ()
-    for name in names:
+    folder = path.parent
+    for name in _names_in(str(folder), folder.stat().st_mtime_ns) if folder.is_dir() else ():
         stem = normalized(name.removesuffix(_kind(name)))
         if stem==normalized(path.stem) and _is_other_kind(name):
             return f'{name!r} is there, but {_kind(name)} {_NOT_READ}'
@@ -198,7 +199,8 @@ class _Folder:
         self.dead_links = []
         for path in _files_below(self.dir, skip): self.add(path)
 
-    def id_in_name(self, path): return self.naming.id_of(normalized(path.name.removesuffix(_kind(path.name))))
+    def id_in_name(self, path):
+        return self.naming.id_of(normalized(path.name.removesuffix(_kind(path.name))))
 
     def add(self, path):
         id = self.id_in_name(path)
@@ -211,13 +213,14 @@ class _Folder:
         elif id is not None and _is_other_kind(path.name): self.unread.setdefault(id, path)
 
     def spell_as(self, names):
-        "An id that only small and capital letters keep from one of `names` takes its spelling, if both are single."
+        "An id that differs from one of `names` in small and capital letters takes its spelling."
         missing, free = {}, {} # in small letters -> spellings
         for name in names:
             if name not in self.files: missing.setdefault(name.casefold(), []).append(name)
         for name in self.files:
             if name not in names: free.setdefault(name.casefold(), []).append(name)
-        new = {free[key][0]:missing[key][0] for key in missing if len(missing[key])==1==len(free.get(key,()))}
+        single = [key for key in missing if len(missing[key])==1==len(free.get(key,()))]
+        new = {free[key][0]:missing[key][0] for key in single}
         self.files = {new.get(name,name):paths for name,paths in self.files.items()}
 
     def paths_of(self, id): # or the path that was expected
@@ -232,7 +235,8 @@ class _Pairing:
     "Images and masks of two folders, and what keeps them from being pairs."
     def __init__(self, folders, ids, heads, tails):
         real = [os.path.realpath(folder) for folder in folders]
-        skip = [b if b.startswith(os.path.join(a,'')) else None for a,b in (real,real[::-1])] # one within the other
+        # one folder may lie within the other
+        skip = [b if b.startswith(os.path.join(a,'')) else None for a,b in (real,real[::-1])]
         label_kinds = {'.txt'} if tails[1].endswith('.regions') else _KINDS|{'.mat'}
         self.images = _Folder(folders[0], _Naming(heads[0],tails[0]), _KINDS, skip[0])
         self.labels = _Folder(folders[1], _Naming(heads[1],tails[1]), label_kinds, skip[1])
@@ -254,7 +258,7 @@ class _Pairing:
                 if all(other.id_in_name(path) is None for path in paths)}
 
     def all_ids(self):
-        "Ids of all files; of kinds that are not read, those of images, and those whose partner is there."
+        "Ids of all files; of kinds that are not read, of images and of files with a partner."
         ids = {*self.images.files, *self.labels.files}
         for one, other in (self.images,self.labels), (self.labels,self.images):
             for id,path in one.unread.items():
@@ -275,22 +279,26 @@ class _Pairing:
         parts = ('image',self.images), ('mask',self.labels)
         files = [part.files.get(id,()) for id in self.wanted for _,part in parts]
         twice = [f'{a.name} and {b.name}' for paths in files for a,b in zip(paths,paths[1:])]
-        missing = [part.describe_missing(id,what) for id in self.wanted for what,part in parts if id not in part.files]
-        if twice: yield f'{len(twice)} names occur twice, such as {"; ".join(twice[:3])}; keep one of each'
+        missing = [part.describe_missing(id,what) for id in self.wanted for what,part in parts
+            if id not in part.files]
+        if twice:
+            yield f'{len(twice)} names occur twice, such as {"; ".join(twice[:3])}; keep one of each'
         if missing: yield f'{len(missing)} without a partner: missing {", ".join(missing[:5])}'
 
     def how_to_tell_apart(self):
         "How images and masks that lie in one folder could be told apart."
         names = sorted(self.images.files)
         for way in name_differences(names, names, .45):
-            if re.search('mask|label|gt|seg|annot|truth|manual', (way.heads[1]+way.tails[1]).lower()):
+            words = (way.heads[1]+way.tails[1]).lower()
+            if re.search('mask|label|gt|seg|annot|truth|manual', words):
                 return f'they can be told apart by {way}'
         return 'give the folder of masks, or a table of pairs (--pairs)'
 
 # %% ../../nbs/3_data/06_pairing.ipynb #c055i
 class _FolderFaults:
     "Faults of two folders that no row shows: (kind, path, what) each."
-    def __init__(self, found): self.images, self.labels, self.same = found.images, found.labels, found.same
+    def __init__(self, found:_Pairing):
+        self.images, self.labels, self.same = found.images, found.labels, found.same
 
     def __iter__(self):
         yield from self.dead_links()
@@ -300,7 +308,8 @@ class _FolderFaults:
 
     def dead_links(self):
         for path in self.images.dead_links+self.labels.dead_links:
-            yield 'dead link', str(path), f'link: {str(path)!r} leads nowhere; repair it, or take it away'
+            yield ('dead link', str(path),
+                f'link: {str(path)!r} leads nowhere; repair it, or take it away')
 
     def second_masks(self):
         "x_mask_1 beside x_mask: with a tail, it would be passed over."
@@ -309,14 +318,14 @@ class _FolderFaults:
             at = path.stem.find(tail)
             first = path.with_name(path.stem[:max(at,0)]+tail+path.suffix)
             if at>0 and first.exists():
-                yield ('second mask', str(path), f'label: {path.name!r} is a second mask beside {first.name!r}; '
-                    'join the masks of an image into one file, or move it away')
+                yield ('second mask', str(path), f'label: {path.name!r} is a second mask beside '
+                    f'{first.name!r}; join the masks of an image into one file, or move it away')
 
     def other_names(self):
         "Images without the beginning or end that images are said to have."
         for path in () if self.same else self.images.others:
-            yield ('other name', str(path), f'image: the name of {path.name!r} is not {self.images.naming}, '
-                'so it has no pair; rename it, or move it away')
+            yield ('other name', str(path), f'image: the name of {path.name!r} is not '
+                f'{self.images.naming}, so it has no pair; rename it, or move it away')
 
     def difference(self):
         "What would pair the files, if names differ in the same way in all of them."
@@ -327,10 +336,12 @@ class _FolderFaults:
         inner = [{id.rpartition('/')[2] for id in ids} for ids in (images,labels)]
         if ways:
             more = f' (or {" or ".join(map(str,ways[1:3]))})' if len(ways)>1 else ''
-            said = f'are named differently; {ways[0].pairs} of {len(images)} images find their mask with {ways[0]}{more}'
+            said = (f'are named differently; {ways[0].pairs} of {len(images)} images find their '
+                f'mask with {ways[0]}{more}')
         elif len(inner[0]&inner[1])>=.9*min(len(images),len(labels)):
-            said = (f'have the same names, but other sub-folders, such as {images[0]!r} and {labels[0]!r}; '
-                'give the folders that belong together, or a table of pairs (--pairs)')
+            said = (f'have the same names, but other sub-folders, such as {images[0]!r} and '
+                f'{labels[0]!r}; give the folders that belong together, or a table of pairs '
+                '(--pairs)')
         else: return
         yield 'names differ', str(self.images.dir), f'names: images and masks {said}'
 
@@ -342,30 +353,33 @@ def folder_pairs(
     tails:tuple[str,str]=('',''), # what follows the id in names of images and of masks, say ('_image','_gt')
     heads:tuple[str,str]=('',''), # what stands before it, say ('img_','mask_')
 ): # `datasets.Dataset` with columns id, image, label; files are opened later, and palettes stay
-    """Image and mask files joined by name; forms of Unicode do not matter, small and capital letters only
-    where they decide. FileNotFoundError for a folder that is missing; ValueError for one folder given as both;
-    Unpaired (a ValueError) listing files without a partner, and what would pair them."""
+    """Image and mask files joined by name; forms of Unicode do not matter, small and capital
+    letters only where they decide. FileNotFoundError for a missing folder; ValueError for one
+    folder given as both; Unpaired (a ValueError) listing files without a partner, and what would
+    pair them."""
     for folder in images_dir, labels_dir:
-        what = 'but a file' if Path(folder).exists() else 'a dataset is a folder of images and one of masks'
-        if not Path(folder).is_dir(): raise FileNotFoundError(f'no folder {str(folder)!r}; {what}')
+        if Path(folder).is_dir(): continue
+        is_file = Path(folder).exists()
+        what = 'but a file' if is_file else 'a dataset is a folder of images and one of masks'
+        raise FileNotFoundError(f'no folder {str(folder)!r}; {what}')
     found = _Pairing((images_dir,labels_dir), ids, heads, tails)
-    naming = found.images.naming
+    naming, here = found.images.naming, repr(str(images_dir))
     if not found.wanted:
         others = len(found.images.others)
         more = f'; {others} files have names that are not {naming}' if others else ''
-        raise ValueError(f'{str(images_dir)!r}: no images ({", ".join(sorted(_KINDS))}) in it{more}')
+        raise ValueError(f'{here}: no images ({", ".join(sorted(_KINDS))}) in it{more}')
     if found.same and naming==found.labels.naming:
-        raise ValueError(f'{str(images_dir)!r} is given as images and as masks; {found.how_to_tell_apart()}')
+        raise ValueError(f'{here} is given as images and as masks; {found.how_to_tell_apart()}')
     rows, problems = found.rows(), [*found.problems()]
     faults = [*_FolderFaults(found)] if ids is None else []
     problems += [what for _,_,what in faults[:3]]
     if len(faults)>3: problems.append(f'and {len(faults)-3} more faults')
-    if problems: raise Unpaired(f'{str(images_dir)!r} and {str(labels_dir)!r}: {". ".join(problems)}', rows, faults)
+    if problems: raise Unpaired(f'{here} and {str(labels_dir)!r}: {". ".join(problems)}', rows, faults)
     return rows
 
 # %% ../../nbs/3_data/06_pairing.ipynb #c090
 def read_text(file):
-    "A text file in UTF-8, or UTF-16 with its mark; lines end with a newline. ValueError for others."
+    "A file in UTF-8, or UTF-16 with its mark; lines end with a newline. ValueError for others."
     data = Path(file).read_bytes()
     text = data.decode('utf-16' if data[:2] in (b'\xff\xfe',b'\xfe\xff') else 'utf-8-sig')
     if '\0' in text: raise ValueError('it holds zero bytes, so it is no text; save it as UTF-8')
@@ -376,12 +390,14 @@ class _TableRow(NamedTuple):
     fields:dict # column -> text
 
 class _PairTable:
-    "Rows, columns and paths of a table of pairs. FileNotFoundError, or ValueError naming what cannot be read."
+    "Rows, columns and paths of a table of pairs."
     def __init__(self, file):
         self.folder, self.here = file.parent, f'pairs: {str(file)!r}'
         wanted = 'a CSV or JSONL with the paths of an image and its mask in each line'
-        if file.is_dir(): raise ValueError(f'{self.here} is a folder; give {wanted}, or two folders')
-        if not file.is_file(): raise FileNotFoundError(f'pairs: no file {str(file)!r}; it is {wanted}')
+        if file.is_dir():
+            raise ValueError(f'{self.here} is a folder; give {wanted}, or two folders')
+        if not file.is_file():
+            raise FileNotFoundError(f'pairs: no file {str(file)!r}; it is {wanted}')
         read, form = self.csv_rows, 'a table in UTF-8, separated by commas, semicolons or tabs,'
         if file.suffix.lower() in ('.jsonl','.json','.ndjson'):
             read, form = self.json_rows, 'a JSON object a line in UTF-8'
@@ -391,13 +407,14 @@ class _PairTable:
 
     @staticmethod
     def csv_rows(text):
-        "Rows below a line of column names; comma, semicolon or tab, whichever that line has most of."
+        "Rows below a line of column names, which tells comma, semicolon or tab."
         mark = max(',;\t', key=text.lstrip('\n').partition('\n')[0].count)
         reader = csv.DictReader(StringIO(text, newline=''), delimiter=mark, skipinitialspace=True)
         for row in reader:
             where, extra = f'line {reader.line_num}', row.pop(None, ())
             if any(extra):
-                raise ValueError(f'{where} has more fields than columns; put a path that holds {mark!r} into "quotes"')
+                raise ValueError(f'{where} has more fields than columns; '
+                    f'put a path that holds {mark!r} into "quotes"')
             if any(value and value.strip() for value in row.values()):
                 yield _TableRow(where, {name.strip():value for name,value in row.items()})
 
@@ -429,36 +446,41 @@ class _PairTable:
         "A warning where a column seems to say which part a row belongs to: it is not read."
         for name in self.rows[0].fields:
             values = dict.fromkeys(str(row.fields.get(name)).strip() for row in self.rows)
-            if str(name).strip().lower() in ('split','subset','part','phase','fold') and len(values)>1:
-                warnings.warn(f'{self.here}: the column {name!r} ({", ".join(list(values)[:4])}) is not read, and '
-                    'its parts are taken together; write a table for each part (--pairs and --unseen-pairs)', stacklevel=3)
+            is_part = str(name).strip().lower() in ('split','subset','part','phase','fold')
+            if is_part and len(values)>1:
+                warnings.warn(f'{self.here}: the column {name!r} ({", ".join(list(values)[:4])}) '
+                    'is not read, and its parts are taken together; write a table for each part '
+                    '(--pairs and --unseen-pairs)', stacklevel=3)
 
     def path(self, row, name):
         "A path of a row: relative to the table or whole, ~ for home, also as Windows writes it."
         text, here = row.fields[self.column(row,name)], f'{self.here}, {row.where}: column {name!r}'
-        if text is None or str(text).strip()=='': raise ValueError(f'{here} is empty; write a path or drop the line')
-        if not isinstance(text,str): raise ValueError(f'{here} holds {str(text)[:60]!r}, which is no path')
+        if text is None or str(text).strip()=='':
+            raise ValueError(f'{here} is empty; write a path or drop the line')
+        if not isinstance(text,str):
+            raise ValueError(f'{here} holds {str(text)[:60]!r}, which is no path')
         text = text.strip()
         is_elsewhere = re.match(r'[A-Za-z]+:[\\/]', text) and not Path(text).is_absolute()
-        if is_elsewhere: return text                                # C:\… where there is no Windows, or an address
+        if is_elsewhere: return text                # C:\… where there is no Windows, or an address
         try: path = self.folder/Path(text).expanduser()
-        except RuntimeError: path = self.folder/text                # ~ of somebody who is not here
+        except RuntimeError: path = self.folder/text # ~ of somebody who is not here
         if '\\' in text and not path.exists(): path = self.folder/text.replace('\\','/')
         return str(path)
 
 # %% ../../nbs/3_data/06_pairing.ipynb #c091
 def csv_pairs(
-    file:'str|Path', # CSV with a line of column names, or JSONL; paths in it are relative to its folder
+    file:'str|Path', # CSV with a line of column names, or JSONL; its paths are relative to its folder
     image:str='image', # column of images
     label:str='label', # column of masks
-): # `datasets.Dataset` with columns id, image, label; the id is the column id, or the image's path as written
+): # `datasets.Dataset` with columns id, image, label; the id is that column, or the image's path
     """Pairs from a table. FileNotFoundError for the table; ValueError naming file, line and column;
     Unpaired listing files that are not there."""
     table = _PairTable(Path(file))
-    if image==label: raise ValueError(f'{table.here}: column {image!r} is given as images and as masks')
+    if image==label:
+        raise ValueError(f'{table.here}: column {image!r} is given as images and as masks')
     if not table.rows:
-        raise ValueError(f'{table.here} has no rows; write the paths of an image and its mask in each line, '
-            f'under the names {image},{label}')
+        raise ValueError(f'{table.here} has no rows; write the paths of an image and its mask '
+            f'in each line, under the names {image},{label}')
     for row in table.rows:
         for name in image, label: table.column(row, name)           # all columns before any path
     table.warn_of_parts()
@@ -469,8 +491,8 @@ def csv_pairs(
         if not Path(path).is_file()]
     if missing:
         first = ', '.join(f'{where}: {path!r}' for where,path in missing[:5])
-        raise Unpaired(f'{table.here} names {len(missing)} files that are not there: {first}; paths are relative '
-            f'to the table. The first: {why_missing(missing[0][1])}', rows)
+        raise Unpaired(f'{table.here} names {len(missing)} files that are not there: {first}; '
+            f'paths are relative to the table. The first: {why_missing(missing[0][1])}', rows)
     return rows
 
 # %% ../../nbs/3_data/06_pairing.ipynb #c095
@@ -478,22 +500,23 @@ def hub_pairs(
     dataset, # `datasets.Dataset`, one split
     image_column:str='image',
     label_column:str='label', # of masks; often called annotation, mask, labels
-): # the same rows with columns id, image, label, not decoded; the id is the column id, or the row's number
-    """Pairs from any dataset with two columns of images. ValueError for a dict of splits, a stream, or columns
-    that are not there or hold no images."""
+): # the same rows with columns id, image, label, not decoded; the id is that column, or the number
+    """Pairs from any dataset with two columns of images. ValueError for a dict of splits, a stream,
+    or columns that are not there or hold no images."""
     from datasets import Dataset, Image
     if isinstance(dataset, dict):
         raise ValueError(f'pairs: this is a dict of splits ({", ".join(dataset)}); '
             f'take one, as in dataset[{next(iter(dataset))!r}]')
     if not isinstance(dataset, Dataset):
-        raise ValueError(f'pairs: a datasets.Dataset was expected, this is {type(dataset).__name__}; '
-            'load it with streaming=False')
+        raise ValueError('pairs: a datasets.Dataset was expected, this is '
+            f'{type(dataset).__name__}; load it with streaming=False')
     if image_column==label_column:
         raise ValueError(f'pairs: column {image_column!r} is given as images and as masks')
     columns, features = dataset.column_names, dataset.features
     for name in image_column, label_column:
         if name not in columns:
-            raise ValueError(f'pairs: no column {name!r}, there are {", ".join(columns)}; say which hold images and masks')
+            raise ValueError(f'pairs: no column {name!r}, there are {", ".join(columns)}; '
+                'say which hold images and masks')
         if not isinstance(features[name], Image):
             raise ValueError(f'pairs: column {name!r} holds {features[name]}, not images; '
                 'cast it to datasets.Image() if it has paths')

@@ -157,7 +157,8 @@ def pad_to(
 # %% ../../nbs/3_data/09_transforms.ipynb #c163
 @dataclass
 class Augment:
-    "The training recipe: scale, crop, flip, light, rotate, pad; the same for the same (seed, epoch, index)."
+    """The training recipe: scale, crop, flip, light, rotate, pad; the same for the same (seed,
+    epoch, index)."""
     crop:tuple[int,int]|None=None # (h, w) of the result, pixels; None leaves the size to chance
     scale:tuple[float,float]=(.5,2.) # factor, from to
     flip:float=.5 # chance
@@ -214,5 +215,6 @@ class Augment:
             raise ValueError(f'Augment: rotate={self.rotate} is an angle, from 0 to 180 degrees')
         if len(self.colour)!=3 or not all(0<=c<=255 for c in self.colour):
             raise ValueError(f'Augment: colour={self.colour} must be three numbers 0..255')
-        if not 0<=self.seed<2**32: raise ValueError(f'Augment: seed={self.seed} is outside 0..2**32-1')
+        if not 0<=self.seed<2**32: raise ValueError(f'Augment: seed={self.seed} is outside '
+            '0..2**32-1')
         check_flip_pairs(self.flip_pairs, 'Augment', self.ignore)

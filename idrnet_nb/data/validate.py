@@ -8,10 +8,12 @@ __all__ = ['MUCH', 'HARMLESS', 'OF_ALL', 'Fault', 'Pair', 'ignored_ids', 'check_
 
 # %% ../../nbs/3_data/13_validate.ipynb #c003
 import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
+from importlib.resources import files
 from typing import NamedTuple
 import numpy as np
 import torch
@@ -25,11 +27,21 @@ from .pairing import Unpaired, why_missing
 from .readers import BadFile, decode_image, decode_mask, read_mask, source_name
 
 # %% ../../nbs/3_data/13_validate.ipynb #c015
+_TEXTS = json.loads(files('idrnet_nb.data').joinpath('faults.json').read_text(encoding='utf-8'))
+
 class Fault(NamedTuple):
-    "Something wrong with a file, or with the data as a whole; or, as a remark, something to be known."
+    "Something wrong with a file or with the data as a whole; as a remark, something to be known."
     kind:str # a few words, the same for all faults of a kind
     place:str # path of the file, or the row that holds it
     what:str # what is wrong, and what to do
+
+    @classmethod
+    def of(cls,
+        text:str, # of `faults.json`: a kind, or 'kind: variant'
+        place:str,
+        **words, # that the text needs
+    ):
+        return cls(text.partition(':')[0], place, _TEXTS[text].format(place=place, **words))
 
 class Pair(NamedTuple):
     "What was found in one pair of files."
@@ -45,7 +57,7 @@ def _is_published(space): return space==LABEL_SPACES.get(space.name)
 
 def ignored_ids(
     space:LabelSpace, # of masks
-)->list: # of ids, as the files have them; none of a published dataset, where they are as they should be
+)->list: # of ids, as the files have them; none of a published dataset, which is as it should be
     "The ids in the files that count for nothing."
     if _is_published(space): return []
     if space.raw_to_train is None: return [space.ignore]
@@ -56,7 +68,7 @@ def _with_ignored_ids(space):
     "A label space in which each ignored id is a class of its own, after the others."
     ids, k = ignored_ids(space), space.num_classes
     raw = {**space.raw_to_train, **{id:k+i for i,id in enumerate(ids)}}
-    names = [f'ignored\n{id}' for id in ids]                         # no class of a list can be called so
+    names = [f'ignored\n{id}' for id in ids] # no class of a list can be called so
     colours = [*space.palette, *[(0,0,0)]*len(ids)]
     return LabelSpace(space.name, (*space.classes,*names), colours, raw, max(IGNORE,k+len(ids)))
 
@@ -69,9 +81,10 @@ def _place(row, part):
 # %% ../../nbs/3_data/13_validate.ipynb #c015a
 _DARK = 64 # of 255: an image without any value above may be one of fewer bits than its file has
 
-_TURNED = {'':'', 'alike':'; its mask has the same tag', 'as seen':'; its mask was drawn on the image as it is seen',
-    'as stored':'; its mask was drawn on the stored pixels, and is turned with it',
-    'unclear':'; how its mask was drawn is unclear'}
+_TURNED = {'': '', 'alike': '; its mask has the same tag',
+    'as seen': '; its mask was drawn on the image as it is seen',
+    'as stored': '; its mask was drawn on the stored pixels, and is turned with it',
+    'unclear': '; how its mask was drawn is unclear'}
 
 class _PairCheck:
     "Faults and remarks of one pair."
@@ -83,57 +96,50 @@ class _PairCheck:
     def run(self,
         images:bool, # read the image too
     )->Pair:
-        image = self.read('image', decode_image) if images else self.find_image()
+        image = self.read('image', decode_image if images else self.find)
         mask = self.read('label', lambda source: decode_mask(source,self.space))
         pair = self.match(image, mask) if image and mask else None
         if image: self.look_at_image(image, pair)
-        found = Pair((str(self.row.get('id')),*self.place.values()), self.faults, self.remarks)
-        if mask is None or (image and pair is None): return found
-        label = mask.ids if pair is None else pair.label
+        names = str(self.row.get('id')), self.place['image'], self.place['label']
+        if mask is None or (image and pair is None): return Pair(names, self.faults, self.remarks)
+        label = pair.label if pair else mask.ids
         counts, ignored = self.count(label)
-        return found._replace(counts=counts, ignored=ignored, size=label.shape, colours=mask.colours)
-
-    def add(self, part, kind, what, is_fault=True):
-        (self.faults if is_fault else self.remarks).append(Fault(kind, self.place[part], what))
+        return Pair(names, self.faults, self.remarks, counts, ignored, label.shape, mask.colours)
 
     def read(self, part, decode): # None where it cannot be read
-        try: return decode(self.row[part])
-        except FileNotFoundError: self.add_missing(part)
-        except (ValueError,OSError) as e: self.add(part, getattr(e,'kind','broken'), str(e))
-
-    def find_image(self): # instead of reading it
-        source = self.row['image']
-        if not _is_held(source) and not os.path.isfile(source_name(source)): self.add_missing('image')
-
-    def add_missing(self, part):
         place = self.place[part]
-        self.add(part, 'missing', f'{part}: no file {place!r}: {why_missing(place)}')
+        try: return decode(self.row[part])
+        except FileNotFoundError:
+            self.faults.append(Fault.of('missing', place, part=part, why=why_missing(place)))
+        except (ValueError,OSError) as e:
+            self.faults.append(Fault(getattr(e,'kind','broken'), place, str(e)))
+
+    def find(self, source): # instead of reading it
+        is_there = _is_held(source) or os.path.isfile(source_name(source))
+        if not is_there: raise FileNotFoundError(source_name(source))
 
     def match(self, image, mask): # None where they do not fit
         try: return match_pair(image, mask, self.row)
-        except BadFile as e: self.add('label', e.kind, str(e))
+        except BadFile as e: self.faults.append(Fault(e.kind, self.place['label'], str(e)))
 
     def look_at_image(self, image, pair):
-        here, why = f'image: {self.place["image"]!r}:', image.empty()
-        is_plain = image.opaque and image.rgb.max()>=_DARK//4        # a white page, a clear sky
-        if why:
-            todo = '' if is_plain else '; look at it, take it out of the list, or save it with its full range'
-            self.add('image', 'nearly empty', f'{here} it holds next to nothing: {why}{todo}', not is_plain)
-        elif image.rgb.max()<_DARK:
-            self.add('image', 'dark', f'{here} no value in it is above {image.rgb.max()} of 255; if it is not so dark as '
-                'that (16-bit files often hold fewer bits), scale it to 0..255 and save it with 8 bits', False)
-        if image.left_out: self.add('image', 'not all read', f'{here} {image.left_out}', False)
+        place, why, most = self.place['image'], image.empty(), image.rgb.max()
+        is_plain = image.opaque and most>=_DARK//4 # a white page, a clear sky
+        if why and is_plain: self.remarks.append(Fault.of('nearly empty: plain', place, why=why))
+        elif why: self.faults.append(Fault.of('nearly empty', place, why=why))
+        elif most<_DARK: self.remarks.append(Fault.of('dark', place, most=most))
+        if image.left_out:
+            self.remarks.append(Fault.of('not all read', place, left_out=image.left_out))
         if image.tag>1:
             how = _TURNED[pair.turned if pair else '']
-            self.add('image', 'turned by a tag', f'{here} it is turned by its orientation tag {image.tag}{how}', False)
-        if pair and pair.doubt: self.add('image', 'orientation unclear', f'{here} {pair.doubt}')
+            self.remarks.append(Fault.of('turned by a tag', place, tag=image.tag, how=how))
+        if pair and pair.doubt:
+            self.faults.append(Fault.of('orientation unclear', place, doubt=pair.doubt))
 
     def count(self, label): # pixels of each class, and of each ignored id
         k, n = self.space.num_classes, len(ignored_ids(self.space))
         valid = label[label!=self.space.ignore]
-        if not len(valid):
-            self.add('label', 'nothing but void', f'label: {self.place["label"]!r} has no pixel of any class; '
-                'take it out of the list, or see whether its ids are mapped rightly')
+        if not len(valid): self.faults.append(Fault.of('nothing but void', self.place['label']))
         ignored = np.full(n, label.size-len(valid))
         if n>1 and len(valid)<label.size: # the mask is read again, to tell them apart
             apart = read_mask(self.row['label'], _with_ignored_ids(self.space))
@@ -151,7 +157,8 @@ def check_pair(
 # %% ../../nbs/3_data/13_validate.ipynb #c020
 @dataclass
 class Report:
-    "What `check_parts` found in one part. `print` shows a table, `to_json` keeps all; `Report(**json)` reads it again."
+    """What `check_parts` found in one part. `print` shows a table, `to_json` keeps all;
+    `Report(**json)` reads it again."""
     name:str # of the label space
     classes:tuple # `k` names
     pictures:int # pairs looked at
@@ -161,8 +168,8 @@ class Report:
     sizes:list # (h, w) of the smallest and of the largest mask; none if there is no mask
     faults:list = field(default_factory=list) # of `Fault`
     remarks:list = field(default_factory=list) # of `Fault`: what is none, but to be known
-    ignored:list = field(default_factory=list) # (id in the files, pixels) of each ignored id; none of a published dataset
-    beside:list = field(default_factory=list) # of each ignored id: [masks that hold it, [classes in these masks]]
+    ignored:list = field(default_factory=list) # (id in the files, pixels) of each of `ignored_ids`
+    beside:list = field(default_factory=list) # of each: [masks that hold it, [classes in these]]
     flip:list = field(default_factory=list) # sentences: which classes a mirrored image swaps
 
     @property
@@ -178,21 +185,22 @@ class Report:
         return out
 
     def to_json(self)->dict: # lists, texts and numbers
-        lists = {key:[list(x) for x in getattr(self,key)] for key in ('faults','remarks','ignored','sizes')}
-        return {**asdict(self), 'classes':list(self.classes), **lists}
+        return json.loads(json.dumps(asdict(self)))
 
     def __str__(self)->str: return '\n'.join(self.lines())
 
     def lines(self):
         width, total = max(map(len,self.classes)), max(1,sum(self.pixels)+self.void)
         sizes = ' to '.join(f'{h}×{w}' for h,w in self.sizes)
-        yield f'{self.name}: {self.pictures} pairs' + (f', masks from {sizes} (h×w)' if sizes else '')
+        masks = f', masks from {sizes} (h×w)' if sizes else ''
+        yield f'{self.name}: {self.pictures} pairs{masks}'
         yield f'{"class":{width}} {"pixels %":>9} {"images":>9}'
         for name,n,images in zip(self.classes,self.pixels,self.occurs):
             yield f'{name:{width}} {100*n/total:9.3f} {images:9}'
         yield f'{"void":{width}} {100*self.void/total:9.3f}'
         never = [name for name,n in zip(self.classes,self.pixels) if not n]
-        if never: yield f'{len(never)} of {len(self.classes)} classes have no pixel: {", ".join(never)}'
+        if never:
+            yield f'{len(never)} of {len(self.classes)} classes have no pixel: {", ".join(never)}'
         yield from self.flip
         for found, before in (self.remarks,'no fault, but '), (self.faults,''):
             for kind,those in self.by_kind(found).items():
@@ -206,9 +214,10 @@ class _Counts:
     "Pixels, images and sizes, mask by mask."
     def __init__(self, space):
         self.ids = ignored_ids(space)
-        self.pixels, self.occurs = np.zeros((2,space.num_classes), np.int64)
-        self.ignored, self.masks = np.zeros((2,len(self.ids)), np.int64)    # pixels of each id; masks that hold it
-        self.beside = np.zeros((len(self.ids),space.num_classes), bool)     # classes in these masks
+        k, n = space.num_classes, len(self.ids)
+        self.pixels, self.occurs = np.zeros((2,k), np.int64)
+        self.ignored, self.masks = np.zeros((2,n), np.int64) # pixels of each id; masks that hold it
+        self.beside = np.zeros((n,k), bool) # classes in these masks
         self.area, self.sizes = 0, []
 
     def add(self, pair):
@@ -222,9 +231,10 @@ class _Counts:
         self.sizes = [by_area[0],by_area[-1]]
 
     def fields(self): # of `Report`
-        beside = [[int(n),np.flatnonzero(classes).tolist()] for n,classes in zip(self.masks,self.beside)]
-        return dict(pixels=self.pixels.tolist(), occurs=self.occurs.tolist(), void=int(self.area-self.pixels.sum()),
-            sizes=self.sizes, ignored=[*zip(self.ids,self.ignored.tolist())], beside=beside)
+        beside = [[int(n),np.flatnonzero(row).tolist()] for n,row in zip(self.masks,self.beside)]
+        return dict(pixels=self.pixels.tolist(), occurs=self.occurs.tolist(),
+            void=int(self.area-self.pixels.sum()), sizes=self.sizes,
+            ignored=[*zip(self.ids,self.ignored.tolist())], beside=beside)
 
 # %% ../../nbs/3_data/13_validate.ipynb #c023e
 class _Repeats:
@@ -237,13 +247,13 @@ class _Repeats:
             if before is pair.names: continue
             different = [(a,b) for a,b in zip(pair.names[1:],before[1:]) if a!=b]
             mine, other = different[0] if different else (pair.names[1],before[1])
-            return [Fault('twice', mine, f'{what} {key!r} occurs twice: {mine!r} beside {other!r}; keep one of them')]
+            return [Fault.of('twice', mine, what=what, key=key, other=other)]
         return []
 
 class _Palettes:
     "Colours of masks with a palette: each must stand for one id, in all masks and in the class list."
     def __init__(self, space):
-        self.space, self.published = space, _is_published(space)
+        self.space, self.is_published = space, _is_published(space)
         self.first = {} # colour -> (id, mask)
         self.of_list = {tuple(colour):i for i,colour in enumerate(space.palette)}
 
@@ -251,46 +261,45 @@ class _Palettes:
         place, colours = pair.names[2], pair.colours or {}
         for id,colour in colours.items():
             other, where = self.first.setdefault(colour, (id,place))
-            if other!=id: return [self.fault(place, colour, id, f'but as id {other} in {where!r}')]
-        return self.against_list(place, colours)
+            if other==id: continue
+            words = dict(colour=bytes(colour).hex(), id=id, other=other, where=where)
+            return [Fault.of('palettes differ', place, **words)]
+        return [] if self.is_published else self.against_list(place, colours)
 
     def against_list(self, place, colours):
         "A fault where all colours of a mask are those of classes, but in another order."
-        raw = self.space.raw_to_train
+        raw, names = self.space.raw_to_train, self.space.classes
         trains = {id if raw is None else raw[id]:(id,colour) for id,colour in colours.items()}
         trains.pop(self.space.ignore, None)
         is_listed = all(colour in self.of_list for _,colour in trains.values())
-        if self.published or len(trains)<2 or not is_listed: return []
-        for train,(id,colour) in trains.items():
-            named = self.of_list[colour]
-            if named==train: continue
-            mine, other = self.space.classes[train], self.space.classes[named]
-            return [self.fault(place, colour, id, f'which is {mine!r}, but the class list gives this colour to {other!r}')]
+        for train,(id,colour) in trains.items() if is_listed and len(trains)>1 else ():
+            other = self.of_list[colour]
+            if other==train: continue
+            words = dict(colour=bytes(colour).hex(), id=id, mine=names[train], other=names[other])
+            return [Fault.of('palettes differ: list', place, **words)]
         return []
-
-    def fault(self, place, colour, id, what):
-        return Fault('palettes differ', place, f'label: {place!r} has colour #{bytes(colour).hex()} as id {id}, {what}. '
-            'Ids count, not colours: if the colours are right, turn each mask into ids by its colours (ids_from_colours)')
 
 # %% ../../nbs/3_data/13_validate.ipynb #c023f
 class _Rows(torch.utils.data.Dataset):
     "All rows of a part, checked one by one, by several processes if there are."
-    def __init__(self, rows, space, images): self.rows, self.space, self.images = rows, space, images
+    def __init__(self, rows, space, images):
+        self.rows, self.space, self.images = rows, space, images
     def __len__(self): return len(self.rows)
     def __getitem__(self, i):
         row = self.rows[i]
         return check_pair({**row,'id':row.get('id',i)}, self.space, self.images)
 
-def _as_it_is(x): return x # no lambda: workers must find it by name
+def _as_it_is(x): return x # workers must find it by name
 
 def _check_part(name, rows, space, palettes, images, workers, progress):
     "The report of one part, pair by pair."
     from tqdm.auto import tqdm
-    if not len(rows): raise ValueError(f'check {name}: no rows to check for label space {space.name!r}')
+    if not len(rows): raise ValueError(f'check {name}: no rows for label space {space.name!r}')
     counts, repeats, faults, remarks = _Counts(space), _Repeats(), [], []
-    loader = torch.utils.data.DataLoader(_Rows(rows,space,images), batch_size=None, collate_fn=_as_it_is,
-        num_workers=workers)
-    for pair in tqdm(loader, desc=f'check {name}', unit='pair', disable=not progress, leave=False):
+    loader = torch.utils.data.DataLoader(_Rows(rows,space,images), batch_size=None,
+        collate_fn=_as_it_is, num_workers=workers)
+    bar = tqdm(loader, desc=f'check {name}', unit='pair', disable=not progress, leave=False)
+    for pair in bar:
         faults += [*repeats.faults(pair), *pair.faults, *palettes.faults(pair)]
         remarks += pair.remarks
         if pair.counts is not None: counts.add(pair)
@@ -301,93 +310,87 @@ def _check_part(name, rows, space, palettes, images, workers, progress):
 MUCH = .2 # of all pixels: an ignored id that fills more is hardly the rim between objects
 
 class _ClassCheck:
-    """What the masks of a part say about the class list as a whole. Classes may be absent, but in the part that is
-    learnt from."""
+    """What the masks of a part say about the class list as a whole. Classes may be absent, but in
+    the part that is learnt from."""
     def __init__(self, reports, part, space):
         self.report, self.space = reports[part], space
         self.is_learnt = part==('train' if 'train' in reports else next(iter(reports)))
         self.others = {name:report for name,report in reports.items() if name!=part}
         self.pixels = sum(self.report.pixels)
         self.total = max(1, self.pixels+self.report.void)
-        self.files = {train:id for id,train in (space.raw_to_train or {}).items()}      # training id -> id in the files
-        implicit = space.implicit_ignore if space.raw_to_train is not None else (space.ignore,)
+        raw = space.raw_to_train
+        self.files = {train:id for id,train in (raw or {}).items()} # training id -> id in the files
+        implicit = (space.ignore,) if raw is None else space.implicit_ignore
         self.held = {id:n for id,n in self.report.ignored if n}
-        self.stray = {id:n for id,n in self.held.items() if id in implicit}             # ignored, though nobody said so
+        self.stray = {id:n for id,n in self.held.items() if id in implicit} # though nobody said so
         self.absent = [i for i,n in enumerate(self.report.pixels) if not n]
 
-    def faults(self): # (kind, what) each
-        if not self.is_learnt: yield from self.no_rim()
-        elif self.pixels+self.report.void:                              # no mask could be read: each says so
+    def fault(self, text, **words):
+        return Fault.of(text, f'classes of {self.space.name!r}', **words)
+
+    def faults(self):
+        if self.is_learnt and self.pixels+self.report.void: # else no mask could be read: each says so
             if self.space.num_classes==1: yield from self.one_class()
-            elif not self.pixels: yield from self.all_ignored()
+            elif not self.pixels:
+                words = dict(masks=self.report.pictures, holding=self.holding())
+                yield self.fault('all ignored', **words)
             else: yield from self.without_pixel()
             yield from self.ignored_much()
-            yield from self.no_rim()
+        yield from self.no_rim()
 
     def remarks(self):
-        for id,n in self.held.items():
-            if self.is_learnt and n>MUCH*self.total and id not in self.stray:
-                yield 'much ignored', f'id {id} fills {self.percent(n)} of the pixels and is ignored, as the class list says'
-
-    def add_to_report(self):
-        for found, into in (self.faults(),self.report.faults), (self.remarks(),self.report.remarks):
-            into += [Fault(kind, f'classes of {self.space.name!r}', f'classes: {what}') for kind,what in found]
+        for id,n in self.held.items() if self.is_learnt else ():
+            if n>MUCH*self.total and id not in self.stray:
+                yield self.fault('much ignored', id=id, share=self.percent(n))
 
     def percent(self, n): return f'{100*n/self.total:.1f} %'
 
     def holding(self):
         "What the masks hold besides classes."
-        ids = ', '.join(f'id {id} ({self.percent(n)} of the pixels)' for id,n in self.held.items())
-        return f'; the masks hold {ids}, which is ignored' if ids else ''
+        ids = [f'id {id} ({self.percent(n)} of the pixels)' for id,n in self.held.items()]
+        return f'; the masks hold {", ".join(ids)}, which is ignored' if ids else ''
 
     def list_with(self, ids):
         "The class list with other ids for some classes, all lines if they are few."
-        lines = [class_line(name, ids.get(i,self.files.get(i,i))) for i,name in enumerate(self.space.classes)]
+        ids_of = {i:ids.get(i,self.files.get(i,i)) for i in range(self.space.num_classes)}
+        lines = [class_line(name, ids_of[i]) for i,name in enumerate(self.space.classes)]
         if len(lines)<=4: return ' / '.join(lines)
         return ' / '.join(lines[i] for i in ids) + ' (and an id in every other line)'
 
     def one_class(self):
-        name = self.space.classes[0]
-        lines = f'{class_line("background",0)} / {class_line(name,next(iter(self.stray),1))}'
-        yield 'one class', (f'{name!r} is the only class, and with nothing to tell it from, every pixel is '
-            f'right{self.holding()}. If the rest of the image is background, write into the class list: {lines}')
-
-    def all_ignored(self):
-        yield 'all ignored', (f'no pixel of {self.report.pictures} masks is of a class{self.holding()}. '
-            'Write a line NAME, ID into the class list for each id that is a class')
+        name, id = self.space.classes[0], next(iter(self.stray),1)
+        lines = f'{class_line("background",0)} / {class_line(name,id)}'
+        yield self.fault('one class', name=name, holding=self.holding(), lines=lines)
 
     def without_pixel(self):
         for i in self.absent:
-            name = self.space.classes[i]
-            seen = [f'{other.occurs[i]} images of {part!r}' for part,other in self.others.items() if other.occurs[i]]
-            elsewhere = f', though {" and ".join(seen)} have it' if seen else ''
+            seen = [f'{other.occurs[i]} images of {part!r}' for part,other in self.others.items()
+                if other.occurs[i]]
+            words = dict(name=self.space.classes[i], id=self.files.get(i,i), holding=self.holding(),
+                masks=self.report.pictures,
+                elsewhere=f', though {" and ".join(seen)} have it' if seen else '')
             if len(self.absent)==len(self.stray)==1:
                 lines = self.list_with({i:next(iter(self.stray))})
-                todo = f'If that is {name!r}, write into the class list: {lines}'
-            elif seen: todo = 'Divide the data in another way (give unseen images, or hold out another share)'
-            else: todo = 'Take it out of the class list, or see whether its id is right'
-            yield 'class without a pixel', (f'{name!r} (id {self.files.get(i,i)}) has no pixel in '
-                f'{self.report.pictures} masks{elsewhere}{self.holding()}. {todo}')
+                yield self.fault('class without a pixel: other id', lines=lines, **words)
+            elif seen: yield self.fault('class without a pixel: elsewhere', **words)
+            else: yield self.fault('class without a pixel', **words)
 
     def ignored_much(self):
         for id,n in self.stray.items():
             if n<=MUCH*self.total: continue
             name = self.space.classes[self.absent[0]] if len(self.absent)==1 else 'NAME'
-            yield 'ignored id', (f'id {id} is in no line of the class list and so ignored, but fills {self.percent(n)} of '
-                f'the pixels. If it is a class, write the line {class_line(name,id)} (then every line needs its id); '
-                f'if it is to be ignored, write the line void, {id}')
+            line = class_line(name, id)
+            yield self.fault('ignored id', id=id, share=self.percent(n), line=line)
 
     def no_rim(self):
-        "An ignored id that stands between no classes: a class that these masks have another id for."
+        "An ignored id that stands between no classes: these masks have another id for a class."
+        names = self.space.classes
         for (id,n),(masks,classes) in zip(self.report.ignored,self.report.beside):
-            if id not in self.stray or len(classes)!=1 or self.space.num_classes<2: continue
-            if n>MUCH*self.total and self.is_learnt: continue           # `ignored_much` has it
-            name = self.space.classes[1-classes[0]] if self.space.num_classes==2 else 'NAME'
-            yield 'ignored id', (f'id {id} is in no line of the class list and so ignored ({self.percent(n)} of the '
-                f'pixels), but the {masks} masks that have it hold no class besides {self.space.classes[classes[0]]!r}, '
-                f'so it is hardly a rim between objects. If it is a class, write the line {class_line(name,id)} (then '
-                'every line needs its id), or save these masks with the id that it has elsewhere; if it is to be '
-                f'ignored, write the line void, {id}')
+            if id not in self.stray or len(classes)!=1 or len(names)<2: continue
+            if n>MUCH*self.total and self.is_learnt: continue # `ignored_much` has it
+            line = class_line(names[1-classes[0]] if len(names)==2 else 'NAME', id)
+            words = dict(share=self.percent(n), masks=masks, other=names[classes[0]], line=line)
+            yield self.fault('ignored id: no rim', id=id, **words)
 
 # %% ../../nbs/3_data/13_validate.ipynb #c023b
 def find_duplicates(
@@ -395,7 +398,8 @@ def find_duplicates(
     questions, # functions of an item, the cheapest first
     keep=lambda group: True, # which groups are asked further
 )->list: # of lists, two items or more each
-    "Items that give the same answer to every question. Those that are alone with an answer are not asked the next one."
+    """Items that give the same answer to every question. Those that are alone with an answer are
+    not asked the next one."""
     groups = [list(items)]
     for question in questions:
         parts = []
@@ -429,7 +433,7 @@ class _File(NamedTuple):
         return bool((rgb==rgb[0,0]).all())
 
 class _Copies:
-    "Images that are masks as well, are in two parts, or are twice in one: by size, beginning, all bytes."
+    "Images that are masks as well, are in two parts, or are twice in one."
     def __init__(self, parts): self.parts = parts # name -> rows
 
     def files(self):
@@ -444,28 +448,25 @@ class _Copies:
                     if size: out.setdefault((part,what,name), _File(part, what, name, source, size))
         return out.values()
 
-    def faults(self): # (part, `Fault`) each
-        questions = (lambda file: file.size), _File.first_digest, _File.digest
-        for group in find_duplicates(self.files(), questions, self.images_of):
-            images = self.images_of(group)
-            for file in group:
-                if file.what=='label': yield file.part, Fault('image as mask', file.name, f'label: {file.name!r} is the '
-                    f'image {images[0].name!r}, byte by byte; a mask holds one class id per pixel')
-            if not images[0].is_blank(): yield from self.of_images(images) # white pages are alike
-
     @staticmethod
     def images_of(group): return [file for file in group if file.what=='image']
 
-    def of_images(self, images):
-        first = {} # of each part
-        for file in images:
-            before = first.setdefault(file.part, file)
-            if before is not file: yield file.part, Fault('twice', file.name, f'image: {file.name!r} is {before.name!r} '
-                'once more, byte by byte; keep one of them, else a split may put one into each part')
-        one, *others = first.values()
-        for file in others: yield file.part, Fault('in two parts', file.name, f'image: {file.name!r} of {file.part!r} is '
-            f'{one.name!r} of {one.part!r}, byte by byte; a score on images that were trained on says nothing, '
-            'so take it out of one of the two parts')
+    def faults(self): # (part, `Fault`) each
+        questions = (lambda file: file.size), _File.first_digest, _File.digest
+        for group in find_duplicates(self.files(), questions, self.images_of):
+            images, first = self.images_of(group), {}
+            for file in group:
+                if file.what!='label': continue
+                yield file.part, Fault.of('image as mask', file.name, other=images[0].name)
+            if images[0].is_blank(): continue # white pages are alike
+            for file in images:
+                before = first.setdefault(file.part, file) # of this part
+                if before is file: continue
+                yield file.part, Fault.of('twice: copy', file.name, other=before.name)
+            one, *others = first.values()
+            for file in others:
+                words = dict(part=file.part, other=one.name, other_part=one.part)
+                yield file.part, Fault.of('in two parts', file.name, **words)
 
 # %% ../../nbs/3_data/13_validate.ipynb #c026
 def _load(part):
@@ -478,29 +479,31 @@ def _load(part):
 def checked_rows(
     load:Callable, # without arguments: a loader, as in `lambda: folder_pairs(images, labels)`
 ): # its rows; those that an `Unpaired` carries, if it raises one
-    "Rows to check, complete or not. Raises what `load` raises if there is nothing to check, such as FileNotFoundError."
+    "Rows to check, complete or not. Raises what `load` raises if there is nothing to check."
     return _load(load)[0]
 
 # %% ../../nbs/3_data/13_validate.ipynb #c024
 def check_parts(
-    parts:dict, # name -> rows, or a function that loads them; what is learnt from is called train, or comes first
+    parts:dict, # name -> rows, or a function that loads them; what is learnt from: train, or the first
     space:LabelSpace, # of the masks
     workers:int=0, # processes that read files
     progress:bool=True, # show a bar
     images:bool=True, # read images too; without, masks only, as before a training
-    published:bool|None=None, # absent classes and images that are twice are remarks; None: if `space` is a published one
+    published:bool|None=None, # absent classes and copies are remarks; None: if `space` is a published one
 )->dict: # name -> `Report`
-    """Read every file of all parts once: pixels and images of each class, and every fault with its path; also what
-    no single pair shows: a class without any pixel, an ignored id that fills much, the same image in two parts.
-    ValueError where a part has no rows."""
+    """Read every file of all parts once: pixels and images of each class, and every fault with its
+    path; also what no single pair shows: a class without any pixel, an ignored id that fills much,
+    the same image in two parts. ValueError where a part has no rows."""
     if published is None: published = _is_published(space)
     rows, reports, palettes = {}, {}, _Palettes(space)
     for name,part in parts.items():
         rows[name], faults = _load(part)
         reports[name] = _check_part(name, rows[name], space, palettes, images, workers, progress)
         reports[name].faults[:0] = faults
-    if not published:
-        for name in reports: _ClassCheck(reports, name, space).add_to_report()
+    for name,report in reports.items() if not published else ():
+        classes = _ClassCheck(reports, name, space)
+        report.faults += classes.faults()
+        report.remarks += classes.remarks()
     for name,fault in _Copies(rows).faults():
         is_harmless = published and fault.kind!='image as mask'
         (reports[name].remarks if is_harmless else reports[name].faults).append(fault)
@@ -528,27 +531,27 @@ class DataFault(ValueError):
 
     def __reduce__(self): return type(self), (str(self), self.faults)
 
-HARMLESS = 'twice', 'nothing but void' # of pairs of one part: to be known, but a training is right all the same
-OF_ALL = ('class without a pixel', 'ignored id', 'one class', 'all ignored', 'in two parts', 'image as mask',
-    'palettes differ') # what no single pair shows
+HARMLESS = 'twice', 'nothing but void' # kinds that a training need not stop for
+OF_ALL = ('class without a pixel', 'ignored id', 'one class', 'all ignored', 'in two parts',
+    'image as mask', 'palettes differ') # what no single pair shows
 
 def raise_faults(
     reports:dict, # part -> `Report`, as `check_parts` gives them
-    skip:Sequence[str]=(), # parts in which unreadable pairs are accepted, as the training skips them
+    skip:Sequence[str]=(), # parts in which unreadable pairs are accepted: the training skips them
     allow:Sequence[str]=(), # kinds that are accepted, say ('class without a pixel',)
     most:int=3, # so many faults of each kind are listed
 )->None:
-    "DataFault, one line for each fault, if there is anything that a training must not begin with."
-    found = {} # (part, kind) -> sentences
-    faults = []
+    "DataFault, one line for each fault, if a training must not begin with these data."
+    faults, sentences = [], {} # (part, kind) -> sentences
     for part,report in reports.items():
         for kind,place,what in report.faults:
             if kind in HARMLESS or kind in allow or (part in skip and kind not in OF_ALL): continue
             faults.append((part,kind,place,what))
-            found.setdefault((part,kind), []).append(what)
+            sentences.setdefault(f'{part}, {kind}', []).append(what)
     if not faults: return
-    lines = [f'the data has {len(faults)} fault{"s"*(len(faults)>1)} (check-data lists all faults):']
-    for (part,kind),those in found.items():
-        lines += [f'{part}, {kind}: {what}' for what in those[:most]]
-        if len(those)>most: lines.append(f'{part}, {kind}: and {len(those)-most} more')
+    number = f'{len(faults)} fault{"s"*(len(faults)>1)}'
+    lines = [f'the data has {number} (check-data lists all faults):']
+    for here,those in sentences.items():
+        lines += [f'{here}: {what}' for what in those[:most]]
+        if len(those)>most: lines.append(f'{here}: and {len(those)-most} more')
     raise DataFault('\n'.join(lines), faults)
