@@ -23,8 +23,8 @@ class DatasetInfo:
     name:str # key of `DATASETS`
     space:LabelSpace # of its masks
     title:str # as its authors call it
-    images:str # path of an image below the root: `{part}` and `{split}` are of the split, `{id}` of the image
-    labels:list # paths of its mask, all in one folder; of several kinds, the first that is there is read
+    images:str # path of an image below the root, with `{part}` and `{split}` of the split, and `{id}`
+    labels:list # paths of its mask, in one folder; of several kinds, the first that is there is read
     id_format:str # of published ids: `{n}` counts, `{split}` and `{city}` are of the split
     parts:dict # split -> `{part}` of the paths
     counts:dict # split -> number of images, as published (or ours, where no split is published)
@@ -49,9 +49,10 @@ class DatasetInfo:
         root, split = Path(root), split or self.split
         if split not in self.parts:
             *names, last = self.parts
-            raise ValueError(f'{self.name}: no split {split!r}; there are {", ".join(names)} and '
-                f'{last}')
-        image_path, label_path, list_path = [path.format(part=self.parts[split], split=split, id='*')
+            there = f'{", ".join(names)} and {last}'
+            raise ValueError(f'{self.name}: no split {split!r}; there are {there}')
+        words = dict(part=self.parts[split], split=split, id='*')
+        image_path, label_path, list_path = [path.format(**words)
             for path in (self.images,self.labels[0],self.id_list)]
         images, labels = image_path.rpartition('/')[0], label_path.rpartition('/')[0]
         self.check_paths(root, [path for path in (images,labels,list_path) if path])
@@ -73,7 +74,8 @@ class DatasetInfo:
         if not missing: return
         kinds = '/ (images)', '/ (masks of the same names)', ' (the list of names)'
         wanted = ' and '.join(path+kind for path,kind in zip(paths,kinds))
-        near = [p for p in (root.parent,*sorted(root.glob('*'))) if all((p/path).exists() for path in paths)]
+        near = [folder for folder in (root.parent,*sorted(root.glob('*')))
+            if all((folder/path).exists() for path in paths)]
         todo = f'{str(near[0])!r} has them: give that' if near else self.where
         raise FileNotFoundError(f'{self.name}: {str(root)!r} should hold {wanted}, '
             f'but has no {", ".join(missing)}. {todo}')
@@ -89,13 +91,15 @@ class DatasetInfo:
         names = [path.rpartition('/')[2].format(id='*') for path in self.labels]
         for name in names:
             if not self.tail(name) or next(folder.rglob(name), None): return self.tail(name)
-        raise FileNotFoundError(f'{self.name}: neither {" nor ".join(names)} in {str(folder)!r}. {self.where}')
+        here = f'neither {" nor ".join(names)} in {str(folder)!r}'
+        raise FileNotFoundError(f'{self.name}: {here}. {self.where}')
 
 # %% ../../nbs/3_data/07_datasets.ipynb #c080
 def _read_table():
     """What `datasets.json` says; an entry takes from the one that it is `like` what it does not say
     itself."""
-    table = json.loads(files('idrnet_nb.data').joinpath('datasets.json').read_text(encoding='utf-8'))
+    file = files('idrnet_nb.data').joinpath('datasets.json')
+    table = json.loads(file.read_text(encoding='utf-8'))
     for name,entry in table.items():
         other = table.get(entry.pop('like',None), {})
         yield name, DatasetInfo(name, LABEL_SPACES[name], **{**other,**entry})

@@ -30,12 +30,13 @@ class OnHub(NamedTuple):
     splits:tuple=() # (as `DATASETS` calls it, as the Hub does, images of the published part) each
     label:str='mask' # column of masks
     image:str='image' # column of images
-    ignored_colours:tuple=() # where masks are painted in the space's colours: those that are no class
+    ignored_colours:tuple=() # where masks are painted: colours that are no class
     note:str='' # what else to know
     revision:str|None=None # commit to take; None: the newest, which the rows' info then names
 
-HUB = {name:OnHub(LABEL_SPACES[name], **entry) for name,entry in
-    json.loads(files('idrnet_nb.data').joinpath('hub_datasets.json').read_text(encoding='utf-8')).items()}
+_TABLE = files('idrnet_nb.data').joinpath('hub_datasets.json')
+HUB = {name:OnHub(LABEL_SPACES[name], **entry)
+    for name,entry in json.loads(_TABLE.read_text(encoding='utf-8')).items()}
 
 # %% ../../nbs/3_data/08_hub_datasets.ipynb #c109
 def _find(name, split):
@@ -50,7 +51,8 @@ def _find(name, split):
             f'{DATASETS[name].where}; then DATASETS[{name!r}].load(FOLDER, {split!r})')
     for ours, theirs, published in entry.splits:
         if ours==split: return entry, theirs, published
-    known = ', '.join(ours for ours,_,_ in entry.splits) + (f' ({entry.note})' if entry.note else '')
+    known = ', '.join(ours for ours,_,_ in entry.splits)
+    if entry.note: known += f' ({entry.note})'
     raise ValueError(f'from_hub: {name} has no split {split!r} on the Hub ({entry.id}), but {known}')
 
 def _commit(id, revision):
@@ -75,7 +77,8 @@ def _as_index_mask(source, space, ignored_colours):
     return dict(path=source['path'], bytes=file.getvalue())
 
 def _index_masks(batch, space, ignored_colours):
-    return dict(batch, label=[_as_index_mask(source, space, ignored_colours) for source in batch['label']])
+    labels = [_as_index_mask(source, space, ignored_colours) for source in batch['label']]
+    return dict(batch, label=labels)
 
 # %% ../../nbs/3_data/08_hub_datasets.ipynb #c110
 def from_hub(
@@ -91,7 +94,8 @@ def from_hub(
     where = DATASETS[name].where
     try:
         commit = _commit(entry.id, revision or entry.revision)
-        rows = hub_pairs(datasets.load_dataset(entry.id, split=part, revision=commit), entry.image, entry.label)
+        rows = datasets.load_dataset(entry.id, split=part, revision=commit)
+        rows = hub_pairs(rows, entry.image, entry.label)
     except ValueError as e:
         raise ValueError(f'from_hub: {entry.id} is not as it was when this was written ({e}); '
             f'give a revision that is, or use a folder: {where}') from e

@@ -26,7 +26,8 @@ def resize(
     if tuple(size)==tuple(label.shape): return image, label
     # bytes in, bytes out, RGB side by side: ten times as fast so
     image = image[None].contiguous(memory_format=torch.channels_last)
-    rows, cols = [((torch.arange(new)+.5)*old/new).long().numpy() for new,old in zip(size,label.shape)]
+    rows, cols = [((torch.arange(new)+.5)*old/new).long().numpy()
+        for new,old in zip(size,label.shape)]
     # row by row: a fifth of the time of label[rows,cols]
     label = torch.from_numpy(label.numpy().take(cols,1).take(rows,0))
     return F.interpolate(image, size=tuple(size), mode='bilinear', antialias=True)[0], label
@@ -35,7 +36,7 @@ def resize(
 def fit_size(
     size:tuple[int,int], # (h, w) of an image
     bounds:tuple[int,int], # for the shorter and the longer side, in any order, pixels
-    keep_ratio:bool=True, # the largest size within both bounds; or else exactly the bounds, turned as the image is
+    keep_ratio:bool=True, # the largest size within the bounds; or else the bounds, turned as the image
     factor:float=1., # times the bounds
 )->tuple[int,int]: # (h, w)
     "The resize rule, of the training scale and of `EvalProtocol.fit`."
@@ -96,8 +97,9 @@ def colour_matrix(
 )->Tensor: # `3 3`, to multiply RGB with
     "Saturation and hue as one matrix; grey stays grey under both."
     angle = torch.tensor(degrees).deg2rad()
-    cross = torch.tensor([[0.,-1,1],[1,0,-1],[-1,1,0]])/3**.5               # cross product with the grey axis
-    turn = torch.eye(3)*angle.cos() + cross*angle.sin() + torch.full((3,3),1/3)*(1-angle.cos()) # Rodrigues
+    cross = torch.tensor([[0.,-1,1],[1,0,-1],[-1,1,0]])/3**.5 # cross product with the grey axis
+    along = torch.full((3,3), 1/3) # what a colour has of the grey axis
+    turn = torch.eye(3)*angle.cos() + cross*angle.sin() + along*(1-angle.cos()) # Rodrigues
     return turn @ (saturation*torch.eye(3) + (1-saturation)*_GREY.expand(3,3))
 
 # %% ../../nbs/3_data/09_transforms.ipynb #c147
@@ -115,7 +117,8 @@ def photometric(
     factor = rng.uniform(*contrast) if on[1] else 1
     colour = rng.uniform(*saturation) if on[2] else 1
     degrees = rng.uniform(-hue,hue)*on[3]
-    out = image.to(torch.float32, memory_format=torch.contiguous_format, copy=True).add_(added).mul_(factor)
+    out = image.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    out.add_(added).mul_(factor)
     if on[2] or on[3]: out = torch.tensordot(colour_matrix(float(colour),float(degrees)), out, 1)
     return out.round_().clamp_(0,255).to(torch.uint8)
 
@@ -134,7 +137,7 @@ def rotate(
     from_x, from_y = angle.cos()*x-angle.sin()*y, angle.sin()*x+angle.cos()*y
     grid = torch.stack([from_x*2/w, from_y*2/h], -1)[None]
     mean = torch.tensor(colour).round().view(3,1,1)
-    image, label = (image-mean)[None].float(), (label-ignore)[None,None].float() # what comes in is 0
+    image, label = (image-mean)[None].float(), (label-ignore)[None,None].float() # 0 comes in
     image = F.grid_sample(image, grid, mode='bilinear', align_corners=False)[0]+mean
     label = F.grid_sample(label, grid, mode='nearest', align_corners=False)[0,0]+ignore
     return image.round().clamp(0,255).to(torch.uint8), label.long()
@@ -168,7 +171,7 @@ class Augment:
     seed:int=0 # of the run
     ignore:int=IGNORE # label of the rim
     colour:tuple[float,...]=(124,116,104) # of the rim, RGB 0–255
-    bounds:tuple[int,int]|None=None # for shorter and longer side, times `scale` (see `fit_size`); None: the image's own
+    bounds:tuple[int,int]|None=None # of the sides (see `fit_size`), times `scale`; None: the image's own
     keep_ratio:bool=True # within the bounds; or else they are the size
     rotate:float=0 # degrees at most, to either side; 30 for people
     rotate_chance:float=.6 # of an image
@@ -182,7 +185,8 @@ class Augment:
         rng = np.random.default_rng((self.seed,epoch,index))
         dtype, label = label.dtype, self.as_bytes(label)
         image, label = resize(image, label, self.scaled_size(label.shape, rng.uniform(*self.scale)))
-        if self.crop: image, label = random_crop(image, label, self.crop, rng, self.cat_max_ratio, self.ignore)
+        if self.crop:
+            image, label = random_crop(image, label, self.crop, rng, self.cat_max_ratio, self.ignore)
         if rng.random()<self.flip: image, label = hflip(image, label, self.flip_pairs)
         if self.photometric: image = photometric(image, rng)
         if self.rotate and rng.random()<self.rotate_chance:
