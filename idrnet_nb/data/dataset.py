@@ -75,8 +75,8 @@ class SegmentationDataset(torch.utils.data.Dataset):
             raise ValueError(f'SegmentationDataset: on_unreadable={on_unreadable!r}, '
                 "there are 'raise' and 'skip'")
         if on_unreadable=='skip' and augment is None:
-            raise ValueError("SegmentationDataset: on_unreadable='skip' is for training (augment=…); a "
-                'score in which some images stand for others would be wrong')
+            raise ValueError("SegmentationDataset: on_unreadable='skip' is for training "
+                '(augment=…); a score in which some images stand for others would be wrong')
         if isinstance(augment, Augment):
             if augment.ignore not in (IGNORE, space.ignore):
                 raise ValueError(f'SegmentationDataset: augment.ignore={augment.ignore}, but the '

@@ -46,7 +46,7 @@ class DatasetInfo:
         """Rows of a split. ValueError for another split, or masks that are not what their name
         says; FileNotFoundError saying what is missing and where to get it; Unpaired listing files
         without a partner."""
-        root, split = Path(root), split or self.split
+        root, split = Path(root), self.split if split is None else split
         if split not in self.parts:
             *names, last = self.parts
             there = f'{", ".join(names)} and {last}'

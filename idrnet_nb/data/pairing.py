@@ -170,7 +170,9 @@ def why_missing(
     "Why a file is not there: a dead link, a folder, a path of Windows, an address, another kind."
     path = Path(path)
     if path.is_symlink():
-        return f'it is a link to {os.readlink(path)!r}, which is not there; repair it or take the pair out'
+        target = os.readlink(path)
+        return (f'it is a link to {target!r}, which is not there; '
+            'repair the link or take the pair out')
     if path.is_dir(): return 'it is a folder; give the file'
     if re.match(r'[A-Za-z]{2,}:/', str(path)):
         return 'it is an address; fetch the file, and write its path'
@@ -282,7 +284,8 @@ class _Pairing:
         missing = [part.describe_missing(id,what) for id in self.wanted for what,part in parts
             if id not in part.files]
         if twice:
-            yield f'{len(twice)} names occur twice, such as {"; ".join(twice[:3])}; keep one of each'
+            first = '; '.join(twice[:3])
+            yield f'{len(twice)} names occur twice, such as {first}; keep one of each'
         if missing: yield f'{len(missing)} without a partner: missing {", ".join(missing[:5])}'
 
     def how_to_tell_apart(self):
@@ -374,7 +377,9 @@ def folder_pairs(
     faults = [*_FolderFaults(found)] if ids is None else []
     problems += [what for _,_,what in faults[:3]]
     if len(faults)>3: problems.append(f'and {len(faults)-3} more faults')
-    if problems: raise Unpaired(f'{here} and {str(labels_dir)!r}: {". ".join(problems)}', rows, faults)
+    if problems:
+        text = f'{here} and {str(labels_dir)!r}: {". ".join(problems)}'
+        raise Unpaired(text, rows, faults)
     return rows
 
 # %% ../../nbs/3_data/06_pairing.ipynb #c090
