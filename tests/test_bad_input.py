@@ -14,7 +14,7 @@ from idrnet_nb.common.device import pick_device
 from idrnet_nb.data.label_spaces import LABEL_SPACES
 from idrnet_nb.data.transforms import Augment
 from idrnet_nb.data.dataset import SegmentationDataset
-from idrnet_nb.data.datasets import camvid
+from idrnet_nb.data.datasets import DATASETS
 from idrnet_nb.data.readers import read_image
 from idrnet_nb.method.layers import pixel_losses
 from idrnet_nb.models.head import FRAMEWORKS, HeadConfig, SegHead
@@ -321,7 +321,7 @@ def tree(tmp_path):
 @pytest.mark.parametrize('workers', [0, 1])
 def test_broken_jpeg_in_the_training_folder(tree, workers, capsys, tmp_path):
     space = LABEL_SPACES['camvid']
-    data = SegmentationDataset(camvid(tree, 'train'), space, size=(16,16), augment=Augment(crop=(16,16)))
+    data = SegmentationDataset(DATASETS['camvid'].load(tree, 'train'), space, size=(16,16), augment=Augment(crop=(16,16)))
     with pytest.raises(ValueError, match=r'(?s)image: .*p1\.jpg.* cannot be read: it is cut short or broken'):
         train(model_of(k=11), data, TrainConfig(steps=1, batch_size=3, workers=workers), 'cpu', progress=False)
     if workers: return

@@ -57,7 +57,7 @@ class Trained:
         augment = getattr(data, 'augment', None)
         rows = list(data.rows['id']) if hasattr(data, 'rows') else len(data)
         self.calls.append(dict(config=asdict(config), model=model.to_config(), weights=weights, device=self.device, progress=progress, how=self.how,
-            rows=rows, size=getattr(data, 'size', None), broken=getattr(data, 'broken', None), limit=Image.MAX_IMAGE_PIXELS, augment=asdict(augment) if augment else None))
+            rows=rows, size=getattr(data, 'size', None), on_unreadable=getattr(data, 'on_unreadable', None), limit=Image.MAX_IMAGE_PIXELS, augment=asdict(augment) if augment else None))
 
 @pytest.fixture
 def trained(monkeypatch):

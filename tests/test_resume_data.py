@@ -154,7 +154,7 @@ def test_the_same_data_elsewhere(started):
         assert same_end(whole, again), i
 
 def test_skipping_broken_files_may_begin_later(started):
-    go_on(started/'out', pairs(started/'data', broken='skip'))
+    go_on(started/'out', pairs(started/'data', on_unreadable='skip'))
 
 def test_names_in_two_unicode_forms(tmp_path):
     import unicodedata

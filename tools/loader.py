@@ -29,7 +29,7 @@ from idrnet_nb.common.device import pick_device, seed_everything
 from idrnet_nb.data.label_spaces import LABEL_SPACES
 from idrnet_nb.data.transforms import Augment
 from idrnet_nb.data.dataset import SegmentationDataset
-from idrnet_nb.data.datasets import pascal_voc
+from idrnet_nb.data.datasets import DATASETS
 from idrnet_nb.models.segmentor import build_segmentor
 from idrnet_nb.data.fake_datasets import write_fake_dataset
 from idrnet_nb.training.config import TrainConfig
@@ -111,7 +111,7 @@ def main():
     if a.threads: torch.set_num_threads(a.threads)
     device, missed = pick_device(a.device), []
     with tempfile.TemporaryDirectory() as folder:
-        rows = pascal_voc(write_fake_dataset('pascal_voc', Path(folder)/'VOC2012', SPACE, 24, 1, (480,640)), 'train')
+        rows = DATASETS['pascal_voc'].load(write_fake_dataset('pascal_voc', Path(folder)/'VOC2012', SPACE, 24, 1, (480,640)), 'train')
         for row in a.rows:
             pairs = SegmentationDataset(rows, SPACE, augment=Augment(ROWS[row][4], **ROWS[row][5]))
             try: found = measure(row, pairs, a.workers, device, a.rounds, a.seconds)

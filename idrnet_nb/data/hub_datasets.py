@@ -7,6 +7,11 @@ __all__ = ['HUB', 'OnHub', 'from_hub']
 
 # %% ../../nbs/3_data/08_hub_datasets.ipynb #c003
 import io
+import json
+import re
+import warnings
+from functools import partial
+from importlib.resources import files
 from typing import NamedTuple
 import numpy as np
 
@@ -19,81 +24,91 @@ from .readers import open_image, ORIENTATION_TAG
 
 # %% ../../nbs/3_data/08_hub_datasets.ipynb #c107
 class OnHub(NamedTuple):
-    "Where the Hub has a published set; what is not there has no id, and a note that says why."
+    "Where the Hub has a published dataset; what is not there has no id, and a note that says why."
     space:LabelSpace # of its masks
     id:str='' # on huggingface.co/datasets
-    splits:tuple=() # (as `DATASETS` calls it, as the Hub does, pictures of the published part) each
+    splits:tuple=() # (as `DATASETS` calls it, as the Hub does, images of the published part) each
     label:str='mask' # column of masks
-    image:str='image' # column of pictures
-    void:tuple=() # colours of void, where its masks are painted in the space's colours
+    image:str='image' # column of images
+    ignored_colours:tuple=() # where masks are painted: colours that are no class
     note:str='' # what else to know
     revision:str|None=None # commit to take; None: the newest, which the rows' info then names
 
-_GONE = 'no copy that can be used is known'
-HUB = {name:OnHub(LABEL_SPACES[name], **there) for name,there in dict(
-    ade20k=dict(id='merve/scene_parse_150', splits=(('train','train',20210),('val','validation',2000)), label='annotation'),
-    pascal_voc=dict(id='nateraw/pascal-voc-2012', splits=(('train','train',1464),('val','val',1449)), void=((224,224,192),)),
-    coco_stuff_164k=dict(id='GATE-engine/COCOStuff164K', splits=(('train','train',118287),('val','val',5000)), note='40 GB'),
-    atr=dict(id='mattmdjaga/human_parsing_dataset', splits=(('train','train',16000),), note='one part with all 17,706 pictures, those of val and test too: split it yourself'),
-    cityscapes=dict(note='its terms forbid passing it on, so copies there are not used'), camvid=dict(note=f'{_GONE} (what is there has 11, 12 or 32 classes, unsaid)'),
-    pascal_context_59=dict(note=f'{_GONE} (one there is for inpainting)'), pascal_context_60=dict(note=f'{_GONE} (one there is for inpainting)'),
-    coco_stuff_10k=dict(note=_GONE), lip=dict(note=_GONE), cihp=dict(note=_GONE), stanford_background=dict(note=_GONE), ccp59=dict(note=_GONE), ccp16=dict(note=_GONE)).items()}
+_TABLE = files('idrnet_nb.data').joinpath('hub_datasets.json')
+HUB = {name:OnHub(LABEL_SPACES[name], **entry)
+    for name,entry in json.loads(_TABLE.read_text(encoding='utf-8')).items()}
 
 # %% ../../nbs/3_data/08_hub_datasets.ipynb #c109
-def _on_hub(name, split):
-    "Which entry, and which part of it."
-    if name not in HUB: raise ValueError(f'from_hub: no set {name!r}; there are {", ".join(n for n,h in HUB.items() if h.id)}')
-    there = HUB[name]
-    where = f'{DATASETS[name].where}; then DATASETS[{name!r}].load(FOLDER, {split!r})'
-    if not there.id: raise ValueError(f'from_hub: {name} cannot be had from the Hub: {there.note}. {where}')
-    found = [s for s in there.splits if s[0]==split]
-    known = ', '.join(s[0] for s in there.splits) + f' ({there.note})'*bool(there.note)
-    if not found: raise ValueError(f'from_hub: {name} has no split {split!r} on the Hub ({there.id}), but {known}')
-    return there, *found[0][1:]
+def _find(name, split):
+    """The entry, the Hub's name of the split, and its published number of images; ValueError saying
+    what there is."""
+    if name not in HUB:
+        there = ', '.join(n for n,entry in HUB.items() if entry.id)
+        raise ValueError(f'from_hub: no dataset {name!r}; there are {there}')
+    entry = HUB[name]
+    if not entry.id:
+        raise ValueError(f'from_hub: {name} cannot be had from the Hub: {entry.note}. '
+            f'{DATASETS[name].where}; then DATASETS[{name!r}].load(FOLDER, {split!r})')
+    for ours, theirs, published in entry.splits:
+        if ours==split: return entry, theirs, published
+    known = ', '.join(ours for ours,_,_ in entry.splits)
+    if entry.note: known += f' ({entry.note})'
+    raise ValueError(f'from_hub: {name} has no split {split!r} on the Hub ({entry.id}), but {known}')
 
 def _commit(id, revision):
-    "The commit that a branch, or nothing, stands for today; a commit stands for itself, and nobody is asked."
-    import re
+    """The commit that a branch, or nothing, stands for today; a commit stands for itself, and
+    nobody is asked."""
     from huggingface_hub import HfApi
-    return revision if re.fullmatch('[0-9a-f]{40}', revision or '') else HfApi().dataset_info(id, revision=revision).sha
+    if re.fullmatch('[0-9a-f]{40}', revision or ''): return revision
+    return HfApi().dataset_info(id, revision=revision).sha
 
-def _index_masks(batch, space, void):
-    "Masks painted in the space's colours become index PNG; all others stay, for `read_mask` to judge."
+def _as_index_mask(source, space, ignored_colours):
+    """A mask painted in the space's colours as index PNG; any other as it is, for `read_mask` to
+    decide."""
     from PIL import Image
-    def indexed(source):
-        try: opened = open_image(source, 'label')
-        except (ValueError,OSError): return source
-        im = opened.image
-        if im.mode not in ('RGB','RGBA'): return source
-        exif = Image.Exif()
-        if opened.left>1: exif[ORIENTATION_TAG] = opened.left
-        try: ids = Image.fromarray(ids_from_colours(np.asarray(im), space, void))
-        except ValueError: return source
-        ids.save(out := io.BytesIO(), 'PNG', exif=exif)
-        return dict(path=source['path'], bytes=out.getvalue())
-    return dict(batch, label=[indexed(s) for s in batch['label']])
+    try:
+        opened = open_image(source, 'label')
+        if opened.image.mode not in ('RGB','RGBA'): return source
+        ids = Image.fromarray(ids_from_colours(np.asarray(opened.image), space, ignored_colours))
+    except (ValueError,OSError): return source
+    exif, file = Image.Exif(), io.BytesIO()
+    if opened.left>1: exif[ORIENTATION_TAG] = opened.left
+    ids.save(file, 'PNG', exif=exif)
+    return dict(path=source['path'], bytes=file.getvalue())
+
+def _index_masks(batch, space, ignored_colours):
+    labels = [_as_index_mask(source, space, ignored_colours) for source in batch['label']]
+    return dict(batch, label=labels)
 
 # %% ../../nbs/3_data/08_hub_datasets.ipynb #c110
 def from_hub(
     name:str, # of `HUB`
     split:str='train', # as `DATASETS` calls it
     revision:str|None=None, # commit or branch; None: what `HUB` says, or the newest
-): # `datasets.Dataset` with columns image, label, id, to be read with the set's label space; `rows.info.description` names the commit
-    """A published set from the Hub. ValueError for a set or split that is not there, saying where it is; OSError if it cannot be fetched;
-    a warning if it has not as many pictures as the published part."""
-    import warnings
-    from functools import partial
+): # `datasets.Dataset` with columns image, label, id, to be read with the dataset's label space
+    """A published dataset from the Hub; `rows.info.description` names the commit. ValueError for a
+    dataset or split that is not there, saying where it is; OSError if it cannot be fetched; a
+    warning if it has not as many images as the published part."""
     import datasets
-    there, part, published = _on_hub(name, split)
+    entry, part, published = _find(name, split)
+    where = DATASETS[name].where
     try:
-        commit = _commit(there.id, revision or there.revision)
-        rows = hub_pairs(datasets.load_dataset(there.id, split=part, revision=commit), there.image, there.label)
+        commit = _commit(entry.id, revision or entry.revision)
+        rows = datasets.load_dataset(entry.id, split=part, revision=commit)
+        rows = hub_pairs(rows, entry.image, entry.label)
     except ValueError as e:
-        raise ValueError(f'from_hub: {there.id} is not as it was when this was written ({e}); give a revision that is, or use a folder: {DATASETS[name].where}') from e
-    except Exception as e: raise OSError(f'from_hub: {there.id}, part {part!r}, could not be fetched ({type(e).__name__}: {e}). With a connection, try again; what was fetched '
-        f'before is read without one if revision=COMMIT is given. Or use a folder, DATASETS[{name!r}].load(FOLDER, {split!r}): {DATASETS[name].where}') from e
-    rows.info.description, rows.info.license = f'{there.id} at {commit}, part {part}', DATASETS[name].where
-    rows.info.homepage = f'https://huggingface.co/datasets/{there.id}/tree/{commit}'
+        raise ValueError(f'from_hub: {entry.id} is not as it was when this was written ({e}); '
+            f'give a revision that is, or use a folder: {where}') from e
+    except Exception as e:
+        raise OSError(f'from_hub: {entry.id}, part {part!r}, could not be fetched '
+            f'({type(e).__name__}: {e}). With a connection, try again; what was fetched before is '
+            'read without one if revision=COMMIT is given. Or use a folder, '
+            f'DATASETS[{name!r}].load(FOLDER, {split!r}): {where}') from e
+    rows.info.description, rows.info.license = f'{entry.id} at {commit}, part {part}', where
+    rows.info.homepage = f'https://huggingface.co/datasets/{entry.id}/tree/{commit}'
     if len(rows)!=published:
-        warnings.warn(f'{name}: {there.id} has {len(rows)} pictures in {part!r}, the published part has {published}; scores cannot be compared with those of papers', stacklevel=2)
-    return rows.with_transform(partial(_index_masks, space=there.space, void=there.void), ['label'], True) if there.void else rows
+        warnings.warn(f'{name}: {entry.id} has {len(rows)} images in {part!r}, the published part '
+            f'has {published}; scores cannot be compared with those of papers', stacklevel=2)
+    if not entry.ignored_colours: return rows
+    index_masks = partial(_index_masks, space=entry.space, ignored_colours=entry.ignored_colours)
+    return rows.with_transform(index_masks, ['label'], True)

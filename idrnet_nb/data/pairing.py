@@ -7,115 +7,151 @@ __all__ = ['Unpaired', 'normalized', 'NameDifference', 'name_differences', 'why_
            'csv_pairs', 'hub_pairs']
 
 # %% ../../nbs/3_data/06_pairing.ipynb #c003
-import io
+import csv
+import json
 import os
 import re
 import unicodedata
+import warnings
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
+from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
 
 # %% ../../nbs/3_data/06_pairing.ipynb #c055
-_KINDS = {'.png','.jpg','.jpeg','.bmp','.tif','.tiff','.webp'}
-_OTHER_IMAGES = {'.gif','.heic','.heif','.avif','.jp2','.j2k','.jfif','.jpe','.ppm','.pgm','.pbm','.tga','.dng','.cr2',
-    '.nef','.arw','.exr','.hdr','.dcm','.psd','.svg'}
-_OTHER_ARRAYS = {'.npy','.npz','.mat','.nii','.nii.gz','.h5','.json','.xml','.pt','.pkl','.csv','.txt'} # matter only beside a partner
-_INSTEAD = 'is of a kind that is not read; save masks as PNG, images as PNG or JPEG'
+_KINDS = {'.png','.jpg','.jpeg','.bmp','.tif','.tiff','.webp'} # of files that are read as images
+_OTHER_IMAGES = {'.gif','.heic','.heif','.avif','.jp2','.j2k','.jfif','.jpe','.ppm','.pgm','.pbm',
+    '.tga','.dng','.cr2','.nef','.arw','.exr','.hdr','.dcm','.psd','.svg'}
+_OTHER_ARRAYS = {'.npy','.npz','.mat','.nii','.nii.gz','.h5','.json','.xml','.pt','.pkl','.csv',
+    '.txt'}
+_NOT_READ = 'is of a kind that is not read; save masks as PNG, images as PNG or JPEG'
 
 class Unpaired(ValueError):
-    "Files without a partner, or two of one name. `rows` holds them all the same, with names of files that are not there."
+    "Files without a partner, or two of one name."
     def __init__(self,
         text:str, # what is missing, where
-        rows=None, # as `folder_pairs` would have returned them
+        rows=None, # as `folder_pairs` would have returned them, with names of missing files
         faults:Sequence[tuple]=(), # (kind, path, what) of all that no row shows
     ):
         super().__init__(text)
         self.rows = rows
         self.faults = list(faults)
 
-    def __reduce__(self): return type(self), (str(self),self.rows,self.faults)
+    def __reduce__(self): return type(self), (str(self), self.rows, self.faults)
 
 def normalized(text): return unicodedata.normalize('NFC', text)
 
-def _kind(name): return '.nii.gz' if name.lower().endswith('.nii.gz') else Path(name).suffix
+def _kind(name):
+    "The end of a file's name that says how it is written."
+    return '.nii.gz' if name.lower().endswith('.nii.gz') else Path(name).suffix
 
-def _walk(folder, without=None, above=()):
-    """Paths of all files below a folder in the order of their names, through links to folders, but never again into
-    a folder that the way came through. Hidden files and folders are passed over, and the folder `remove_class`."""
+def _is_other_kind(name): return _kind(name).lower() in _OTHER_IMAGES|_OTHER_ARRAYS
+
+def _files_below(folder, skip=None, above=()):
+    """Paths of all files below a folder, in the order of their names, without hidden ones and the
+    folder `skip`. Links to folders are followed, but never into a folder on the way here."""
     real = os.path.realpath(folder)
-    if real in above or real==without: return
+    if real in above or real==skip: return
     with os.scandir(folder) as found:
-        entries = sorted((e for e in found if not e.name.startswith('.') and e.name!='__MACOSX'), key=lambda e: e.name)
-    for entry in entries:
+        entries = [e for e in found if not e.name.startswith('.') and e.name!='__MACOSX']
+    for entry in sorted(entries, key=lambda e: e.name):
         is_dir = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
-        if is_dir: yield from _walk(entry.path, without, (*above,real))
+        if is_dir: yield from _files_below(entry.path, skip, (*above,real))
         else: yield Path(entry.path)
 
 def _rows(ids, images, labels):
+    "Rows of files that are opened later."
     from datasets import Dataset, Features, Image, Value
-    return Dataset.from_dict(dict(id=ids, image=[str(p) for p in images], label=[str(p) for p in labels]),
-        features=Features(id=Value('string'), image=Image(decode=False), label=Image(decode=False)))
+    columns = dict(id=ids, image=[str(p) for p in images], label=[str(p) for p in labels])
+    features = Features(id=Value('string'), image=Image(decode=False), label=Image(decode=False))
+    return Dataset.from_dict(columns, features=features)
 
 # %% ../../nbs/3_data/06_pairing.ipynb #c055a
+class _Naming(NamedTuple):
+    "How the names of images, or of masks, are made: what stands before and after the id."
+    head:str
+    tail:str
+
+    def id_of(self, name): # sub-folders included, without kind; None where it is not so made
+        above, slash, name = name.rpartition('/')
+        id = name[len(self.head):len(name)-len(self.tail)]
+        return above+slash+id if id and name==self.head+id+self.tail else None
+
+    def file_of(self, id): # the name, of any kind, that is expected
+        above, slash, name = id.rpartition('/')
+        return f'{above}{slash}{self.head}{name}{self.tail}.*'
+
+    def __str__(self): return f'{self.head}NAME{self.tail}'
+
 class NameDifference(NamedTuple):
-    "What stands before and after the id in names of images and of masks, where it is the same in all of them."
+    "What stands before and after the id in all names of images, and in all names of masks."
     heads:tuple # (image, mask)
     tails:tuple # (image, mask)
     pairs:int # images that find a mask so
 
     def __str__(self):
-        options = '--image-prefix','--label-prefix','--image-suffix','--label-suffix'
-        said = ' '.join(f'{option}={word}' for option,word in zip(options,(*self.heads,*self.tails)) if word)
-        return f'heads={self.heads}, tails={self.tails} ({said})'
+        options = '--image-prefix', '--label-prefix', '--image-suffix', '--label-suffix'
+        words = zip(options, (*self.heads,*self.tails))
+        flags = ' '.join(f'{option}={word}' for option,word in words if word)
+        return f'heads={self.heads}, tails={self.tails} ({flags})'
 
+# %% ../../nbs/3_data/06_pairing.ipynb #c055g
 def _common(a, b):
     "How many characters two texts begin with alike."
     return len(os.path.commonprefix([a,b]))
 
-def _differences(image, label):
-    "Ways in which two names could be made of one id, as (heads, tails)."
-    n, m = _common(image,label), _common(image[::-1],label[::-1])
-    yield ('',''), (image[n:],label[n:])                                            # other ends
-    yield (image[:len(image)-m],label[:len(label)-m]), ('','')                      # other beginnings
-    sign = max(image.rfind(c,0,n) for c in '_-. ')
-    if 0<sign and n<min(len(image),len(label)) and not re.search('[0-9]',image[sign:n]):
-        yield ('',''), (image[sign:],label[sign:])                                  # 01_image, 01_imask: from the last sign on
-    a, b = [re.fullmatch('(.*?)([0-9]+)([^0-9]*)',name) for name in (image,label)]
-    if a and b and a[2]==b[2] and a[1]!=b[1]: yield (a[1],b[1]), (a[3],b[3])        # both, around the same last number
-
-def _near(name, names):
+def _similar(name, names):
     "Those of a sorted list that begin most like a name."
     i = bisect_left(names, name)
     return names[max(0,i-4):i+4]
 
-def _core(name, head, tail):
-    "The id in a name with sub-folders; None where the name has none."
-    above, sign, name = name.rpartition('/')
-    inner = name[len(head):len(name)-len(tail)]
-    return above+sign+inner if inner and name==head+inner+tail else None
+def _ways(image, label):
+    "Ways in which two names could be made of one id, as (heads, tails)."
+    start, end = _common(image,label), _common(image[::-1],label[::-1])
+    yield ('',''), (image[start:],label[start:])                    # other ends
+    yield (image[:len(image)-end],label[:len(label)-end]), ('','')  # other beginnings
+    sign = max(image.rfind(c,0,start) for c in '_-. ')
+    is_inside = 0<sign and start<min(len(image),len(label))
+    if is_inside and not re.search('[0-9]', image[sign:start]):
+        yield ('',''), (image[sign:],label[sign:])                  # 01_image, 01_imask: from the sign on
+    a, b = [re.fullmatch('(.*?)([0-9]+)([^0-9]*)', name) for name in (image,label)]
+    if a and b and a[2]==b[2] and a[1]!=b[1]:
+        yield (a[1],b[1]), (a[3],b[3])                              # both, around the same last number
 
+def _all_ways(images, labels):
+    "Ways in which up to thirty images are named as the masks most like them, with their counts."
+    backwards, found = sorted(name[::-1] for name in labels), Counter()
+    for image in images[::max(1,len(images)//30)]:
+        similar = {*_similar(image,labels)}
+        similar.update(name[::-1] for name in _similar(image[::-1],backwards))
+        image_folder, _, image_name = image.rpartition('/')
+        for label in sorted(similar-{image}):
+            label_folder, _, label_name = label.rpartition('/')
+            if image_folder==label_folder: found.update({*_ways(image_name,label_name)})
+    return found
+
+# %% ../../nbs/3_data/06_pairing.ipynb #c055h
 def name_differences(
-    images:Sequence[str], # names of images that have no mask of the same name, with sub-folders, without kind
+    images:Sequence[str], # names without a mask of that name, with sub-folders, without kind
     labels:Sequence[str], # names of masks that have no image
     share:float=.9, # of the images, or of the masks, that must find a partner
 )->list: # of `NameDifference`, the one with most pairs first; none where names differ in other ways
-    "The same beginning or end in all names that keeps images and masks apart, such as `_image` and `_label`."
-    images, labels, turned = sorted(images), sorted(labels), sorted(name[::-1] for name in labels)
-    found = Counter()
-    for image in images[::max(1,len(images)//30)]:
-        for other in {*_near(image,labels), *[name[::-1] for name in _near(image[::-1],turned)]}-{image}:
-            (above,_,name), (above2,_,name2) = image.rpartition('/'), other.rpartition('/')
-            if above==above2: found.update({*_differences(name,name2)})
-    best = {}
-    for (heads,tails),_ in found.most_common(30):
-        if any(re.fullmatch('0*[1-9][0-9]*',word) for word in (*heads,*tails)): continue   # 1, 2 and 11, 12 are other numbers
-        ids, masks = [{_core(name,*ends) for name in names} for names,*ends in zip((images,labels),heads,tails)]
-        pairs = len((ids & masks)-{None})
-        alone = len(images)==len(labels)==1 and heads==('','') and not any(re.match('[^_. -]',tail) for tail in tails)
-        if pairs<2-alone or pairs<share*min(len(images),len(labels)): continue
+    "The same beginning or end in all names that keeps images and masks apart: `_image`, `_label`."
+    images, labels = sorted(images), sorted(labels)
+    enough = share*min(len(images),len(labels))
+    best = {} # what differs -> (pairs, length, heads, tails)
+    for (heads,tails),_ in _all_ways(images,labels).most_common(30):
+        if any(re.fullmatch('0*[1-9][0-9]*',word) for word in (*heads,*tails)):
+            continue                                                # 1, 2 and 11, 12 are other numbers
+        image_ids, label_ids = [{_Naming(head,tail).id_of(name) for name in names}
+            for head,tail,names in zip(heads,tails,(images,labels))]
+        pairs = len((image_ids & label_ids)-{None})
+        is_one_pair = len(images)==len(labels)==1 and heads==('','')
+        plain = is_one_pair and not any(re.match('[^_. -]',tail) for tail in tails)
+        if pairs<(1 if plain else 2) or pairs<enough: continue
         n, m = _common(*tails), _common(heads[0][::-1],heads[1][::-1])
         key = tuple(tail[n:] for tail in tails), tuple(head[:len(head)-m] for head in heads)
         best[key] = max(best.get(key,(0,)), (pairs,len(tails[0]+heads[0]),heads,tails))
@@ -131,194 +167,224 @@ def _names_in(folder, changed):
 def why_missing(
     path:'str|Path', # of an image or a mask; `NAME.*` where any kind would do
 )->str: # what is there instead, and what to do
-    "Why a file is not there: a dead link, a folder, a path of Windows, an address, or a file of another kind."
+    "Why a file is not there: a dead link, a folder, a path of Windows, an address, another kind."
     path = Path(path)
-    if path.is_symlink(): return f'it is a link to {os.readlink(path)!r}, which is not there; repair the link or take the pair out'
+    if path.is_symlink():
+        target = os.readlink(path)
+        return (f'it is a link to {target!r}, which is not there; '
+            'repair the link or take the pair out')
     if path.is_dir(): return 'it is a folder; give the file'
-    if re.match(r'[A-Za-z]{2,}:/', str(path)): return 'it is an address; fetch the file, and write its path'
+    if re.match(r'[A-Za-z]{2,}:/', str(path)):
+        return 'it is an address; fetch the file, and write its path'
     if re.match(r'[A-Za-z]:[\\/]', str(path)) and os.name!='nt':
         return 'it is a path of Windows; write paths relative to the table, with /'
-    names = _names_in(str(path.parent), path.parent.stat().st_mtime_ns) if path.parent.is_dir() else ()
-    for name in names:
-        kind = _kind(name)
-        is_other = kind.lower() in _OTHER_IMAGES|_OTHER_ARRAYS
-        if is_other and normalized(name[:len(name)-len(kind)])==normalized(path.stem): return f'{name!r} is there, but {kind} {_INSTEAD}'
+    folder = path.parent
+    for name in _names_in(str(folder), folder.stat().st_mtime_ns) if folder.is_dir() else ():
+        stem = normalized(name.removesuffix(_kind(name)))
+        if stem==normalized(path.stem) and _is_other_kind(name):
+            return f'{name!r} is there, but {_kind(name)} {_NOT_READ}'
     return 'put it there, or take the pair out'
 
 # %% ../../nbs/3_data/06_pairing.ipynb #c055c
-class _Named(NamedTuple):
-    "How the names of images, or of masks, are made: what stands before and after the id."
-    head:str
-    tail:str
-
-    def id_of(self, path): # None where the name is not so made
-        return _core(normalized(path.name[:len(path.name)-len(_kind(path.name))]), self.head, self.tail)
-
-    def expected(self, id): # the name, of any kind, that is looked for
-        above, sign, name = id.rpartition('/')
-        return f'{above}{sign}{self.head}{name}{self.tail}.*'
-
-    def __str__(self): return f'{self.head}NAME{self.tail}'
-
 class _Folder:
     "What is found in a folder of images or of masks."
-    def __init__(self, folder, named, kinds, without):
-        self.dir, self.named = Path(folder), named
+    def __init__(self,
+        folder:'str|Path',
+        naming:_Naming, # of its files
+        kinds:set, # that are read
+        skip:'str|None', # a folder within it that is passed over
+    ):
+        self.dir, self.naming, self.kinds = Path(folder), naming, kinds
         self.files = {} # id -> paths that can be read
         self.unread = {} # id -> path of a kind that is not read
         self.others = [] # paths whose names are not made as they should be
-        self.dead = [] # links that lead nowhere
-        for p in _walk(self.dir, without): self.add(p, kinds)
+        self.dead_links = []
+        for path in _files_below(self.dir, skip): self.add(path)
 
-    def add(self, p, kinds):
-        id, kind = self.named.id_of(p), _kind(p.name).lower()
-        above = normalized(p.relative_to(self.dir).parent.as_posix())
-        id = id if id is None or above=='.' else f'{above}/{id}'
-        if kind in kinds and id is None: self.others.append(p)
-        elif kind in kinds: self.files.setdefault(id, []).append(p)
-        elif p.is_symlink() and not p.exists(): self.dead.append(p)
-        elif id is not None and kind in _OTHER_IMAGES|_OTHER_ARRAYS: self.unread.setdefault(id, p)
+    def id_in_name(self, path):
+        return self.naming.id_of(normalized(path.name.removesuffix(_kind(path.name))))
+
+    def add(self, path):
+        id = self.id_in_name(path)
+        above = normalized(path.relative_to(self.dir).parent.as_posix())
+        if id is not None and above!='.': id = f'{above}/{id}'
+        is_read = _kind(path.name).lower() in self.kinds
+        if is_read and id is None: self.others.append(path)
+        elif is_read: self.files.setdefault(id, []).append(path)
+        elif path.is_symlink() and not path.exists(): self.dead_links.append(path)
+        elif id is not None and _is_other_kind(path.name): self.unread.setdefault(id, path)
 
     def spell_as(self, names):
-        "Ids that only small and capital letters keep from one of `names` take its spelling, if it is the only one."
-        missing, free = {}, {}
+        "An id that differs from one of `names` in small and capital letters takes its spelling."
+        missing, free = {}, {} # in small letters -> spellings
         for name in names:
             if name not in self.files: missing.setdefault(name.casefold(), []).append(name)
         for name in self.files:
             if name not in names: free.setdefault(name.casefold(), []).append(name)
-        new = {free[key][0]:missing[key][0] for key in missing if len(missing[key])==1==len(free.get(key,()))}
+        single = [key for key in missing if len(missing[key])==1==len(free.get(key,()))]
+        new = {free[key][0]:missing[key][0] for key in single}
         self.files = {new.get(name,name):paths for name,paths in self.files.items()}
 
-    def path_of(self, id): # or of the file that was expected
-        return self.files.get(id) or [self.dir/self.named.expected(id)]
+    def paths_of(self, id): # or the path that was expected
+        return self.files.get(id) or [self.dir/self.naming.file_of(id)]
 
-    def lost(self, id, what): # in words
+    def describe_missing(self, id, what):
         unread = self.unread.get(id)
-        return f'{what} of {id!r}' + (f' ({unread.name!r} {_INSTEAD})' if unread else '')
+        return f'{what} of {id!r}' + (f' ({unread.name!r} {_NOT_READ})' if unread else '')
 
 # %% ../../nbs/3_data/06_pairing.ipynb #c055d
 class _Pairing:
-    "Images and masks of two folders, and all that keeps them from being pairs."
+    "Images and masks of two folders, and what keeps them from being pairs."
     def __init__(self, folders, ids, heads, tails):
-        real = [os.path.realpath(d) for d in folders]
-        self.same, self.listed = real[0]==real[1], ids is not None
-        inner = [b if b.startswith(os.path.join(a,'')) else None for a,b in (real,real[::-1])] # masks within the folder of images
-        kinds = _KINDS, {'.txt'} if tails[1].endswith('.regions') else _KINDS|{'.mat'}
-        self.images, self.labels = [_Folder(d,_Named(head,tail),kind,without)
-            for d,head,tail,kind,without in zip(folders,heads,tails,kinds,inner)]
+        real = [os.path.realpath(folder) for folder in folders]
+        # one folder may lie within the other
+        skip = [b if b.startswith(os.path.join(a,'')) else None for a,b in (real,real[::-1])]
+        label_kinds = {'.txt'} if tails[1].endswith('.regions') else _KINDS|{'.mat'}
+        self.images = _Folder(folders[0], _Naming(heads[0],tails[0]), _KINDS, skip[0])
+        self.labels = _Folder(folders[1], _Naming(heads[1],tails[1]), label_kinds, skip[1])
+        self.same = real[0]==real[1]
         if self.same: self.tell_apart()
-        if self.listed: self.images.spell_as({normalized(i):None for i in ids})
-        self.labels.spell_as({normalized(i):None for i in ids} if self.listed else self.images.files)
-        self.wanted = [normalized(i) for i in ids] if self.listed else self.all_ids()
+        if ids is None:
+            self.labels.spell_as(self.images.files)
+            self.wanted = self.all_ids()
+        else:
+            self.wanted = [normalized(id) for id in ids]
+            self.images.spell_as(dict.fromkeys(self.wanted))
+            self.labels.spell_as(dict.fromkeys(self.wanted))
 
     def tell_apart(self):
         "In one folder, what is named as a mask is no image, and the other way round."
-        for one,other in (self.images,self.labels),(self.labels,self.images):
-            if str(one.named)!='NAME' or str(other.named)=='NAME': continue
-            one.files = {i:paths for i,paths in one.files.items() if all(other.named.id_of(p) is None for p in paths)}
+        for one, other in (self.images,self.labels), (self.labels,self.images):
+            if str(one.naming)!='NAME' or str(other.naming)=='NAME': continue
+            one.files = {id:paths for id,paths in one.files.items()
+                if all(other.id_in_name(path) is None for path in paths)}
 
     def all_ids(self):
-        "Ids of all files; those of other kinds too, if they are images or their partner is there."
-        have = [{*f.files,*f.unread} for f in (self.images,self.labels)]
-        more = {i for f,partners in zip((self.images,self.labels),have[::-1]) for i,p in f.unread.items()
-                if i in partners or _kind(p.name).lower() in _OTHER_IMAGES}
-        return sorted({*self.images.files,*self.labels.files,*more})
+        "Ids of all files; of kinds that are not read, of images and of files with a partner."
+        ids = {*self.images.files, *self.labels.files}
+        for one, other in (self.images,self.labels), (self.labels,self.images):
+            for id,path in one.unread.items():
+                has_partner = id in other.files or id in other.unread
+                if has_partner or _kind(path.name).lower() in _OTHER_IMAGES: ids.add(id)
+        return sorted(ids)
 
     def rows(self):
         "All files of the wanted names; where there is none, the name that was expected."
         out = []
-        for i in self.wanted:
-            images, labels = self.images.path_of(i), self.labels.path_of(i)
-            n = max(len(images),len(labels))
-            out += [(i, images[min(j,len(images)-1)], labels[min(j,len(labels)-1)]) for j in range(n)]
+        for id in self.wanted:
+            images, labels = self.images.paths_of(id), self.labels.paths_of(id)
+            for j in range(max(len(images),len(labels))):
+                out.append((id, images[min(j,len(images)-1)], labels[min(j,len(labels)-1)]))
         return _rows(*zip(*out))
 
-    def lost(self): # what has no partner, in words
-        parts = ('picture',self.images), ('mask',self.labels)
-        return [f.lost(i,what) for i in self.wanted for what,f in parts if i not in f.files]
+    def problems(self): # sentences
+        parts = ('image',self.images), ('mask',self.labels)
+        files = [part.files.get(id,()) for id in self.wanted for _,part in parts]
+        twice = [f'{a.name} and {b.name}' for paths in files for a,b in zip(paths,paths[1:])]
+        missing = [part.describe_missing(id,what) for id in self.wanted for what,part in parts
+            if id not in part.files]
+        if twice:
+            first = '; '.join(twice[:3])
+            yield f'{len(twice)} names occur twice, such as {first}; keep one of each'
+        if missing: yield f'{len(missing)} without a partner: missing {", ".join(missing[:5])}'
 
-    def twice(self):
-        files = [f.files.get(i,()) for i in self.wanted for f in (self.images,self.labels)]
-        return [f'{a.name} and {b.name}' for paths in files for a,b in zip(paths,paths[1:])]
+    def how_to_tell_apart(self):
+        "How images and masks that lie in one folder could be told apart."
+        names = sorted(self.images.files)
+        for way in name_differences(names, names, .45):
+            words = (way.heads[1]+way.tails[1]).lower()
+            if re.search('mask|label|gt|seg|annot|truth|manual', words):
+                return f'they can be told apart by {way}'
+        return 'give the folder of masks, or a table of pairs (--pairs)'
 
-    def faults(self): # (kind, path, what) of all that no row shows
-        if self.listed: return []
-        return [*self.dead_links(), *self.second_masks(), *self.other_names(), *self.difference()]
+# %% ../../nbs/3_data/06_pairing.ipynb #c055i
+class _FolderFaults:
+    "Faults of two folders that no row shows: (kind, path, what) each."
+    def __init__(self, found:_Pairing):
+        self.images, self.labels, self.same = found.images, found.labels, found.same
+
+    def __iter__(self):
+        yield from self.dead_links()
+        yield from self.second_masks()
+        yield from self.other_names()
+        yield from self.difference()
 
     def dead_links(self):
-        dead = self.images.dead+self.labels.dead
-        return [('dead link',str(p),f'link: {str(p)!r} leads nowhere; repair it, or take it away') for p in dead]
+        for path in self.images.dead_links+self.labels.dead_links:
+            yield ('dead link', str(path),
+                f'link: {str(path)!r} leads nowhere; repair it, or take it away')
 
     def second_masks(self):
         "x_mask_1 beside x_mask: with a tail, it would be passed over."
-        tail = self.labels.named.tail
-        for p in self.labels.others if tail else ():
-            at = p.stem.find(tail)
-            first = p.with_name(p.stem[:max(at,0)]+tail+p.suffix)
+        tail = self.labels.naming.tail
+        for path in self.labels.others if tail else ():
+            at = path.stem.find(tail)
+            first = path.with_name(path.stem[:max(at,0)]+tail+path.suffix)
             if at>0 and first.exists():
-                yield ('second mask', str(p), f'label: {p.name!r} is a second mask beside {first.name!r}; '
-                    'join the masks of an image into one file, or move it away')
+                yield ('second mask', str(path), f'label: {path.name!r} is a second mask beside '
+                    f'{first.name!r}; join the masks of an image into one file, or move it away')
 
     def other_names(self):
         "Images without the beginning or end that images are said to have."
-        for p in () if self.same else self.images.others:
-            yield ('other name', str(p), f'image: the name of {p.name!r} is not {self.images.named}, so it has no pair; '
-                'rename it, or move it away')
+        for path in () if self.same else self.images.others:
+            yield ('other name', str(path), f'image: the name of {path.name!r} is not '
+                f'{self.images.naming}, so it has no pair; rename it, or move it away')
 
     def difference(self):
         "What would pair the files, if names differ in the same way in all of them."
-        images, labels = sorted({*self.images.files}-{*self.labels.files}), sorted({*self.labels.files}-{*self.images.files})
-        if not images or not labels: return []
+        images = sorted({*self.images.files}-{*self.labels.files})
+        labels = sorted({*self.labels.files}-{*self.images.files})
+        if not images or not labels: return
         ways = name_differences(images, labels)
+        inner = [{id.rpartition('/')[2] for id in ids} for ids in (images,labels)]
         if ways:
             more = f' (or {" or ".join(map(str,ways[1:3]))})' if len(ways)>1 else ''
-            said = f'are named differently; {ways[0].pairs} of {len(images)} images find their mask with {ways[0]}{more}'
-        else:
-            inner = [{name.rpartition('/')[2] for name in names} for names in (images,labels)]
-            if len(inner[0]&inner[1])<.9*min(len(images),len(labels)): return []
-            said = f'have the same names, but other sub-folders, such as {images[0]!r} and {labels[0]!r}; ' \
-                'give the folders that belong together, or a table of pairs (--pairs)'
-        return [('names differ', str(self.images.dir), f'names: images and masks {said}')]
-
-    def how_to_tell(self):
-        "How images and masks that lie in one folder could be told apart."
-        names = sorted(self.images.files)
-        ways = [d for d in name_differences(names,names,.45)
-                if re.search('mask|label|gt|seg|annot|truth|manual', (d.heads[1]+d.tails[1]).lower())]
-        return f'they can be told apart by {ways[0]}' if ways else 'give the folder of masks, or a table of pairs (--pairs)'
+            said = (f'are named differently; {ways[0].pairs} of {len(images)} images find their '
+                f'mask with {ways[0]}{more}')
+        elif len(inner[0]&inner[1])>=.9*min(len(images),len(labels)):
+            said = (f'have the same names, but other sub-folders, such as {images[0]!r} and '
+                f'{labels[0]!r}; give the folders that belong together, or a table of pairs '
+                '(--pairs)')
+        else: return
+        yield 'names differ', str(self.images.dir), f'names: images and masks {said}'
 
 # %% ../../nbs/3_data/06_pairing.ipynb #c056
 def folder_pairs(
     images_dir:'str|Path', # images, sub-folders and links to folders included
     labels_dir:'str|Path', # masks of the same names, of any kind, MATLAB too
     ids:Sequence[str]|None=None, # take these, in this order; None = all, sorted
-    tails:tuple[str,str]=('',''), # what follows the id in names of images and of masks, say ('_leftImg8bit','_gtFine_labelIds')
+    tails:tuple[str,str]=('',''), # what follows the id in names of images and of masks, say ('_image','_gt')
     heads:tuple[str,str]=('',''), # what stands before it, say ('img_','mask_')
 ): # `datasets.Dataset` with columns id, image, label; files are opened later, and palettes stay
-    """Image and mask files joined by name; forms of Unicode do not matter, small and capital letters only where they decide.
-    FileNotFoundError for a folder that is missing; ValueError for one folder given as both; Unpaired (a ValueError) listing
-    files without a partner, and what would pair them."""
-    for d in (images_dir,labels_dir):
-        what = 'but a file' if Path(d).exists() else 'a dataset is a folder of pictures and one of masks'
-        if not Path(d).is_dir(): raise FileNotFoundError(f'no folder {str(d)!r}; {what}')
+    """Image and mask files joined by name; forms of Unicode do not matter, small and capital
+    letters only where they decide. FileNotFoundError for a missing folder; ValueError for one
+    folder given as both; Unpaired (a ValueError) listing files without a partner, and what would
+    pair them."""
+    for folder in images_dir, labels_dir:
+        if Path(folder).is_dir(): continue
+        is_file = Path(folder).exists()
+        what = 'but a file' if is_file else 'a dataset is a folder of images and one of masks'
+        raise FileNotFoundError(f'no folder {str(folder)!r}; {what}')
     found = _Pairing((images_dir,labels_dir), ids, heads, tails)
-    here, named = f'{str(images_dir)!r} and {str(labels_dir)!r}', (found.images.named,found.labels.named)
+    naming, here = found.images.naming, repr(str(images_dir))
     if not found.wanted:
         others = len(found.images.others)
-        more = f'; {others} files have names that are not {named[0]}' if others else ''
-        raise ValueError(f'{str(images_dir)!r}: no pictures ({", ".join(sorted(_KINDS))}) in it{more}')
-    if found.same and named[0]==named[1]:
-        raise ValueError(f'{str(images_dir)!r} is given as images and as masks; {found.how_to_tell()}')
-    rows, lost, twice, faults = found.rows(), found.lost(), found.twice(), found.faults()
-    said = [what for _,_,what in faults[:3]] + [f'and {len(faults)-3} more faults']*(len(faults)>3)
-    if lost: said[:0] = [f'{len(lost)} without a partner: missing {", ".join(lost[:5])}']
-    if twice: said[:0] = [f'{len(twice)} names occur twice, such as {"; ".join(twice[:3])}; keep one of each']
-    if said: raise Unpaired(f'{here}: {". ".join(said)}', rows, faults)
+        more = f'; {others} files have names that are not {naming}' if others else ''
+        raise ValueError(f'{here}: no images ({", ".join(sorted(_KINDS))}) in it{more}')
+    if found.same and naming==found.labels.naming:
+        raise ValueError(f'{here} is given as images and as masks; {found.how_to_tell_apart()}')
+    rows, problems = found.rows(), [*found.problems()]
+    faults = [*_FolderFaults(found)] if ids is None else []
+    problems += [what for _,_,what in faults[:3]]
+    if len(faults)>3: problems.append(f'and {len(faults)-3} more faults')
+    if problems:
+        text = f'{here} and {str(labels_dir)!r}: {". ".join(problems)}'
+        raise Unpaired(text, rows, faults)
     return rows
 
 # %% ../../nbs/3_data/06_pairing.ipynb #c090
 def read_text(file):
-    "A text file: UTF-8, or UTF-16 with its mark, as some Windows programs save. Lines end with a newline. ValueError for others."
+    "A file in UTF-8, or UTF-16 with its mark; lines end with a newline. ValueError for others."
     data = Path(file).read_bytes()
     text = data.decode('utf-16' if data[:2] in (b'\xff\xfe',b'\xfe\xff') else 'utf-8-sig')
     if '\0' in text: raise ValueError('it holds zero bytes, so it is no text; save it as UTF-8')
@@ -328,115 +394,138 @@ class _TableRow(NamedTuple):
     where:str # line, for errors
     fields:dict # column -> text
 
-def _csv_rows(text):
-    "Rows of a table with a line of column names; comma, semicolon or tab, whichever that line has most of."
-    import csv
-    mark = max(',;\t', key=text.lstrip('\n').partition('\n')[0].count)
-    reader, out = csv.DictReader(io.StringIO(text, newline=''), delimiter=mark, skipinitialspace=True), []
-    for row in reader:
-        where, extra = f'line {reader.line_num}', row.pop(None, ())
-        if any(extra): raise ValueError(f'{where} has more fields than columns; put a path that holds {mark!r} into "quotes"')
-        if any(value and value.strip() for value in row.values()):
-            out.append(_TableRow(where, {name.strip():value for name,value in row.items()}))
-    return out
-
-def _json_rows(text):
-    "Rows of a text with a JSON object a line."
-    import json
-    lines = [(f'line {i}', json.loads(line)) for i,line in enumerate(text.split('\n'),1) if line.strip()]
-    for where,row in lines:
-        if not isinstance(row,dict): raise ValueError(f'{where} is no object')
-    return [_TableRow(where, row) for where,row in lines]
-
-def _table(file):
-    "Rows of a CSV or JSONL file; FileNotFoundError, or ValueError naming what cannot be read."
-    import csv
-    here, shape = f'pairs: {str(file)!r}', 'a CSV or JSONL with the paths of an image and its mask in each line'
-    if file.is_dir(): raise ValueError(f'{here} is a folder; give {shape}, or two folders')
-    if not file.is_file(): raise FileNotFoundError(f'pairs: no file {str(file)!r}; it is {shape}')
-    is_json = file.suffix.lower() in ('.jsonl','.json','.ndjson')
-    wanted = 'a JSON object a line in UTF-8' if is_json else 'a table in UTF-8, separated by commas, semicolons or tabs,'
-    try: return _json_rows(read_text(file)) if is_json else _csv_rows(read_text(file))
-    except (ValueError,csv.Error) as e: raise ValueError(f'{here} cannot be read: {wanted} was expected ({e})') from e
-
-# %% ../../nbs/3_data/06_pairing.ipynb #c091
 class _PairTable:
-    "Columns and paths of a table of pairs."
-    def __init__(self, file): self.folder, self.here = file.parent, f'pairs: {str(file)!r}'
+    "Rows, columns and paths of a table of pairs."
+    def __init__(self, file):
+        self.folder, self.here = file.parent, f'pairs: {str(file)!r}'
+        wanted = 'a CSV or JSONL with the paths of an image and its mask in each line'
+        if file.is_dir():
+            raise ValueError(f'{self.here} is a folder; give {wanted}, or two folders')
+        if not file.is_file():
+            raise FileNotFoundError(f'pairs: no file {str(file)!r}; it is {wanted}')
+        read, form = self.csv_rows, 'a table in UTF-8, separated by commas, semicolons or tabs,'
+        if file.suffix.lower() in ('.jsonl','.json','.ndjson'):
+            read, form = self.json_rows, 'a JSON object a line in UTF-8'
+        try: self.rows = [*read(read_text(file))]
+        except (ValueError,csv.Error) as e:
+            raise ValueError(f'{self.here} cannot be read: {form} was expected ({e})') from e
+
+    @staticmethod
+    def csv_rows(text):
+        "Rows below a line of column names, which tells comma, semicolon or tab."
+        mark = max(',;\t', key=text.lstrip('\n').partition('\n')[0].count)
+        reader = csv.DictReader(StringIO(text, newline=''), delimiter=mark, skipinitialspace=True)
+        for row in reader:
+            where, extra = f'line {reader.line_num}', row.pop(None, ())
+            if any(extra):
+                raise ValueError(f'{where} has more fields than columns; '
+                    f'put a path that holds {mark!r} into "quotes"')
+            if any(value and value.strip() for value in row.values()):
+                yield _TableRow(where, {name.strip():value for name,value in row.items()})
+
+    @staticmethod
+    def json_rows(text):
+        "Rows of a text with a JSON object a line."
+        for i,line in enumerate(text.split('\n'), 1):
+            if not line.strip(): continue
+            row = json.loads(line)
+            if not isinstance(row,dict): raise ValueError(f'line {i} is no object')
+            yield _TableRow(f'line {i}', row)
 
     def column(self, row, name):
         "The column called so, in small or capital letters; ValueError saying which there are."
-        small = {str(key).lower():key for key in row.fields}
-        if name in row.fields or name.lower() in small: return name if name in row.fields else small[name.lower()]
+        if name in row.fields: return name
+        by_small = {str(key).lower():key for key in row.fields}
+        if name.lower() in by_small: return by_small[name.lower()]
         there = ', '.join(map(str,row.fields))
         if any(Path(str(key)).suffix.lower() in _KINDS for key in row.fields):
-            more = 'the first line must be the names of the columns, image,label, not a pair'
-        elif len(row.fields)==1 and re.search(r'[|:\s]', there): more = 'columns are separated by commas, semicolons or tabs'
-        else: more = 'write image,label as names of these columns into the first line (in Python, name the columns when calling)'
-        raise ValueError(f'{self.here}, {row.where} has no column {name!r}, but {there}; {more}')
+            todo = 'the first line must be the names of the columns, image,label, not a pair'
+        elif len(row.fields)==1 and re.search(r'[|:\s]', there):
+            todo = 'columns are separated by commas, semicolons or tabs'
+        else:
+            todo = ('write image,label as names of these columns into the first line '
+                '(in Python, name the columns when calling)')
+        raise ValueError(f'{self.here}, {row.where} has no column {name!r}, but {there}; {todo}')
 
-    def say_unread_parts(self, rows):
+    def warn_of_parts(self):
         "A warning where a column seems to say which part a row belongs to: it is not read."
-        import warnings
-        for name in rows[0].fields:
-            values = dict.fromkeys(str(row.fields.get(name)).strip() for row in rows)
-            if str(name).strip().lower() in ('split','subset','part','phase','fold') and len(values)>1:
-                warnings.warn(f'{self.here}: the column {name!r} ({", ".join(list(values)[:4])}) is not read, and its parts are taken together; '
-                              'write a table for each part (--pairs and --unseen-pairs)', stacklevel=3)
+        for name in self.rows[0].fields:
+            values = dict.fromkeys(str(row.fields.get(name)).strip() for row in self.rows)
+            is_part = str(name).strip().lower() in ('split','subset','part','phase','fold')
+            if is_part and len(values)>1:
+                warnings.warn(f'{self.here}: the column {name!r} ({", ".join(list(values)[:4])}) '
+                    'is not read, and its parts are taken together; write a table for each part '
+                    '(--pairs and --unseen-pairs)', stacklevel=3)
 
     def path(self, row, name):
         "A path of a row: relative to the table or whole, ~ for home, also as Windows writes it."
-        text = row.fields[self.column(row,name)]
+        text, here = row.fields[self.column(row,name)], f'{self.here}, {row.where}: column {name!r}'
         if text is None or str(text).strip()=='':
-            raise ValueError(f'{self.here}, {row.where}: column {name!r} is empty; write a path or drop the line')
+            raise ValueError(f'{here} is empty; write a path or drop the line')
         if not isinstance(text,str):
-            raise ValueError(f'{self.here}, {row.where}: column {name!r} holds {str(text)[:60]!r}, which is no path')
+            raise ValueError(f'{here} holds {str(text)[:60]!r}, which is no path')
         text = text.strip()
         is_elsewhere = re.match(r'[A-Za-z]+:[\\/]', text) and not Path(text).is_absolute()
-        if is_elsewhere: return text                                # C:\… where there is no Windows, or an address
-        turned = self.folder/text.replace('\\','/')
+        if is_elsewhere: return text                # C:\… where there is no Windows, or an address
         try: path = self.folder/Path(text).expanduser()
-        except RuntimeError: path = self.folder/text                # ~ of somebody who is not here
-        return str(turned if '\\' in text and not path.exists() else path)
+        except RuntimeError: path = self.folder/text # ~ of somebody who is not here
+        if '\\' in text and not path.exists(): path = self.folder/text.replace('\\','/')
+        return str(path)
 
+# %% ../../nbs/3_data/06_pairing.ipynb #c091
 def csv_pairs(
-    file:'str|Path', # CSV with a line of column names, or JSONL; paths in it are relative to its folder
+    file:'str|Path', # CSV with a line of column names, or JSONL; its paths are relative to its folder
     image:str='image', # column of images
     label:str='label', # column of masks
-): # `datasets.Dataset` with columns id, image, label; the id is the column id, or the image's path as written
-    "Pairs from a table. FileNotFoundError for the table; ValueError naming file, line and column; Unpaired listing files that are not there."
-    file = Path(file)
-    table, rows = _PairTable(file), _table(file)
-    if image==label: raise ValueError(f'{table.here}: column {image!r} is given as images and as masks')
-    if not rows: raise ValueError(f'{table.here} has no rows; write the paths of an image and its mask in each line, under the names {image},{label}')
-    for row in rows:
-        for name in image,label: table.column(row, name)            # all columns before any path: a line is wrong as a whole
-    table.say_unread_parts(rows)
-    paths = [[table.path(row,name) for row in rows] for name in (image,label)]
-    ids = [str(row.fields.get('id') or row.fields[table.column(row,image)]) for row in rows]
-    out = _rows(ids, *paths)
-    lost = [(row.where,p) for row,*pair in zip(rows,*paths) for p in pair if not Path(p).is_file()]
-    if lost:
-        first = ', '.join(f'{where}: {p!r}' for where,p in lost[:5])
-        raise Unpaired(f'{table.here} names {len(lost)} files that are not there: {first}; paths are relative to the table. '
-            f'The first: {why_missing(lost[0][1])}', out)
-    return out
+): # `datasets.Dataset` with columns id, image, label; the id is that column, or the image's path
+    """Pairs from a table. FileNotFoundError for the table; ValueError naming file, line and column;
+    Unpaired listing files that are not there."""
+    table = _PairTable(Path(file))
+    if image==label:
+        raise ValueError(f'{table.here}: column {image!r} is given as images and as masks')
+    if not table.rows:
+        raise ValueError(f'{table.here} has no rows; write the paths of an image and its mask '
+            f'in each line, under the names {image},{label}')
+    for row in table.rows:
+        for name in image, label: table.column(row, name)           # all columns before any path
+    table.warn_of_parts()
+    images, labels = [[table.path(row,name) for row in table.rows] for name in (image,label)]
+    ids = [str(row.fields.get('id') or row.fields[table.column(row,image)]) for row in table.rows]
+    rows = _rows(ids, images, labels)
+    missing = [(row.where,path) for row,*pair in zip(table.rows,images,labels) for path in pair
+        if not Path(path).is_file()]
+    if missing:
+        first = ', '.join(f'{where}: {path!r}' for where,path in missing[:5])
+        raise Unpaired(f'{table.here} names {len(missing)} files that are not there: {first}; '
+            f'paths are relative to the table. The first: {why_missing(missing[0][1])}', rows)
+    return rows
 
 # %% ../../nbs/3_data/06_pairing.ipynb #c095
 def hub_pairs(
     dataset, # `datasets.Dataset`, one split
-    image_column:str='image', # pictures
-    label_column:str='label', # masks; often called annotation, mask, labels
-): # the same rows with columns id, image, label, not decoded; the id is the column id, or the row's number
-    "Pairs from any dataset with two picture columns. ValueError for a dict of splits, a stream, or columns that are not there or hold no pictures."
+    image_column:str='image',
+    label_column:str='label', # of masks; often called annotation, mask, labels
+): # the same rows with columns id, image, label, not decoded; the id is that column, or the number
+    """Pairs from any dataset with two columns of images. ValueError for a dict of splits, a stream,
+    or columns that are not there or hold no images."""
     from datasets import Dataset, Image
-    if isinstance(dataset, dict): raise ValueError(f'pairs: this is a dict of splits ({", ".join(dataset)}); take one, as in dataset[{next(iter(dataset))!r}]')
-    if not isinstance(dataset, Dataset): raise ValueError(f'pairs: a datasets.Dataset was expected, this is {type(dataset).__name__}; load it with streaming=False')
-    if image_column==label_column: raise ValueError(f'pairs: column {image_column!r} is given as images and as masks')
-    for c in (image_column,label_column):
-        if c not in dataset.column_names: raise ValueError(f'pairs: no column {c!r}, there are {", ".join(dataset.column_names)}; say which hold pictures and masks')
-        if not isinstance(dataset.features[c], Image):
-            raise ValueError(f'pairs: column {c!r} holds {dataset.features[c]}, not pictures; cast it to datasets.Image() if it has paths')
-    ids = [str(i) for i in dataset['id']] if 'id' in dataset.column_names else [str(i) for i in range(len(dataset))]
-    out = dataset.select_columns([image_column,label_column]).rename_columns({image_column:'image', label_column:'label'})
-    return out.add_column('id', ids).cast_column('image', Image(decode=False)).cast_column('label', Image(decode=False))
+    if isinstance(dataset, dict):
+        raise ValueError(f'pairs: this is a dict of splits ({", ".join(dataset)}); '
+            f'take one, as in dataset[{next(iter(dataset))!r}]')
+    if not isinstance(dataset, Dataset):
+        raise ValueError('pairs: a datasets.Dataset was expected, this is '
+            f'{type(dataset).__name__}; load it with streaming=False')
+    if image_column==label_column:
+        raise ValueError(f'pairs: column {image_column!r} is given as images and as masks')
+    columns, features = dataset.column_names, dataset.features
+    for name in image_column, label_column:
+        if name not in columns:
+            raise ValueError(f'pairs: no column {name!r}, there are {", ".join(columns)}; '
+                'say which hold images and masks')
+        if not isinstance(features[name], Image):
+            raise ValueError(f'pairs: column {name!r} holds {features[name]}, not images; '
+                'cast it to datasets.Image() if it has paths')
+    ids = [str(id) for id in (dataset['id'] if 'id' in columns else range(len(dataset)))]
+    out = dataset.select_columns([image_column,label_column])
+    out = out.rename_columns({image_column:'image', label_column:'label'}).add_column('id', ids)
+    return out.cast_column('image', Image(decode=False)).cast_column('label', Image(decode=False))

@@ -22,23 +22,25 @@ def resize(
     label:Tensor, # `h w`, ids
     size:tuple[int,int], # new (h, w), pixels
 )->tuple[Tensor,Tensor]: # `3 h' w'` uint8, `h' w'`
-    "Picture bilinear with antialias, label nearest: no id is ever invented."
-    (h,w),(H,W) = size,label.shape
-    if (h,w)==(H,W): return image,label
-    image = image[None].contiguous(memory_format=torch.channels_last)                   # bytes in, bytes out, RGB side by side: ten times as fast so
-    rows,cols = [((torch.arange(n)+.5)*N/n).long().numpy() for n,N in ((h,H),(w,W))]
-    label = torch.from_numpy(label.numpy().take(cols,1).take(rows,0))                  # row by row: a fifth of the time of label[rows,cols]
-    return F.interpolate(image, size=(h,w), mode='bilinear', antialias=True)[0], label
+    "Image bilinear with antialias, label nearest: no id is ever invented."
+    if tuple(size)==tuple(label.shape): return image, label
+    # bytes in, bytes out, RGB side by side: ten times as fast so
+    image = image[None].contiguous(memory_format=torch.channels_last)
+    rows, cols = [((torch.arange(new)+.5)*old/new).long().numpy()
+        for new,old in zip(size,label.shape)]
+    # row by row: a fifth of the time of label[rows,cols]
+    label = torch.from_numpy(label.numpy().take(cols,1).take(rows,0))
+    return F.interpolate(image, size=tuple(size), mode='bilinear', antialias=True)[0], label
 
 # %% ../../nbs/3_data/09_transforms.ipynb #c126
 def fit_size(
-    size:tuple[int,int], # (h, w) of a picture
+    size:tuple[int,int], # (h, w) of an image
     bounds:tuple[int,int], # for the shorter and the longer side, in any order, pixels
-    keep_ratio:bool=True, # the largest size within both bounds; or else exactly the bounds, the larger one along the longer side
+    keep_ratio:bool=True, # the largest size within the bounds; or else the bounds, turned as the image
     factor:float=1., # times the bounds
 )->tuple[int,int]: # (h, w)
     "The resize rule, of the training scale and of `EvalProtocol.fit`."
-    low,high = sorted(max(1,int(n*factor)) for n in bounds)
+    low, high = sorted(max(1,int(n*factor)) for n in bounds)
     if not keep_ratio: return (high,low) if size[0]>size[1] else (low,high)
     scale = min(high/max(size), low/min(size))
     return tuple(max(1,int(n*scale+.5)) for n in size)
@@ -49,24 +51,25 @@ def largest_share(
     ignore:int=IGNORE, # these pixels count for nothing
 )->float: # 0..1; 1 when nothing is left to count
     "Share of the most frequent class among the pixels that count."
-    if not 0<=ignore<1<<16: label,ignore = label[label!=ignore],IGNORE
+    if not 0<=ignore<1<<16: label, ignore = label[label!=ignore], IGNORE
     counts = label.flatten().bincount(minlength=ignore+1)
     counts[ignore] = 0
-    return counts.max().item()/n if (n := counts.sum().item()) else 1.
+    total = counts.sum().item()
+    return counts.max().item()/total if total else 1.
 
 # %% ../../nbs/3_data/09_transforms.ipynb #c134
 def random_crop(
     image:Tensor, # `3 h w`
     label:Tensor, # `h w`
-    size:tuple[int,int], # (h, w) at most; a smaller picture stays as small as it is
+    size:tuple[int,int], # (h, w) at most; a smaller image stays as small as it is
     rng:np.random.Generator, # where the windows come from
     max_ratio:float=.75, # of one class; 1 = take the first window
     ignore:int=IGNORE, # this id is no class and has no share
 )->tuple[Tensor,Tensor]: # the same window of both
     "A window, tried ten times until no class fills more than `max_ratio` of it."
-    h,w = min(size[0],label.shape[0]), min(size[1],label.shape[1])
+    h, w = min(size[0],label.shape[0]), min(size[1],label.shape[1])
     for _ in range(10):
-        y,x = rng.integers(label.shape[0]-h+1), rng.integers(label.shape[1]-w+1)
+        y, x = rng.integers(label.shape[0]-h+1), rng.integers(label.shape[1]-w+1)
         window = label[y:y+h,x:x+w]
         if max_ratio>=1 or largest_share(window,ignore)<=max_ratio: break
     return image[:,y:y+h,x:x+w], window
@@ -78,10 +81,12 @@ def hflip(
     pairs:Sequence[tuple[int,int]]=(), # ids that change places, say (left shoe, right shoe)
 )->tuple[Tensor,Tensor]:
     "Mirror left and right, and exchange the ids that mean left and right."
-    image,label = image.flip(-1), label.flip(-1)
+    image, label = image.flip(-1), label.flip(-1)
     out = label.clone()
-    for a,b in pairs: out[label==a],out[label==b] = b,a
-    return image,out
+    for left,right in pairs:
+        out[label==left] = right
+        out[label==right] = left
+    return image, out
 
 # %% ../../nbs/3_data/09_transforms.ipynb #c145
 _GREY = torch.tensor([.299,.587,.114]) # how much R, G, B weigh in brightness
@@ -91,9 +96,10 @@ def colour_matrix(
     degrees:float=0, # turn of hue; 120 sends red to green
 )->Tensor: # `3 3`, to multiply RGB with
     "Saturation and hue as one matrix; grey stays grey under both."
-    a = torch.tensor(degrees).deg2rad()
-    u = torch.tensor([[0.,-1,1],[1,0,-1],[-1,1,0]])/3**.5                              # cross product with the grey axis
-    turn = torch.eye(3)*a.cos() + u*a.sin() + torch.full((3,3),1/3)*(1-a.cos())        # Rodrigues
+    angle = torch.tensor(degrees).deg2rad()
+    cross = torch.tensor([[0.,-1,1],[1,0,-1],[-1,1,0]])/3**.5 # cross product with the grey axis
+    along = torch.full((3,3), 1/3) # what a colour has of the grey axis
+    turn = torch.eye(3)*angle.cos() + cross*angle.sin() + along*(1-angle.cos()) # Rodrigues
     return turn @ (saturation*torch.eye(3) + (1-saturation)*_GREY.expand(3,3))
 
 # %% ../../nbs/3_data/09_transforms.ipynb #c147
@@ -105,12 +111,15 @@ def photometric(
     saturation:tuple[float,float]=(.5,1.5), # factor
     hue:float=36, # turned at most, degrees
 )->Tensor: # `3 h w`, uint8
-    "Brightness, contrast, saturation and hue, each with chance 1/2; the label does not know of it."
+    "Brightness, contrast, saturation and hue, each with chance 1/2; the label stays."
     on = rng.random(4)<.5
-    add,mul = rng.uniform(-brightness,brightness)*on[0], rng.uniform(*contrast) if on[1] else 1
-    sat,turn = rng.uniform(*saturation) if on[2] else 1, rng.uniform(-hue,hue)*on[3]
-    out = image.to(torch.float32, memory_format=torch.contiguous_format, copy=True).add_(add).mul_(mul)
-    if on[2] or on[3]: out = torch.tensordot(colour_matrix(float(sat),float(turn)), out, 1)
+    added = rng.uniform(-brightness,brightness)*on[0]
+    factor = rng.uniform(*contrast) if on[1] else 1
+    colour = rng.uniform(*saturation) if on[2] else 1
+    degrees = rng.uniform(-hue,hue)*on[3]
+    out = image.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    out.add_(added).mul_(factor)
+    if on[2] or on[3]: out = torch.tensordot(colour_matrix(float(colour),float(degrees)), out, 1)
     return out.round_().clamp_(0,255).to(torch.uint8)
 
 # %% ../../nbs/3_data/09_transforms.ipynb #c153
@@ -121,13 +130,17 @@ def rotate(
     colour:Sequence[float]=(124,116,104), # of what comes in, RGB 0–255: the mean of ImageNet
     ignore:int=IGNORE, # label of what comes in
 )->tuple[Tensor,Tensor]: # of the same size
-    "Turn about the middle: picture bilinear, label nearest."
-    (h,w),a = label.shape, torch.tensor(float(degrees)).deg2rad()
-    y,x = torch.meshgrid(torch.arange(h)-(h-1)/2, torch.arange(w)-(w-1)/2, indexing='ij')
-    grid = torch.stack([(a.cos()*x-a.sin()*y)*2/w, (a.sin()*x+a.cos()*y)*2/h], -1)[None]
+    "Turn about the middle: image bilinear, label nearest."
+    h, w = label.shape
+    angle = torch.tensor(float(degrees)).deg2rad()
+    y, x = torch.meshgrid(torch.arange(h)-(h-1)/2, torch.arange(w)-(w-1)/2, indexing='ij')
+    from_x, from_y = angle.cos()*x-angle.sin()*y, angle.sin()*x+angle.cos()*y
+    grid = torch.stack([from_x*2/w, from_y*2/h], -1)[None]
     mean = torch.tensor(colour).round().view(3,1,1)
-    turn = lambda t,mode: F.grid_sample(t[None].float(), grid, mode=mode, align_corners=False)[0] # zero outside
-    return (turn(image-mean,'bilinear')+mean).round().clamp(0,255).to(torch.uint8), (turn((label-ignore)[None],'nearest')[0]+ignore).long()
+    image, label = (image-mean)[None].float(), (label-ignore)[None,None].float() # 0 comes in
+    image = F.grid_sample(image, grid, mode='bilinear', align_corners=False)[0]+mean
+    label = F.grid_sample(label, grid, mode='nearest', align_corners=False)[0,0]+ignore
+    return image.round().clamp(0,255).to(torch.uint8), label.long()
 
 # %% ../../nbs/3_data/09_transforms.ipynb #c156
 def pad_to(
@@ -138,15 +151,17 @@ def pad_to(
     ignore:int=IGNORE, # label of the rim
 )->tuple[Tensor,Tensor]:
     "Grow to `size`, right and below."
-    (h,w),(H,W) = label.shape, (max(size[0],label.shape[0]), max(size[1],label.shape[1]))
-    big = torch.tensor(colour).round().to(image.dtype).view(3,1,1).repeat(1,H,W)
-    big[:,:h,:w] = image
-    return big, F.pad(label, (0,W-w,0,H-h), value=ignore)
+    h, w = label.shape
+    new_h, new_w = max(size[0],h), max(size[1],w)
+    padded = torch.tensor(colour).round().to(image.dtype).view(3,1,1).repeat(1,new_h,new_w)
+    padded[:,:h,:w] = image
+    return padded, F.pad(label, (0,new_w-w,0,new_h-h), value=ignore)
 
 # %% ../../nbs/3_data/09_transforms.ipynb #c163
 @dataclass
 class Augment:
-    "The training recipe: scale, crop, flip, photometric distortion, rotate, pad; the same for the same (seed, epoch, index)."
+    """The training recipe: scale, crop, flip, light, rotate, pad; the same for the same (seed,
+    epoch, index)."""
     crop:tuple[int,int]|None=None # (h, w) of the result, pixels; None leaves the size to chance
     scale:tuple[float,float]=(.5,2.) # factor, from to
     flip:float=.5 # chance
@@ -156,43 +171,54 @@ class Augment:
     seed:int=0 # of the run
     ignore:int=IGNORE # label of the rim
     colour:tuple[float,...]=(124,116,104) # of the rim, RGB 0–255
-    bounds:tuple[int,int]|None=None # for shorter and longer side, which `scale` multiplies (see `fit_size`); None: it multiplies the picture's own size
+    bounds:tuple[int,int]|None=None # of the sides (see `fit_size`), times `scale`; None: the image's own
     keep_ratio:bool=True # within the bounds; or else they are the size
     rotate:float=0 # degrees at most, to either side; 30 for people
-    rotate_chance:float=.6 # of a picture
-
-    def __post_init__(self): _check_augment(self)
+    rotate_chance:float=.6 # of an image
 
     def __call__(self,
         image:Tensor, # `3 h w`, uint8
         label:Tensor, # `h w`
-        index:int=0, # of the picture
+        index:int=0, # of the image
         epoch:int=0,
-    )->tuple[Tensor,Tensor]:
-        rng, kind, label = np.random.default_rng((self.seed,epoch,index)), label.dtype, _in_bytes(label, self.ignore)
-        factor = rng.uniform(*self.scale)
-        size = fit_size(label.shape,self.bounds,self.keep_ratio,factor) if self.bounds else tuple(max(1,round(n*factor)) for n in label.shape)
-        image,label = resize(image, label, size)
-        if self.crop: image,label = random_crop(image, label, self.crop, rng, self.cat_max_ratio, self.ignore)
-        if rng.random()<self.flip: image,label = hflip(image, label, self.flip_pairs)
+    )->tuple[Tensor,Tensor]: # `3 h' w'` uint8, `h' w'` of the dtype of `label`
+        rng = np.random.default_rng((self.seed,epoch,index))
+        dtype, label = label.dtype, self.as_bytes(label)
+        image, label = resize(image, label, self.scaled_size(label.shape, rng.uniform(*self.scale)))
+        if self.crop:
+            image, label = random_crop(image, label, self.crop, rng, self.cat_max_ratio, self.ignore)
+        if rng.random()<self.flip: image, label = hflip(image, label, self.flip_pairs)
         if self.photometric: image = photometric(image, rng)
-        if self.rotate and rng.random()<self.rotate_chance: image,label = rotate(image, label.long(), rng.uniform(-self.rotate,self.rotate), self.colour, self.ignore)
-        if self.crop: image,label = pad_to(image, label, self.crop, self.colour, self.ignore)
-        return image.contiguous(), label.to(kind)
+        if self.rotate and rng.random()<self.rotate_chance:
+            degrees = rng.uniform(-self.rotate,self.rotate)
+            image, label = rotate(image, label.long(), degrees, self.colour, self.ignore)
+        if self.crop: image, label = pad_to(image, label, self.crop, self.colour, self.ignore)
+        return image.contiguous(), label.to(dtype)
 
-def _check_augment(a):
-    check_fields(a)
-    for name in ('crop', 'bounds'):
-        size = getattr(a, name)
-        if size is not None and min(size)<1: raise ValueError(f'Augment: {name}={size} must be (height, width), pixels')
-    if not 0<a.scale[0]<=a.scale[1]: raise ValueError(f'Augment: scale={a.scale} must be (from, to), both above 0')
-    for name in ('flip', 'rotate_chance', 'cat_max_ratio'):
-        if not 0<=getattr(a, name)<=1: raise ValueError(f'Augment: {name}={getattr(a, name)} must be from 0 to 1')
-    if not 0<=a.rotate<=180: raise ValueError(f'Augment: rotate={a.rotate} is an angle, from 0 to 180 degrees')
-    if len(a.colour)!=3 or not all(0<=c<=255 for c in a.colour): raise ValueError(f'Augment: colour={a.colour} must be three numbers 0..255')
-    if not 0<=a.seed<2**32: raise ValueError(f'Augment: seed={a.seed} is outside 0..2**32-1')
-    check_flip_pairs(a.flip_pairs, 'Augment', a.ignore)
+    def scaled_size(self, size, factor):
+        if self.bounds: return fit_size(size, self.bounds, self.keep_ratio, factor)
+        return tuple(max(1,round(n*factor)) for n in size)
 
-def _in_bytes(label, ignore):
-    "Ids as bytes where they fit: choosing and counting reads an eighth as much."
-    return label.byte() if label.dtype==torch.int64 and 0<=ignore<256 and label.numel() and 0<=label.min() and label.max()<256 else label
+    def as_bytes(self, label):
+        "Ids as bytes where they fit: choosing and counting reads an eighth as much."
+        if label.dtype!=torch.int64 or not label.numel() or not 0<=self.ignore<256: return label
+        return label.byte() if 0<=label.min() and label.max()<256 else label
+
+    def __post_init__(self):
+        check_fields(self)
+        for name in 'crop', 'bounds':
+            size = getattr(self, name)
+            if size is not None and min(size)<1:
+                raise ValueError(f'Augment: {name}={size} must be (height, width), pixels')
+        if not 0<self.scale[0]<=self.scale[1]:
+            raise ValueError(f'Augment: scale={self.scale} must be (from, to), both above 0')
+        for name in 'flip', 'rotate_chance', 'cat_max_ratio':
+            chance = getattr(self, name)
+            if not 0<=chance<=1: raise ValueError(f'Augment: {name}={chance} must be from 0 to 1')
+        if not 0<=self.rotate<=180:
+            raise ValueError(f'Augment: rotate={self.rotate} is an angle, from 0 to 180 degrees')
+        if len(self.colour)!=3 or not all(0<=c<=255 for c in self.colour):
+            raise ValueError(f'Augment: colour={self.colour} must be three numbers 0..255')
+        if not 0<=self.seed<2**32: raise ValueError(f'Augment: seed={self.seed} is outside '
+            '0..2**32-1')
+        check_flip_pairs(self.flip_pairs, 'Augment', self.ignore)

@@ -86,7 +86,7 @@ class Recipe:
     )->SegmentationDataset:
         "To train on: read, changed by `augment`."
         augment = replace(self.augment, seed=seed, ignore=self.space.ignore)
-        return SegmentationDataset(rows, self.space, augment=augment, broken=broken)
+        return SegmentationDataset(rows, self.space, augment=augment, on_unreadable=broken)
 
     def to_json(self)->dict: # without `train.steps`, which `config` computes
         settings = asdict(self)

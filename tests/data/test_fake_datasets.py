@@ -81,7 +81,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
         return {p.relative_to(root).as_posix():p.read_bytes() for p in root.rglob('*.*')}
     a,b,c = [all_of(tmp_path/str(i), seed) for i,seed in enumerate((0,0,1))]
     assert a==b and a.keys()==c.keys() and all(a[k]!=c[k] for k in a if 'images' in k)
-    code = ("import hashlib, numpy as np; from idrnet_nb.data.dataset import LABEL_SPACES; from idrnet_nb.data.fake_datasets import fake_scene; "
+    code = ("import hashlib, numpy as np; from idrnet_nb.data.label_spaces import LABEL_SPACES; from idrnet_nb.data.fake_datasets import fake_scene; "
             "print(hashlib.sha256(b''.join(x.tobytes() for s in ('ade20k','lip') for x in fake_scene(LABEL_SPACES[s], (40,56), np.random.default_rng(1)))).hexdigest())")
     once,twice = [subprocess.run([sys.executable,'-c',code], cwd=ROOT, capture_output=True, text=True, check=True).stdout for _ in range(2)]
     assert once==twice and len(once)>60
@@ -111,9 +111,9 @@ def test_nothing_is_written_over(before, tmp_path):
     assert sorted(p.name for p in tmp_path.rglob('*'))==there
 
 def test_wrong_words(tmp_path):
-    with pytest.raises(ValueError, match="no set 'imagenet'; there are camvid, ade20k, .*ccp16"): write_fake_dataset('imagenet', tmp_path, LABEL_SPACES['camvid'])
+    with pytest.raises(ValueError, match="no dataset 'imagenet'; there are camvid, ade20k, .*ccp16"): write_fake_dataset('imagenet', tmp_path, LABEL_SPACES['camvid'])
     for kw in dict(train=0),dict(unseen=0),dict(train=-1):
-        with pytest.raises(ValueError, match='a split needs a picture or more'): write_fake_dataset('camvid', tmp_path/'x', LABEL_SPACES['camvid'], **kw)
+        with pytest.raises(ValueError, match='a split needs an image or more'): write_fake_dataset('camvid', tmp_path/'x', LABEL_SPACES['camvid'], **kw)
     with pytest.raises(ValueError, match=r'size=\(31, 40\)'): write_fake_dataset('camvid', tmp_path/'y', LABEL_SPACES['camvid'], size=(31,40))
     (tmp_path/'empty').mkdir()
     assert write_fake_dataset('camvid', str(tmp_path/'empty'), LABEL_SPACES['camvid'], 1, 1, (32,32))==tmp_path/'empty'

@@ -253,7 +253,7 @@ def test_images_of_another_kind_are_not_dropped(tmp_path):
     images,masks = pairs(tmp_path)
     (images/'d.png').rename(images/'d.HEIC'); (masks/'d.png').rename(masks/'d.npy')   # both: nothing of the pair was seen
     put(images/'e.png').rename(images/'e.heic'); (masks/'note.txt').write_text(''); np.save(images/'a.npy', 0)
-    said = r"picture of 'd' \('d.HEIC'.*mask of 'd' \('d.npy'.*picture of 'e'.*mask of 'e'"
+    said = r"image of 'd' \('d.HEIC'.*mask of 'd' \('d.npy'.*image of 'e'.*mask of 'e'"
     with pytest.raises(Unpaired, match=said) as e: folder_pairs(images, masks)
     assert e.value.rows['id'][:]==['a','b','c','d','e']
 

@@ -219,7 +219,7 @@ def test_a_broken_block_of_exif(tmp_path):
     assert check_data(rows, SPACE, progress=False).kinds() == {'broken': 1}
     write_pair(tmp_path, RGB, MASK, kind='PNG', name='b')
     pairs = SegmentationDataset(
-        folder_pairs(tmp_path / 'images', tmp_path / 'labels'), SPACE, augment=Augment((8, 8)), broken='skip'
+        folder_pairs(tmp_path / 'images', tmp_path / 'labels'), SPACE, augment=Augment((8, 8)), on_unreadable='skip'
     )
     with pytest.warns(UserWarning, match=r'skipped: .*a\.png'):
         pairs[0]

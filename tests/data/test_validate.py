@@ -128,7 +128,7 @@ def test_nothing_readable(tree):
 def test_one_picture_with_two_masks(tree):
     (tree/'t.csv').write_text('id,image,label\na,images/p0.png,labels/p0.png\nb,images/p0.png,labels/p1.png\nc,images/p2.png,labels/p2.png\nd,images/p3.png,labels/p2.png\n')
     kinds = [(k,t) for k,_,t in check_data(csv_pairs(tree/'t.csv'), SPACE, progress=False).faults]
-    assert [k for k,_ in kinds]==['twice','twice'] and 'picture' in kinds[0][1] and 'mask' in kinds[1][1]
+    assert [k for k,_ in kinds]==['twice','twice'] and 'image' in kinds[0][1] and 'mask' in kinds[1][1]
 
 @pytest.mark.parametrize('name', ALL)
 def test_every_layout(name, tmp_path):
@@ -206,7 +206,7 @@ def test_the_first_bad_sample_is_named(tree, what):
     rows = checked_rows(lambda: (spoil(tree/'images'/'p3.png', tree/'labels'/'p3.png'), rows_of(tree))[1])
     pairs = SegmentationDataset(rows, SPACE, augment=Augment((8,8)))
     with pytest.raises((ValueError,FileNotFoundError), match='p3'): list(DataLoader(pairs, batch_size=2))
-    lenient = SegmentationDataset(rows, SPACE, augment=Augment((8,8)), broken='skip')
+    lenient = SegmentationDataset(rows, SPACE, augment=Augment((8,8)), on_unreadable='skip')
     with pytest.warns(UserWarning, match='skipped: .*p3'): items = [lenient[i] for i in range(8)]
     assert lenient.bad.nonzero().flatten().tolist()==[3] and len(lenient.skipped())==1 and word in lenient.skipped()[0]
     other = SegmentationDataset(rows.select([0,1,2,4,4,5,6,7]), SPACE, augment=Augment((8,8)))                   # the next good one, with the chances of its place
@@ -216,7 +216,7 @@ def test_the_first_bad_sample_is_named(tree, what):
 def test_skipping_is_the_same_by_any_order_and_workers(tree):
     for name in 'p7','p2','p3': (tree/'images'/f'{name}.png').write_bytes(b'')
     def run(workers, order):
-        pairs = SegmentationDataset(rows_of(tree), SPACE, augment=Augment((8,8),rotate=30,bounds=(12,20)), broken='skip')
+        pairs = SegmentationDataset(rows_of(tree), SPACE, augment=Augment((8,8),rotate=30,bounds=(12,20)), on_unreadable='skip')
         got = dict(zip(order, DataLoader(pairs, batch_size=None, sampler=order, num_workers=workers)))
         return got, pairs.bad.tolist()
     order = list(range(8)); random.Random(0).shuffle(order)
@@ -229,11 +229,11 @@ def test_all_are_bad(tree):
     for p in (tree/'labels').iterdir(): p.write_bytes(b'')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        with pytest.raises(ValueError, match=r'none of 8 pairs can be read; the first: .*p0\.png'): SegmentationDataset(rows_of(tree), SPACE, augment=Augment((8,8)), broken='skip')[5]
+        with pytest.raises(ValueError, match=r'none of 8 pairs can be read; the first: .*p0\.png'): SegmentationDataset(rows_of(tree), SPACE, augment=Augment((8,8)), on_unreadable='skip')[5]
 
 def test_a_repaired_file_is_said_to_be(tree):
     p = tree/'labels'/'p1.png'; whole = p.read_bytes(); p.write_bytes(b'')
-    pairs = SegmentationDataset(rows_of(tree), SPACE, augment=Augment((8,8)), broken='skip')
+    pairs = SegmentationDataset(rows_of(tree), SPACE, augment=Augment((8,8)), on_unreadable='skip')
     with pytest.warns(UserWarning): pairs[1]
     p.write_bytes(whole)
     assert pairs.skipped()==['pair 1 of 8 can be read again']

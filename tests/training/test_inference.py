@@ -346,7 +346,7 @@ def test_without_a_protocol(tmp_path, capsys):
 
 @pytest.mark.parametrize('words,said', [
     (('--data','ade20k'), ('needs --root','ADEChallengeData2016.zip','non-commercial')),
-    (('--data','ade20k','--root','ROOT/../../nowhere/at/all'), ('images/validation/ (pictures)','data.csail.mit.edu')),
+    (('--data','ade20k','--root','ROOT/../../nowhere/at/all'), ('images/validation/ (images)','data.csail.mit.edu')),
     (('--data','ade20k','--root','ROOT/images'), ('has no images/validation','has them: give that')),
     (('--data','ade20k','--root','ROOT','--split','test'), ("no split 'test'; there are train and val",)),
     (('--data','ade20k','--root','ROOT','--limit',0), ('argument --limit',)),
