@@ -18,7 +18,7 @@ from idrnet_nb.data.datasets import DATASETS
 from idrnet_nb.data.readers import read_image
 from idrnet_nb.method.layers import pixel_losses
 from idrnet_nb.models.head import FRAMEWORKS, HeadConfig, SegHead
-from idrnet_nb.method.idr import IDRContext, learn_memory, learn_relations
+from idrnet_nb.method.idr import IDRContext
 from idrnet_nb.models.segmentor import build_segmentor
 from idrnet_nb.training.inference import evaluate, load_model, probabilities, save_model
 from idrnet_nb.method.deletion import class_loss_stats, update_relation
@@ -70,17 +70,17 @@ def test_label_ids(bad):
     here = rf'ids outside 0\.\.3 and not ignore \(255\): {bad} \(3 pixels\).*label space'
     for mode in (True, False):
         with pytest.raises(ValueError, match=here): model.train(mode)(pictures(), label)
-    before = state(model.head.refiner)
+    before = state(model.head.idr)
     data = [(p.byte(),l) for p,l in zip(pictures(), label)]
     with pytest.raises(ValueError, match=f'labels of step 0: {here}'): train(model, data, TrainConfig(steps=1, batch_size=2), 'cpu', progress=False)
     with pytest.raises(ValueError, match=rf'labels of images 0\.\.: {here}'): evaluate(model, data)
     with pytest.raises(ValueError, match=rf'label has ids \[{bad}\], there are classes 0\.\.3'): Meter(K).update(label.clamp(0,K-1), label)
-    assert unchanged(model.head.refiner, before)
+    assert unchanged(model.head.idr, before)
 
 def test_another_ignore_id():
     model, label = model_of(ignore=-100), labels()
     label[0,:8] = -100
-    assert model.train()(pictures(), label)['loss'].isfinite()
+    assert model.train()(pictures(), label).loss.isfinite()
     label[1,0,0] = 255
     with pytest.raises(ValueError, match=r'not ignore \(-100\): 255 \(1 pixels\)'): model(pictures(), label)
 
@@ -114,7 +114,7 @@ def test_pyramid_of_other_channels(framework, channels):
 
 def test_maps_nobody_reads():
     "All but UPerNet read the last two maps only."
-    assert head_of()(pyramid(channels=(6,8)), labels())['loss'].isfinite()
+    assert head_of()(pyramid(channels=(6,8)), labels()).loss.isfinite()
 
 @pytest.mark.parametrize('shape', [(3,16,16), (2,1,16,16), (2,4,16,16), (2,16,16,3)])
 def test_no_rgb_picture(shape):
@@ -128,26 +128,26 @@ def test_empty_picture():
 def test_nan_in_the_picture(value):
     model, x = model_of().train(), pictures()
     x[1,2,3,:4] = value
-    before = state(model.head.refiner)
+    before = state(model.head.idr)
     with pytest.raises(FloatingPointError, match='input images: 4 of 1536 values are nan or infinite'): model(x, labels())
     with pytest.raises(FloatingPointError, match='input images: 4 of 1536'): model.eval()(x)
-    assert unchanged(model.head.refiner, before)
+    assert unchanged(model.head.idr, before)
 
 @pytest.mark.parametrize('i', range(4))
 def test_nan_in_the_pyramid(i):
     maps, head = pyramid(), head_of('upernet').train()
     maps[i][0,1,1,1] = math.nan
-    before = state(head.refiner)
+    before = state(head.idr)
     with pytest.raises(FloatingPointError, match=f'pyramid map {i}: 1 of {maps[i].numel()} values'): head(maps, labels())
-    assert unchanged(head.refiner, before)
+    assert unchanged(head.idr, before)
 
 @pytest.mark.parametrize('part', ['final', 'aux', 'coarse'])
 def test_nan_in_a_loss(part):
     head = head_of().train()
     with torch.no_grad(): getattr(head, part).score.bias[0] = math.nan
-    before = state(head.refiner)
+    before = state(head.idr)
     with pytest.raises(FloatingPointError, match=f'loss part.*{part!r}'): head(pyramid(), labels())
-    assert unchanged(head.refiner, before) and finite(head.refiner)
+    assert unchanged(head.idr, before) and finite(head.idr)
 
 def test_training_that_diverges():
     data = [(p.byte(),l) for p,l in zip(pictures(), labels())]
@@ -161,16 +161,16 @@ def test_learning_refuses_nan(value):
     loss, lost, label, deleted = torch.rand(2,4,4), torch.rand(2,4,4), labels(h=4, w=4), torch.tensor([0,2])
     before = state(idr)
     for bad in ((loss*value, lost), (loss, lost*value), (loss*value, lost*value)):
-        learn_relations(idr, deleted, *bad, label)
-        assert unchanged(idr, before, 'count')
-    learn_memory(idr, value*torch.randn(2,8,2,2), label)
-    assert unchanged(idr, before, 'count')
+        idr.learn_relations(deleted, *bad, label)
+        assert unchanged(idr, before, 'deletion_count')
+    idr.learn_memory(value*torch.randn(2,8,2,2), label)
+    assert unchanged(idr, before, 'deletion_count')
     label[0], label[0,0,0] = 1, 3 # the one pixel of class 3
     loss[0,0,0] = value; label[1] = 1
-    learn_relations(idr, deleted, loss, lost, label)
+    idr.learn_relations(deleted, loss, lost, label)
     assert finite(idr) and idr.relation_mean[0,3]==0 and idr.relation_mean[0,1]!=0
     feat = torch.randn(2,8,2,2); feat[0,5,0,0] = value
-    learn_memory(idr, feat, label)
+    idr.learn_memory(feat, label)
     assert finite(idr) and idr.memory[1,:5].all()
 
 @pytest.mark.parametrize('where', ['picture', 'features', 'coarse', 'final'])
@@ -180,13 +180,13 @@ def test_unchecked_nan_leaves_the_state_alone(where, monkeypatch):
     model, x = model_of().train(), pictures()
     model(x, labels())
     head = model.head
-    before = state(head.refiner)
+    before = state(head.idr)
     if where=='picture': x[0,0,0,0] = math.nan
     with torch.no_grad():
-        if where=='features': head.squeeze.conv.weight.fill_(math.nan)
+        if where=='features': head.bottleneck.conv.weight.fill_(math.nan)
         if where in ('coarse','final'): getattr(head, where).score.bias.fill_(math.nan)
-    assert model(x, labels())['loss'].isnan()
-    assert finite(head.refiner) and unchanged(head.refiner, before, 'count', *(['memory'] if where in ('coarse','final') else []))
+    assert model(x, labels()).loss.isnan()
+    assert finite(head.idr) and unchanged(head.idr, before, 'deletion_count', *(['memory'] if where in ('coarse','final') else []))
 
 # --- void
 def test_void_picture_in_a_batch():
@@ -194,16 +194,16 @@ def test_void_picture_in_a_batch():
     head, label, deleted = head_of(dropout=0.).train(), labels(), torch.tensor([0,2])
     label[1] = IGNORE
     out = head(pyramid(), label, deleted=deleted)
-    each = pixel_losses(out['out'][:1], label[:1])
-    assert out['losses']['final'].allclose(each.mean()) and out['loss'].isfinite()
-    idr = head.refiner
+    each = pixel_losses(out.logits[:1], label[:1])
+    assert out.losses['final'].allclose(each.mean()) and out.loss.isfinite()
+    idr = head.idr
     for table in (idr.relation_mean, idr.relation_var):
         assert table[1:].equal(torch.eye(K)[1:]) and not table[0].equal(torch.eye(K)[0])
     other = IDRContext(K, 8)
-    learn_memory(other, out['feat'][:1], label[:1])
+    other.learn_memory(out.feats[:1], label[:1])
     assert other.memory.allclose(idr.memory) and idr.memory.any()
-    assert idr.count.sub(1e-6).round().tolist()==[1,0,1,0] # it was deleted all the same
-    out['loss'].backward()
+    assert idr.deletion_count.sub(1e-6).round().tolist()==[1,0,1,0] # it was deleted all the same
+    out.loss.backward()
     assert all(p.grad.isfinite().all() for p in head.parameters() if p.grad is not None)
 
 def test_void_picture_in_the_statistics():
@@ -218,13 +218,13 @@ def test_void_picture_in_the_statistics():
 @pytest.mark.parametrize('framework', FRAMEWORKS)
 def test_nothing_but_void(framework):
     model = model_of(framework).train()
-    before = state(model.head.refiner)
+    before = state(model.head.idr)
     out = model(pictures(), labels().fill_(IGNORE))
-    assert out['loss']==0 and out['out'].isfinite().all()
-    out['loss'].backward()
+    assert out.loss==0 and out.logits.isfinite().all()
+    out.loss.backward()
     assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
-    assert unchanged(model.head.refiner, before, 'count')
-    assert model.eval()(pictures(), labels().fill_(IGNORE))['loss']==0
+    assert unchanged(model.head.idr, before, 'deletion_count')
+    assert model.eval()(pictures(), labels().fill_(IGNORE)).loss==0
 
 def test_void_in_evaluation():
     meter = evaluate(model_of(), [(pictures(1)[0].byte(), labels(1)[0].fill_(IGNORE))])
@@ -236,8 +236,8 @@ def test_batch_one_in_training(settings):
     "The pooled branch has one value a channel then, which a norm cannot train on."
     model = model_of('fcn', **settings).train()
     out = model(pictures(1), labels(1))
-    out['loss'].backward()
-    assert out['out'].isfinite().all() and all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    out.loss.backward()
+    assert out.logits.isfinite().all() and all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     assert all(x.isfinite().all() for x in model.buffers())
 
 @pytest.fixture(scope='module')
@@ -252,11 +252,11 @@ def test_smaller_than_the_stride(framework, backbone, request):
     model = model_of(framework, backbone=net)
     for h,w in SIZES:
         out = model.train()(pictures(2,h,w), labels(2,h,w))
-        assert out['out'].shape==(2,K,h,w) and out['out'].isfinite().all() and out['loss'].isfinite()
-        out = model.eval()(pictures(1,h,w))['out']
+        assert out.logits.shape==(2,K,h,w) and out.logits.isfinite().all() and out.loss.isfinite()
+        out = model.eval()(pictures(1,h,w)).logits
         assert out.shape==(1,K,h,w) and out.isfinite().all()
         assert probabilities(model, pictures(1,h,w), scales=(.5,1.), flip=True).isfinite().all()
-    assert finite(model.head.refiner)
+    assert finite(model.head.idr)
 
 @pytest.mark.parametrize('backbone', ['tiny', 'resnet18'])
 def test_one_small_picture_in_training(backbone, request):
@@ -264,12 +264,12 @@ def test_one_small_picture_in_training(backbone, request):
     model = model_of(backbone=request.getfixturevalue('resnet') if backbone=='resnet18' else 'tiny').train()
     try: out = model(pictures(1,2,2), labels(1,2,2))
     except ValueError as e: assert 'batch' in str(e) and 'stride' in str(e), f'says not what to do: {e}'
-    else: assert out['loss'].isfinite()
+    else: assert out.loss.isfinite()
 
 def test_no_pictures_at_all():
     try: out = model_of().train()(pictures(0), labels(0))
     except ValueError as e: assert 'images' in str(e)
-    else: assert out['loss']==0
+    else: assert out.loss==0
 
 # --- pictures on disk, through the command line
 def shade(mode, h=20, w=30):
@@ -415,7 +415,7 @@ def test_weights_of_another_k(saved, tmp_path):
     assert all(x.equal(before[n]) for n,x in model.state_dict().items())
     with pytest.raises(RuntimeError, match=r'(?s)relation_mean: .*shape torch.Size\(\[5, 5\]\).*torch.Size\(\[4, 4\]\)'):
         model.load_state_dict(load_file(other/'model.safetensors'))
-    with pytest.raises(ValueError, match='unexpected: .*head.refiner'): load_weights(model_of(idr=False), other/'model.safetensors')
+    with pytest.raises(ValueError, match='unexpected: .*head.idr'): load_weights(model_of(idr=False), other/'model.safetensors')
 
 def test_no_model(tmp_path, capsys):
     shade('L').save(tmp_path/'a.png')

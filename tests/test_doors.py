@@ -15,7 +15,7 @@ from idrnet_nb.data.labels import LabelSpace, colour_map, palette
 from idrnet_nb.method.layers import mean_loss, pixel_losses
 from idrnet_nb.models.tiled_cross_entropy import tiled_cross_entropy
 from idrnet_nb.models.head import HeadConfig, SegHead
-from idrnet_nb.method.idr import IDRContext, learn_memory, learn_relations
+from idrnet_nb.method.idr import IDRContext
 from idrnet_nb.models.segmentor import Segmentor, build_segmentor
 from idrnet_nb.training.inference import (EvalProtocol, evaluate, load_model, probabilities,
     save_model, trained_size)
@@ -156,10 +156,10 @@ def test_images_of_another_scale(name):
 @pytest.mark.parametrize('kind', [torch.uint8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.float32, torch.float64, torch.bfloat16])
 def test_numbers_of_any_type(kind):
     model, x, y = model_of().eval(), images_of(), labels_of()
-    want = model(x)['out']
+    want = model(x).logits
     x = x.to(kind)
-    if kind is torch.bfloat16: want = model(x.float())['out']
-    torch.testing.assert_close(model(x)['out'], want)
+    if kind is torch.bfloat16: want = model(x.float()).logits
+    torch.testing.assert_close(model(x).logits, want)
     torch.testing.assert_close(probabilities(model, x), want.softmax(1))
     assert evaluate(model, list(zip(x, y))).total.sum()==y.numel()
 
@@ -218,7 +218,7 @@ def test_two_devices():
     with pytest.raises(ValueError, match=r'images\*255'): model((images_of()/255).cuda())
     with pytest.raises(ValueError, match=r'images\*255'): probabilities(model, (images_of()/255).cuda())
     torch.cuda.set_sync_debug_mode('error')
-    try: model.train()(images_of().cuda(), labels_of().cuda(), enlarge=False)
+    try: model.train()(images_of().cuda(), labels_of().cuda(), upsample_logits=False)
     finally: torch.cuda.set_sync_debug_mode('default')
 
 def test_a_backbone_that_wants_other_numbers():
@@ -226,7 +226,7 @@ def test_a_backbone_that_wants_other_numbers():
     ints = build_segmentor('fcn', backbone_args=dict(mean=(0,0,0), std=(255,255,255)), **SMALL) # whole numbers are numbers
     assert ints.mean.dtype==torch.float32
     x = images_of()+.5
-    assert not torch.equal(ints.eval()(x)['out'], ints(x.floor())['out'])
+    assert not torch.equal(ints.eval()(x).logits, ints(x.floor()).logits)
 
 # --- labels
 KINDS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16]
@@ -258,7 +258,7 @@ def test_labels_of_any_integers(kind):
     for m in (copy.deepcopy(model).train(), model.eval()):
         again = copy.deepcopy(m)
         noise = torch.rand(2,K)
-        assert m(x, z, noise=noise)['loss']==again(x, y, noise=noise)['loss'] and all(torch.equal(a, b) for a,b in zip(m.buffers(), again.buffers()))
+        assert m(x, z, uniform=noise).loss==again(x, y, uniform=noise).loss and all(torch.equal(a, b) for a,b in zip(m.buffers(), again.buffers()))
     assert evaluate(model, list(zip(x, z))).total.equal(evaluate(model, list(zip(x, y))).total)
     if kind is torch.uint16: return # which torch cannot pad or stack everywhere
     rows = [train(copy.deepcopy(model), list(zip(x, t)), TrainConfig(steps=2, batch_size=2), 'cpu', progress=False) for t in (z, y)]
@@ -269,7 +269,7 @@ def test_an_ignore_index_that_a_byte_cannot_hold():
     y = torch.full((2,13,13), 44, dtype=torch.uint8)
     assert confusion_matrix(y, y, 50, 300).sum()==y.numel() and mean_loss(torch.ones(2,13,13), y, 300)==1
     model = model_of(50, ignore=300).eval()
-    assert model(images_of(2,13,13), y)['loss']>0
+    assert model(images_of(2,13,13), y).loss>0
     y[:] = 156
     with pytest.raises(ValueError, match='156'): check_labels(y, 50, -100)
 
@@ -314,7 +314,7 @@ def test_more_than_255_classes_are_learnt(tmp_path):
     space = LabelSpace('many', [f'c{i}' for i in range(MANY)], palette(MANY), ignore=MANY)
     model, x, y = model_of(MANY, ignore=space.ignore), images_of(), torch.full((2,16,24), 255)
     y[0,:4] = MANY
-    assert model.train()(x, y)['loss']>0
+    assert model.train()(x, y).loss>0
     assert evaluate(model, list(zip(x, y))).total[255].sum()==(y==255).sum()
     save_model(model, tmp_path/'m', space)
     again, have = load_model(tmp_path/'m')

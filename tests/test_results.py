@@ -225,7 +225,7 @@ def test_kept_models_load():
     from idrnet_nb.training.inference import load_model
     for folder, idr in ((RESULTS/'world_inside', True), (RESULTS/'world_inside'/'plain', False)):
         model, space = load_model(folder)
-        assert model.head.with_idr==idr and space.num_classes==12
+        assert (model.head.idr is not None)==idr and space.num_classes==12
         if idr: assert not torch.equal(model.relations[0], torch.eye(12))
 
 if __name__=='__main__':

@@ -101,12 +101,12 @@ def plain_loop(model, data, config):
             yield from loader
     for step,(images,labels) in zip(range(config.steps), endless()):
         noise = torch.rand(len(images), K, generator=picking)
-        with torch.autocast('cpu', torch.bfloat16, enabled=config.amp=='bf16'): out = model(images, labels, noise=noise)
-        opt.zero_grad(); out['loss'].backward()
+        with torch.autocast('cpu', torch.bfloat16, enabled=config.amp=='bf16'): out = model(images, labels, uniform=noise)
+        opt.zero_grad(); out.loss.backward()
         if config.clip: nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         opt.step(); schedule.step()
         if step%config.log_every==0 or step==config.steps-1:
-            records.append(dict(step=step, lr=opt.param_groups[-1]['lr'], loss=out['loss'].item(), **{n:l.item() for n,l in out['losses'].items()}))
+            records.append(dict(step=step, lr=opt.param_groups[-1]['lr'], loss=out.loss.item(), **{n:l.item() for n,l in out.losses.items()}))
     return records
 
 @pytest.mark.parametrize('framework,change', [
@@ -186,8 +186,8 @@ def test_what_may_change_and_what_may_not(tmp_path):
     fails(ValueError, 'pictures was 10, is 8', data=pairs(8), resume=True)
     fails(ValueError, r'model.head.dropout was 0.1, is 0.0', model=make(dropout=0.), resume=True)
     fails(ValueError, r'model.head.context was None, is .ppm.', model=make('pspnet'), resume=True)
-    monkey = make(); monkey.to_config = lambda: make().to_config(); monkey.head.squeeze.conv = nn.Conv2d(1,1,1)
-    fails(ValueError, r'of another model: head.squeeze.conv.bias is missing; head.squeeze.conv.weight is .*, not \(1, 1, 1, 1\)', model=monkey, resume=True)
+    monkey = make(); monkey.to_config = lambda: make().to_config(); monkey.head.bottleneck.conv = nn.Conv2d(1,1,1)
+    fails(ValueError, r'of another model: head.bottleneck.conv.bias is missing; head.bottleneck.conv.weight is .*, not \(1, 1, 1, 1\)', model=monkey, resume=True)
     finish(tmp_path, pairs(), replace(CONFIG, workers=1, log_every=3), resume=True) # these may
     assert checkpoints(tmp_path/'checkpoints')[-1]['step']==7
 
@@ -278,7 +278,7 @@ def test_no_pickle(tmp_path):
     path = checkpoints(tmp_path/'checkpoints')[-1]['path']
     with safe_open(path, 'pt') as f: names, head = set(f.keys()), json.loads(f.metadata()['checkpoint'])
     assert {n.split('/')[0] for n in names}=={'model','optimiser','picking','rng'} and head['step']==7
-    for part in ('model/head.refiner.memory', 'model/head.refiner.relation_var', 'model/head.refiner.count', 'rng/0/torch', 'picking'): assert part in names
+    for part in ('model/head.idr.memory', 'model/head.idr.relation_var', 'model/head.idr.deletion_count', 'rng/0/torch', 'picking'): assert part in names
     assert sorted(p.name for p in tmp_path.rglob('*') if p.is_file())==['log.jsonl', 'step-00000006.safetensors', 'step-00000007.safetensors']
 
 def test_pack_whatever():
@@ -373,7 +373,7 @@ def test_running_mean():
         for s in seen[1:]: mean = .75*mean + .25*s[name].double()
         torch.testing.assert_close(model.state_dict()[name].double(), mean, rtol=1e-5, atol=1e-7)
     for name,b in model.named_buffers(): assert name not in seen[-1] or torch.equal(b, seen[-1][name]), name
-    assert not torch.equal(seen[-1]['head.squeeze.conv.weight'], model.state_dict()['head.squeeze.conv.weight'])
+    assert not torch.equal(seen[-1]['head.bottleneck.conv.weight'], model.state_dict()['head.bottleneck.conv.weight'])
 
 @pytest.mark.parametrize('parts', [2, 4])
 def test_parts_of_a_batch(parts):
@@ -384,7 +384,7 @@ def test_parts_of_a_batch(parts):
     items = [pairs(augment=False)[i] for i in batch_indices(10, 4, config.seed, 0)]
     images, labels = (torch.stack(x) for x in zip(*items)); noise = torch.rand(4, K, generator=picking)
     losses = []
-    for x,y,z in zip(images.chunk(parts), labels.chunk(parts), noise.chunk(parts)): losses.append(model(x, y, noise=z)['loss']); losses[-1].backward()
+    for x,y,z in zip(images.chunk(parts), labels.chunk(parts), noise.chunk(parts)): losses.append(model(x, y, uniform=z).loss); losses[-1].backward()
     for name,p in model.named_parameters(): torch.testing.assert_close(seen[0][name], p.detach()-config.lr*p.grad/parts, rtol=1e-5, atol=1e-7)
     for name,b in model.named_buffers(): assert name not in seen[0] or torch.equal(b, seen[0][name]), name
     assert math.isclose(records[0]['loss'], sum(l.item() for l in losses)/parts, rel_tol=1e-6)
@@ -432,7 +432,7 @@ def test_weights_and_hard_pixels(size, weights, below, least):
     records = weights_after(replace(CONFIG, steps=1, class_weights=weights, ohem=below, ohem_least=least), data)[2]
     model = make(dropout=0.); picking = seed_everything(CONFIG.seed); model.train()
     images, labels = (torch.stack(x) for x in zip(*[data[i] for i in batch_indices(4, 4, CONFIG.seed, 0)]))
-    out = model(images, labels, noise=torch.rand(4, K, generator=picking))
+    out = model(images, labels, uniform=torch.rand(4, K, generator=picking))
     padded = pad_to_multiple(labels, model.backbone.pad_to, IGNORE)[0]
     for name,key,part,y in (('final','out',1.,labels), ('coarse','coarse',.4,padded), ('aux','aux',.4,padded)):
         logits = nn.functional.interpolate(out[key].detach(), y.shape[-2:], mode='bilinear', align_corners=False)
@@ -459,7 +459,7 @@ class Spoilt(nn.Module):
     head = property(lambda self: self.model.head); backbone = property(lambda self: self.model.backbone)
     def forward(self, *a, **k):
         out, self.step = self.model(*a, **k), self.step+1
-        if self.step in self.steps: out['losses']['coarse'] = out['losses']['coarse']*math.inf; out['loss'] = out['loss']*math.nan
+        if self.step in self.steps: out.losses['coarse'] = out.losses['coarse']*math.inf; out.loss = out.loss*math.nan
         return out
 
 def test_a_bad_loss_is_named(tmp_path):
@@ -565,8 +565,8 @@ def test_criterion_reaches_every_part():
     from idrnet_nb.training.losses import Criterion
     model, (x,y) = make().eval(), torch.utils.data.default_collate([pairs(augment=False)[i] for i in range(2)])
     out, criterion = model(x, y, criterion=Criterion('dice')), Criterion('dice')
-    assert torch.equal(out['losses']['final'], criterion(out['out'], y, IGNORE))
-    assert math.isclose(out['loss'].item(), sum(v.item() for v in out['losses'].values()), rel_tol=1e-6)
+    assert torch.equal(out.losses['final'], criterion(out.logits, y, IGNORE))
+    assert math.isclose(out.loss.item(), sum(v.item() for v in out.losses.values()), rel_tol=1e-6)
 
 # --- several processes
 
@@ -575,9 +575,9 @@ def still(framework='fcn', **settings):
     model = make(framework, dropout=0., **settings)
     for m in model.modules():
         if isinstance(m, nn.BatchNorm2d): m.eval(); m.train = lambda mode=True: None
-    if model.head.with_idr:
-        model.head.refiner.count.fill_(1e6)
-        with torch.no_grad(): model.head.coarse.score.bias.zero_() # many classes are predicted, so that it matters whose chance picks
+    if model.head.idr is not None:
+        model.head.idr.deletion_count.fill_(1e6)
+        with torch.no_grad(): model.head.coarse_classifier.logits.bias.zero_() # many classes are predicted, so that it matters whose chance picks
     return model
 
 def clear(): return [(x, y.clamp(max=K-1)) for x,y in (pairs(augment=False)[i] for i in range(10))] # no void: a mean of means is the mean
@@ -616,7 +616,7 @@ def test_two_processes(tmp_path):
             assert torch.equal(got[name][0][0][n], got[name][1][0][n]), n
             torch.testing.assert_close(got[name][0][0][n], x, rtol=1e-4, atol=1e-6, msg=lambda m,n=n: f'{name} {n}: {m}')
         for a,b in zip(records, got[name][0][1]): assert a.keys()==b.keys() and all(math.isclose(a[k], b[k], rel_tol=1e-4) for k in a)
-    assert not got['idr'][0][0]['head.refiner.relation_mean'].equal(torch.eye(K))
+    assert not got['idr'][0][0]['head.idr.relation_mean'].equal(torch.eye(K))
     for r in range(2): same(got['whole'][r], got['cut'][r])
     same(*(load_checkpoint(tmp_path/d/'checkpoints')['state'] for d in ('whole','cut')))
     assert len(load_checkpoint(tmp_path/'cut'/'checkpoints')['state']['rng'])==2 # each process has its own chance

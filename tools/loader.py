@@ -60,7 +60,7 @@ class Step:
         self.batch = torch.randint(0, 256, (n,3,*size), dtype=torch.uint8), torch.randint(0, SPACE.num_classes, (n,*size))
         self(*self.batch); self(*self.batch) # buffers and moments are made
     def __call__(self, images, label):
-        loss = self.model(images.to(self.device, memory_format=torch.channels_last), label.to(self.device))['loss']
+        loss = self.model(images.to(self.device, memory_format=torch.channels_last), label.to(self.device)).loss
         self.opt.zero_grad(); loss.backward(); self.opt.step()
         if self.device.type=='cuda': torch.cuda.synchronize()
 

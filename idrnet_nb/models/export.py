@@ -64,9 +64,9 @@ class ExportModel(nn.Module):
                 'model give model._orig_mod, of a distributed one model.module')
         self.device = device or model.mean.device
         self.model = copy.deepcopy(model).float().eval().to(self.device)
-        self.model.head.aux = None
+        self.model.head.aux_classifier = None
 
-    def forward(self, pictures): return self.model(pictures)['out'] # `pictures`: the name in ONNX files
+    def forward(self, pictures): return self.model(pictures).logits # `pictures`: the name in ONNX files
 
     def __str__(self):
         backbone = self.model.backbone

@@ -61,7 +61,7 @@ def _forward_backward(recipe, model, batch, amp): # in `accumulate` parts
         with torch.autocast('cpu', dtype=dtype, enabled=bool(amp)):
             images = torch.zeros(n, 3, height, width, dtype=torch.uint8)
             out = model(images, torch.zeros(n, height, width, dtype=torch.long))
-        out['loss'].backward() # `out` lives until the next part, as in `train`
+        out.loss.backward() # `out` lives until the next part, as in `train`
 
 def _count_step(recipe, batch, amp): # -> StepCost
     from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode

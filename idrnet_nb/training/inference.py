@@ -143,9 +143,9 @@ def _mirror_back(out, flip_pairs): # `b k h w`, of the mirror image
     return out.flip(-1)
 
 def _forward(model, x, average, size=None): # `b k . .`, at `size` where one resize leads there, else as `x`
-    if average=='logits': return full_precision(model(x, size=size)['out'])
-    if average=='probabilities': return full_precision(model(x)['out']).softmax(1)
-    grid = full_precision(model(x, enlarge=False)['out']).softmax(1)
+    if average=='logits': return full_precision(model(x, size=size).logits)
+    if average=='probabilities': return full_precision(model(x).logits).softmax(1)
+    grid = full_precision(model(x, upsample_logits=False).logits).softmax(1)
     own, pad_to = tuple(x.shape[-2:]), model.backbone.pad_to
     padded = tuple(math.ceil(n/pad_to)*pad_to for n in own)
     if padded==own: return upsample(grid, size or own)

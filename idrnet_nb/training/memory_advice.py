@@ -26,8 +26,8 @@ def fits_memory(
     try:
         images, labels = images.to(state.device), labels.to(state.device)
         with precision(state.device, state.config.amp):
-            out = state.model(images, labels, criterion=state.criterion, enlarge=False)
-        out['loss'].backward()
+            out = state.model(images, labels, criterion=state.criterion, upsample_logits=False)
+        out.loss.backward()
         return True
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error): raise

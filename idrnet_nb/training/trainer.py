@@ -145,9 +145,9 @@ class TrainState:
         for x, y, z in zip(*parts):
             if config.channels_last: x = x.contiguous(memory_format=torch.channels_last)
             with precision(self.device, config.amp):
-                out = self.network(x, y, noise=z, criterion=self.criterion, enlarge=False)
-            self.scaler.scale(out['loss']/config.accumulate).backward()
-            for name, loss in dict(loss=out['loss'], **out['losses']).items():
+                out = self.network(x, y, uniform=z, criterion=self.criterion, upsample_logits=False)
+            self.scaler.scale(out.loss/config.accumulate).backward()
+            for name, loss in dict(loss=out.loss, **out.losses).items():
                 losses[name] = losses.get(name, 0) + loss.detach()/config.accumulate
         return losses
 

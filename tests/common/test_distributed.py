@@ -17,7 +17,7 @@ def make():
     label[2:, :5] = 3 # class 3 is seen by the second process alone
     return model, pyramid, label, torch.tensor([0,1,1,2])
 
-def state(model): return {n:getattr(model.refiner,n).clone() for n in ('relation_mean','relation_var','memory','count')}
+def state(model): return {n:getattr(model.idr,n).clone() for n in ('relation_mean','relation_var','memory','deletion_count')}
 
 def work(rank, port, queue):
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
@@ -26,7 +26,7 @@ def work(rank, port, queue):
     model, pyramid, label, deleted = make()
     part = slice(2*rank, 2*rank+2)
     wrapped = torch.nn.parallel.DistributedDataParallel(model)
-    for _ in range(2): wrapped([p[part] for p in pyramid], label[part], deleted=deleted[part])['loss'].backward()
+    for _ in range(2): wrapped([p[part] for p in pyramid], label[part], deleted=deleted[part]).loss.backward()
     queue.put((rank, {n:t.tolist() for n,t in state(model).items()}, {n:p.grad.tolist() for n,p in model.named_parameters()}))
     dist.barrier(); dist.destroy_process_group()
 

@@ -164,7 +164,7 @@ def test_costs_are_those_of_the_training(monkeypatch):
     def look(deeds, rounds):
         for deed in deeds.values():
             model = dict(zip(deed.__code__.co_freevars, (c.cell_contents for c in deed.__closure__)))['model']
-            model.head.coarse.register_forward_hook(lambda m,x,y: seen.append((y.dtype, x[0].is_contiguous(memory_format=torch.channels_last), x[0].is_contiguous())))
+            model.head.coarse_classifier.register_forward_hook(lambda m,x,y: seen.append((y.dtype, x[0].is_contiguous(memory_format=torch.channels_last), x[0].is_contiguous())))
         return time_interleaved(deeds, rounds)
     monkeypatch.setattr(room, 'time_interleaved', look)
     few = lambda **train: cost_runs(Trial('world', (32,32), dict(TOY.train, **train), TINY, ('fcn',), arms=('+idr',)))[0]

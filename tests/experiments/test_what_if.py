@@ -34,12 +34,12 @@ def make(framework='fcn', idr=True, seed=0):
     for _ in range(6): model(patches(3), torch.randint(K, (3,*SIZE)))
     model.eval()
     with torch.no_grad():
-        for key,part in (('coarse',model.head.coarse), ('out',model.head.final)):
+        for key,part in (('coarse',model.head.coarse_classifier), ('out',model.head.classifier)):
             if part is None: continue
             part.score.weight.mul_(4)
             part.score.bias.sub_(model(patches(4))[key].mean((0,2,3)))
-        if model.head.with_idr:
-            for t in (*model.relations, model.head.refiner.memory): t.add_(.4*torch.randn_like(t))
+        if model.head.idr is not None:
+            for t in (*model.relations, model.head.idr.memory): t.add_(.4*torch.randn_like(t))
     return model
 
 def patches(n, size=SIZE, seed=0):
@@ -55,7 +55,7 @@ def some(model, seed=0):
         if all(len(look.there(h))>1 for h in hows(model)): return x
     raise AssertionError('the model says one class everywhere')
 
-def hows(model): return HOWS if model.head.with_idr else HOWS[1:]
+def hows(model): return HOWS if model.head.idr is not None else HOWS[1:]
 def truth(seed=3): y = torch.randint(K, SIZE, generator=torch.Generator().manual_seed(seed)); y[0,:9] = 255; return y
 def frozen(model): return {n:t.clone() for n,t in model.state_dict().items()}
 
@@ -77,7 +77,7 @@ def test_every_framework(framework, idr):
         assert (r.before != r.after).any()
     assert [m.training for m in model.modules()] == modes and torch.equal(torch.get_rng_state(), chance)
     assert all(torch.equal(t, was[n]) for n,t in model.state_dict().items()) and all(p.grad is None or not p.grad.any() for p in model.parameters())
-    assert (r.row is None) == (not model.head.with_idr)
+    assert (r.row is None) == (model.head.idr is None)
 
 @pytest.mark.parametrize('framework', FRAMEWORKS)
 def test_context_is_the_diagnostics_of_training(framework):
@@ -101,9 +101,9 @@ def test_context_is_the_diagnostics_of_training(framework):
 
 def loops(model, x, d=None):
     "Steps 2 to 9 for an FCN, one picture whose sides are multiples of the stride, by loops; d: deleted."
-    head, idr = model.head, model.head.refiner
+    head, idr = model.head, model.head.idr
     maps = model.backbone((x[None]-model.mean)/model.std)
-    R = head.squeeze(maps[-1]); P = head.coarse(R)[0]
+    R = head.bottleneck(maps[-1]); P = head.coarse_classifier(R)[0]
     (_,C,h,w), spots = R.shape, [(i,j) for i in range(R.shape[2]) for j in range(R.shape[3])]
     a = {p:int(P[(slice(None),*p)].argmax()) for p in spots}
     V = [k for k in sorted(set(a.values())) if k != d]
@@ -121,7 +121,7 @@ def loops(model, x, d=None):
     E = {i:torch.cat([hear(i, idr.relation_mean, True), hear(i, idr.relation_var, False)]) for i in set(a.values())}
     Z = torch.zeros(1, 6*C, h, w)
     for p in spots: Z[(0,slice(None),*p)] = torch.cat([R[(0,slice(None),*p)], idr.memory[a[p]], E[a[p]]])
-    return F.interpolate(head.final(torch.cat([R, idr.refiner(Z)], 1)), x.shape[-2:], mode='bilinear', align_corners=False)[0].softmax(0)
+    return F.interpolate(head.classifier(torch.cat([R, idr.attention(Z)], 1)), x.shape[-2:], mode='bilinear', align_corners=False)[0].softmax(0)
 
 @pytest.mark.parametrize('seed', range(3))
 def test_context_by_loops(seed):
@@ -136,11 +136,11 @@ def test_context_by_loops(seed):
 def test_only_one_class():
     "Deleting the only class leaves no context, nobody to average, and finite answers."
     model = make()
-    with torch.no_grad(): model.head.coarse.score.bias[2] += 1e4; model.head.final.score.bias[2] += 5
+    with torch.no_grad(): model.head.coarse_classifier.logits.bias[2] += 1e4; model.head.classifier.logits.bias[2] += 5
     model.backbone.pad_to = 1
     x = patches(1, (32,44))[0]
     with torch.no_grad(): torch.testing.assert_close(what_if(model, x, 2).after, loops(model, x, 2), atol=1e-5, rtol=1e-4)
-    with torch.no_grad(): model.head.final.score.bias[2] += 1e4
+    with torch.no_grad(): model.head.classifier.logits.bias[2] += 1e4
     for how in HOWS: assert what_if(model, x, 2, how=how).after.isfinite().all()
     with pytest.raises(ValueError, match='does not predict'): what_if(model, x, 1)
     flat = torch.full((3,20,20), 90.)
@@ -188,7 +188,7 @@ def test_losses_and_moves():
     y[y==4] = 255
     d = _Look(model, x, None).there('context')[0]
     r = what_if(model, x, d, y, SPACE)
-    each = pixel_losses(model(x[None])['out'], y[None])[0]
+    each = pixel_losses(model(x[None]).logits, y[None])[0]
     for c in range(K):
         if (y==c).any(): torch.testing.assert_close(r.loss_before[c], each[y==c].mean(), atol=1e-5, rtol=1e-4)
         else: assert r.loss_before[c].isnan() and r.loss_after[c].isnan()
@@ -378,7 +378,7 @@ def test_half_precision_models(dtype):
     "A model kept in half precision answers float pictures, and can be asked what if."
     model = build_segmentor('fcn', num_classes=4, width=16, attention_width=8, aux_width=8).eval().to(dtype)
     image = torch.rand(3,40,48)*255
-    assert model(image[None])['out'].dtype==dtype
+    assert model(image[None]).logits.dtype==dtype
     there = probabilities(model, image[None]).argmax(1).unique()[0].item()
     r = what_if(model, image, there, space=LabelSpace('four', tuple('abcd'), palette(4)), how='features')
     assert r.after.isfinite().all() and r.deleted==there

@@ -128,8 +128,8 @@ def whole(name, size, judge):
     head = SegHead(model.backbone.channels, model.head.config).eval()
     head.load_state_dict({n:state[author_key(n, head.config)] for n in head.state_dict()})
     with torch.no_grad():
-        want = upsample(head(judge((images-mean)/std, state))['out'], size)
-        got = model(images)['out']
+        want = upsample(head(judge((images-mean)/std, state)).logits, size)
+        got = model(images).logits
         assert relative(got, want)<1e-4 and got.shape==(2,head.config.num_classes,*size)
         assert torch.equal(got.argmax(1), want.argmax(1)) or (got.argmax(1)!=want.argmax(1)).float().mean()<1e-3
 

@@ -25,7 +25,7 @@ def shaken(framework, idr=True, backbone='tiny', k=K, **settings):
         if name.endswith(('memory','relation_mean','relation_var')): b.normal_()
     with torch.no_grad():
         model(pictures(2,96,128)); model.eval()
-        for part,name in (model.head.coarse,'coarse'), (model.head.final,'out'):
+        for part,name in (model.head.coarse_classifier,'coarse'), (model.head.classifier,'out'):
             if part is not None: part.score.bias -= model(pictures(2,96,128))[name].mean((0,2,3))
     return model.train()
 
@@ -39,7 +39,7 @@ def pictures(b, h, w, dtype=torch.uint8):
 def off(run, model, *size, dtype=torch.uint8):
     "Largest difference over largest logit."
     x = pictures(*size, dtype)
-    want, got = copy.deepcopy(model).eval()(x)['out'], run(x)
+    want, got = copy.deepcopy(model).eval()(x).logits, run(x)
     assert got.shape==want.shape==(size[0], K, *size[1:])
     return ((got-want).abs().max()/want.abs().max()).item()
 
@@ -50,7 +50,7 @@ def onnx_run(path):
 def test_the_models_here_see_every_class():
     for framework in FRAMEWORKS:
         with torch.no_grad(): out = shaken(framework).eval()(pictures(1,65,97))
-        assert len(out['coarse'].argmax(1).unique())>=4 and len(out['out'].argmax(1).unique())>=4, framework
+        assert len(out.coarse_logits.argmax(1).unique())>=4 and len(out.logits.argmax(1).unique())>=4, framework
 
 # --- averages of regions as matrices
 
@@ -121,11 +121,11 @@ def test_ceil_can_be_saved(tmp_path):
     for size in ((1,4,4), (2,9,31), (1,30,11)): assert off(before, model, *size) <= 1e-6 and off(after, model, *size) <= 1e-6
 
 def test_model_is_left_as_it_is(tmp_path):
-    model = shaken('fcn'); model.head.squeeze.norm.eval()
+    model = shaken('fcn'); model.head.bottleneck.norm.eval()
     before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
     program = export_program(model, sizes=((1,5,6),))
     assert not [n for n in program.state_dict if '.aux.' in n] # only training needs it
-    assert modes==[m.training for m in model.modules()] and model.head.aux is not None
+    assert modes==[m.training for m in model.modules()] and model.head.aux_classifier is not None
     assert all(torch.equal(v, before[n]) for n,v in model.state_dict().items())
 
 def test_upsample_is_not_settled_by_the_example():
@@ -180,7 +180,7 @@ def test_another_answer_is_not_kept(tmp_path):
     with pytest.raises(RuntimeError, match='differs from the model by .* on 2 images'): export_onnx(model, path)
     assert path.read_text()=='the old one' and len(list(tmp_path.iterdir()))==1
     with pytest.raises(RuntimeError, match='(does not run|of the largest logit) on 2 images'): export_program(model, tmp_path/'m.pt2')
-    with torch.no_grad(): model.head.final.score.weight.fill_(torch.nan)
+    with torch.no_grad(): model.head.classifier.logits.weight.fill_(torch.nan)
     with pytest.raises(RuntimeError, match='nan of the largest logit'): export_program(model, tmp_path/'m.pt2')
     assert len(list(tmp_path.iterdir()))==1
 
@@ -315,7 +315,7 @@ def test_models_of_other_types_are_written_in_float32(dtype, tmp_path):
 
 def test_a_plugged_model_is_written_with_its_plug(tmp_path):
     from idrnet_nb.models.plugin import add_idr, get_idr
-    model = add_idr(shaken('fcn', idr=False), at='head.final.score').eval()
+    model = add_idr(shaken('fcn', idr=False), at='head.classifier.logits').eval()
     plain = copy.deepcopy(model)
     with torch.no_grad():
         for p in get_idr(model).parameters(): p.add_(torch.randn_like(p)*.3)
@@ -361,12 +361,12 @@ def compiled_is_plain(framework, training, backend='aot_eager'):
     model = shaken(framework, dropout=0.).train(training)
     plain, noise = copy.deepcopy(model), torch.rand(2,K)
     images, label = pictures(2,30,34), torch.randint(0,K,(2,30,34))
-    args = dict(label=label, noise=noise) if training else {}
+    args = dict(label=label, uniform=noise) if training else {}
     torch._dynamo.reset()
     with torch.set_grad_enabled(training): a, b = torch.compile(model, fullgraph=True, backend=backend)(images, **args), plain(images, **args)
-    torch.testing.assert_close(a['out'], b['out'], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(a.logits, b.logits, rtol=1e-4, atol=1e-5)
     if not training: return
-    a['loss'].backward(); b['loss'].backward()
+    a.loss.backward(); b.loss.backward()
     for (n,p),q in zip(model.named_parameters(), plain.parameters()): torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-5, msg=n)
     for (n,p),q in zip(model.named_buffers(), plain.buffers()): torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5, msg=n)
 

@@ -35,7 +35,7 @@ class Net(torch.nn.Module):
         self.conv = torch.nn.Conv2d(3, K, 5, stride=4, padding=2)
         self.head = torch.nn.Module(); self.head.config = type('Config', (), dict(num_classes=K, ignore=255))
         self.backbone = torch.nn.Module(); self.backbone.pad_to = 1
-    def forward(self, images, size=None, enlarge=True):
+    def forward(self, images, size=None, upsample_logits=True):
         assert images.dtype==torch.float32 and not self.training
         if not enlarge: return dict(out=self.conv(images/64-2))
         return dict(out=F.interpolate(self.conv(images/64-2), size=size or images.shape[-2:], mode='bilinear', align_corners=False))
@@ -61,9 +61,9 @@ def by_hand(net, image, p, size):
             if scale!=1 and min(h,w)*scale>=1: y = bilinear(x, scale_factor=scale)
             assert y.shape[-2:]==(max(1,math.floor(h*scale)),max(1,math.floor(w*scale)))
             if mirror: y = y.flip(-1)
-            if p.window is None and p.average=='logits': out = net(y, size=size)['out']
-            elif p.window is None and p.average=='grid_probabilities': out = net(y, enlarge=False)['out'].softmax(1)
-            elif p.window is None: out = net(y)['out'].softmax(1)
+            if p.window is None and p.average=='logits': out = net(y, size=size).logits
+            elif p.window is None and p.average=='grid_probabilities': out = net(y, upsample_logits=False).logits.softmax(1)
+            elif p.window is None: out = net(y).logits.softmax(1)
             else: out = windows_by_hand(net, y, p.window, p.step, p.average)
             out = bilinear(out, size=size)
             if mirror:
@@ -82,8 +82,8 @@ def windows_by_hand(net, y, window, step, average):
             bottom,right = min(i*step[0]+window[0],h), min(j*step[1]+window[1],w)
             top,left = max(bottom-window[0],0), max(right-window[1],0)
             part = y[:,:,top:bottom,left:right]
-            if average=='grid_probabilities': out = bilinear(net(part, enlarge=False)['out'].softmax(1), size=part.shape[-2:])
-            else: out = net(part)['out']
+            if average=='grid_probabilities': out = bilinear(net(part, upsample_logits=False).logits.softmax(1), size=part.shape[-2:])
+            else: out = net(part).logits
             total[:,:,top:bottom,left:right] += out.softmax(1) if average=='probabilities' else out
             count[top:bottom,left:right] += 1
     assert (count>0).all()
@@ -150,11 +150,11 @@ def before(model, images, scales=(1.,), flip=False, window=None, step=None):
                 for top in window_starts(look.shape[-2], window[0], step[0]):
                     for left in window_starts(look.shape[-1], window[1], step[1]):
                         at = (..., slice(top,top+window[0]), slice(left,left+window[1]))
-                        p = model(look[at])['out'].float().softmax(1)
+                        p = model(look[at]).logits.float().softmax(1)
                         if isinstance(out, int): out = p.new_zeros(len(look), p.shape[1], *look.shape[-2:])
                         out[at] += p; seen[at] += 1
                 p = out/seen
-            else: p = model(look)['out'].float().softmax(1)
+            else: p = model(look).logits.float().softmax(1)
             total = total + bilinear(p.flip(-1) if mirror else p, size=size)
     return total/(len(scales)*(2 if flip else 1))
 
@@ -170,7 +170,7 @@ def test_old_results_stay(look):
 def test_whole_logits_take_one_step(net):
     "From the grid to the label, and not by way of the picture."
     image = picture(30,47)
-    with torch.no_grad(): two = bilinear(net(bilinear(image[None].float(), size=R50.fit((30,47))).round())['out'], size=(30,47)).softmax(1)
+    with torch.no_grad(): two = bilinear(net(bilinear(image[None].float(), size=R50.fit((30,47))).round()).logits, size=(30,47)).softmax(1)
     one = probabilities(net, image[None], R50)
     assert not torch.allclose(one, two, atol=1e-3)
 
@@ -180,7 +180,7 @@ def test_a_real_model_takes_one_step_too(framework):
     torch.manual_seed(0)
     model = build_segmentor(framework, 'tiny', K, **SMALL).eval()
     x = picture(48,64)[None]
-    inner = model.head(model.backbone((x.float()-model.mean)/model.std))['out']
+    inner = model.head(model.backbone((x.float()-model.mean)/model.std)).logits
     assert inner.shape[-2:]!=(48,64)
     assert torch.allclose(probabilities(model, x, average='logits', size=(31,17)), bilinear(inner, size=(31,17)).softmax(1), atol=1e-5)
 
@@ -193,10 +193,10 @@ def test_softmax_on_the_grid_of_a_real_model(size, pad_to):
     model = build_segmentor('fcn', 'tiny', K, **SMALL).eval()
     model.backbone.pad_to = pad_to
     x, (h,w) = picture(*size)[None], size
-    model.head.final.score.weight.mul_(4/model(picture(48,64)[None])['out'].std((2,3)).mean()) # nowhere sure, an untrained model has one answer in every order
+    model.head.classifier.logits.weight.mul_(4/model(picture(48,64)[None]).logits.std((2,3)).mean()) # nowhere sure, an untrained model has one answer in every order
     lack = (-w)%pad_to, (-h)%pad_to
     padded = F.pad((x.float()-model.mean)/model.std, (0,lack[0],0,lack[1]))
-    inner = model.head(model.backbone(padded))['out'].softmax(1)
+    inner = model.head(model.backbone(padded)).logits.softmax(1)
     for label in size, (31,17):
         want = bilinear(bilinear(inner, size=padded.shape[-2:])[...,:h,:w], size=label) if any(lack) else bilinear(inner, size=label)
         got = probabilities(model, x, average='grid_probabilities', size=label)
@@ -207,7 +207,7 @@ def test_resize_is_bilinear_on_bytes():
     "Half-pixel centres, two pixels by two whatever the factor, whole numbers: OpenCV's INTER_LINEAR but for its rounding."
     seen = []
     class Spy(Net):
-        def forward(self, images, size=None, enlarge=True): seen.append(images); return super().forward(images, size, enlarge)
+        def forward(self, images, size=None, upsample_logits=True): seen.append(images); return super().forward(images, size, enlarge)
     image = picture(20,31)
     probabilities(Spy().eval(), image[None], EvalProtocol((7,50)))
     (h,w), source = (7,50), image.numpy().astype(float)

@@ -253,16 +253,16 @@ def test_strips_hold_little(compiled):
     assert peak_memory(lambda: f(z, y)[0].backward())<whole/8
 
 def test_a_grid_answer_has_the_same_losses():
-    "`enlarge=False` leaves out large logits and nothing else."
+    "`upsample_logits=False` leaves out large logits and nothing else."
     import copy
     from idrnet_nb.common.device import seed_everything
     from idrnet_nb.models.segmentor import build_segmentor
     seed_everything(0)
     one = build_segmentor('upernet', 'tiny', 5, width=8, attention_width=8, aux_width=8, dropout=0.).train()
     two, x, y, noise = copy.deepcopy(one), torch.randint(0, 256, (2,3,50,61), dtype=torch.uint8), torch.randint(0, 5, (2,50,61)), torch.rand(2,5)
-    a, b = one(x, y, noise=noise), two(x, y, noise=noise, enlarge=False)
-    assert a['out'].shape[-2:]==(50,61)!=b['out'].shape[-2:] and torch.equal(a['loss'], b['loss'])
-    a['loss'].backward(); b['loss'].backward()
+    a, b = one(x, y, uniform=noise), two(x, y, uniform=noise, upsample_logits=False)
+    assert a.logits.shape[-2:]==(50,61)!=b.logits.shape[-2:] and torch.equal(a.loss, b.loss)
+    a.loss.backward(); b.loss.backward()
     assert all(p.grad is None and q.grad is None or torch.equal(p.grad, q.grad) for p,q in zip(one.parameters(), two.parameters()))
     assert all(torch.equal(p, q) for p,q in zip(one.buffers(), two.buffers()))
 

@@ -138,7 +138,7 @@ def test_counting_leaves_no_trace():
     torch.manual_seed(3); before, tracked = torch.get_rng_state(), FCN.to_json()
     mode = torch.is_autocast_enabled('cpu'); cost(how(FCN, amp='bf16'), 100)
     assert torch.is_autocast_enabled('cpu')==mode and FCN.to_json()==tracked and type(torch.zeros(2)) is torch.Tensor and torch.zeros(2).sum().item()==0
-    assert before.shape==torch.get_rng_state().shape and (FCN.build()(torch.zeros(2,3,48,48))['out']).isfinite().all()
+    assert before.shape==torch.get_rng_state().shape and (FCN.build()(torch.zeros(2,3,48,48)).logits).isfinite().all()
 
 @pytest.mark.parametrize('batch,processes,accumulate,said', [(8,3,1,'shared by 3 processes'), (4,4,2,'take a multiple of 8'), (6,1,4,'in 4 parts each')])
 def test_a_batch_that_cannot_be_shared(batch, processes, accumulate, said):
@@ -163,7 +163,7 @@ def test_operations_of_a_plain_model_layer_by_layer():
     for m in model.modules():
         if isinstance(m, (nn.Conv2d, nn.Linear)): m.register_forward_hook(look)
     room._forward_backward(plain, model, 4, None)
-    part = [model.head.final.conv.conv] # the one whose weight is used without it
+    part = [model.head.classifier.hidden.conv] # the one whose weight is used without it
     found += [2*4*12*12*m.weight.numel() for m in part]; first += [False]*len(part)
     assert sum(first)==1
     assert cost(plain, 100)['tflops']*1e12==pytest.approx(sum(n*(2 if is_first else 3) for n,is_first in zip(found, first)), rel=1e-6)
