@@ -1641,6 +1641,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'idrnet_nb.models.hub.fetch': ('2_models/hub.html#fetch', 'idrnet_nb/models/hub.py'),
                                       'idrnet_nb.models.hub.inside_folder': ('2_models/hub.html#inside_folder', 'idrnet_nb/models/hub.py'),
                                       'idrnet_nb.models.hub.model_card': ('2_models/hub.html#model_card', 'idrnet_nb/models/hub.py'),
+                                      'idrnet_nb.models.hub.names_today': ('2_models/hub.html#names_today', 'idrnet_nb/models/hub.py'),
                                       'idrnet_nb.models.hub.read_model': ('2_models/hub.html#read_model', 'idrnet_nb/models/hub.py'),
                                       'idrnet_nb.models.hub.read_settings': ('2_models/hub.html#read_settings', 'idrnet_nb/models/hub.py'),
                                       'idrnet_nb.models.hub.write_model': ('2_models/hub.html#write_model', 'idrnet_nb/models/hub.py')},

@@ -34,7 +34,9 @@ def current_name(
     return name
 
 def upgrade_state(
-    state:dict, # name -> tensor, of format 1
-)->dict: # the same tensors in the same order under today's names
-    "The weights of a model that was saved in format 1."
-    return {current_name(name): tensor for name,tensor in state.items()}
+    state:dict, # name -> tensor, or what else a checkpoint of format 1 holds: dicts inside of dicts
+)->dict: # the same in the same order under today's names
+    "Weights that were saved in format 1."
+    def upgraded(value): return upgrade_state(value) if isinstance(value, dict) else value
+    def renamed(name): return current_name(name) if isinstance(name, str) else name
+    return {renamed(name): upgraded(value) for name,value in state.items()}

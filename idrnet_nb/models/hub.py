@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'WEIGHTS', 'CONFIG', 'CARD', 'write_model', 'as_json', 'read_settings', 'inside_folder', 'read_model',
-           'check_folder', 'fetch', 'model_card', 'HubMixin']
+           'names_today', 'check_folder', 'fetch', 'model_card', 'HubMixin']
 
 # %% ../../nbs/2_models/06_hub.ipynb #c003
 import json
 import os
 import re
 import shutil
+import warnings
 from dataclasses import asdict, is_dataclass
 from math import isfinite
 from numbers import Integral, Real
@@ -20,10 +21,11 @@ from torch import nn
 
 from .. import __version__
 from ..common.files import read_safetensors_header, write_atomic
+from .format1 import current_name
 from .weights import load_weights, no_larger_than
 
 # %% ../../nbs/2_models/06_hub.ipynb #c009
-FORMAT = 1 # of config.json; grows when older programs could no longer read it rightly
+FORMAT = 2 # of config.json; grows when older programs could no longer read it rightly
 WEIGHTS, CONFIG, CARD = 'model.safetensors', 'config.json', 'README.md'
 
 def write_model(
@@ -218,6 +220,17 @@ def _differences(a, b, key=''):
         else: found.append(at)
     return found
 
+# %% ../../nbs/2_models/06_hub.ipynb #c012f
+def names_today(
+    weights, # file of weights
+    format:int, # in which it was written
+): # file's name -> name today; None where all are the same
+    "How the names in a file are called today. A file of format 1 is reported by a warning."
+    if format > 1: return None
+    warnings.warn(f'{str(weights)!r} was written in format 1: its weights are read under the names that '
+                  'they have today; save the model again to write the new names', stacklevel=3)
+    return {name: current_name(name) for name in read_safetensors_header(weights).shapes}
+
 # %% ../../nbs/2_models/06_hub.ipynb #c018b
 def check_folder(
     folder, # for a model or a training; it need not be there yet
@@ -384,7 +397,7 @@ class HubMixin(PyTorchModelHubMixin):
                     key, number = max(_numbers(config), key=lambda pair: pair[1])
                     text += f'; its largest number is {key}={number}'
                 raise ValueError(text) from e
-        load_weights(model, weights)
+        load_weights(model, weights, names_today(weights, config['format']))
         known = {'format', 'version', *model.to_config()}
         model.about.update({key:value for key,value in config.items() if key not in known})
         return model.to(device).eval()

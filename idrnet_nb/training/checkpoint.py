@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..common.files import write_atomic
+from ..models.format1 import upgrade_state
 
 # %% ../../nbs/4_training/06_checkpoint.ipynb #c010
 def pack(
@@ -53,7 +54,7 @@ def unpack(
     return tuple(values) if kind == 'tuple' else values
 
 # %% ../../nbs/4_training/06_checkpoint.ipynb #c018
-FORMAT = 1 # of checkpoints; grows when older programs could no longer read them rightly
+FORMAT = 2 # of checkpoints; grows when older programs could no longer read them rightly
 
 def save_checkpoint(
     folder, # made if missing; of one training alone
@@ -101,7 +102,7 @@ def _read_header(path):
     if header['format'] > FORMAT:
         raise ValueError(f'{str(path)!r} has format {header["format"]}, '
                          f'this version ({__version__}) reads up to {FORMAT}; update idrnet_nb')
-    return found | {key: header[key] for key in ('score', 'about', 'tree')}
+    return found | {key: header[key] for key in ('score', 'about', 'tree', 'format')}
 
 def _best(found):
     "Highest score, of equal ones the earliest; None where none has a score."
@@ -129,4 +130,8 @@ def load_checkpoint(
         steps = ', '.join(str(c['step']) for c in whole) or 'none'
         raise FileNotFoundError(f'no checkpoint ({which}) in {str(folder)!r}; there are: {steps}')
     state = unpack(safetensors.torch.load_file(chosen['path']), chosen['tree'])
+    if chosen['format'] == 1:
+        warnings.warn(f'{chosen["path"].name} was written in format 1: its weights are read under the '
+                      'names that they have today', stacklevel=2)
+        state = upgrade_state(state)
     return {key: chosen[key] for key in ('path', 'step', 'score', 'about')} | dict(state=state)
