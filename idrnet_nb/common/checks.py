@@ -32,7 +32,7 @@ def check_ignore(
     "Raise ValueError where the ignore index is the id of a class: its pixels would not be learnt."
     if 0 <= ignore < num_classes:
         raise ValueError(f'{where}: ignore={ignore} is the id of one of the {num_classes} classes, '
-                         'whose pixels would count for nothing; '
+                         'whose pixels would not be learnt; '
                          f'give ignore={num_classes} or beyond')
 
 # %% ../../nbs/0_common/01_checks.ipynb #c091
@@ -55,7 +55,7 @@ def check_labels(
     ids, counts = wrong.unique(return_counts=True)
     found = [f'{i} ({count} pixels)' for i, count in zip(ids.tolist(), counts.tolist())]
     raise ValueError(f'{where}: ids outside 0..{num_classes-1} and not ignore ({ignore}): '
-                     f'{", ".join(found[:8])}; is this the right label space, is void marked?')
+                     f'{", ".join(found[:8])}; is this the right label space, is the ignore index right?')
 
 # %% ../../nbs/0_common/01_checks.ipynb #c093b
 def as_class_ids(
