@@ -5,6 +5,8 @@ from dataclasses import asdict, fields
 import pytest
 from PIL import Image
 from idrnet_nb import cli
+from idrnet_nb.cli.options import field_comments
+from idrnet_nb.cli.settings import setting_types
 from idrnet_nb.data.label_spaces import LABEL_SPACES
 from idrnet_nb.data.transforms import Augment
 from idrnet_nb.models.head import HeadConfig
@@ -233,7 +235,7 @@ def fields_of(part): return [f.name for f in fields(dict(train=TrainConfig, head
 @pytest.mark.parametrize('part', ['train', 'head', 'augment', 'protocol', 'backbone'])
 def test_every_setting_with_every_odd_value(part, start, files, trained, capsys):
     "Each is obeyed or refused in one line."
-    names = fields_of(part) if part!='backbone' else [*cli._backbone_kinds(), 'name', 'weights', 'pretrained', 'checkpoint_path']
+    names = fields_of(part) if part!='backbone' else [*setting_types('backbone'), 'name', 'weights', 'pretrained', 'checkpoint_path']
     for name in names:
         for value in WORDS:
             if part=='head' and name in ('width', 'attention_width', 'aux_width', 'fpn_width', 'num_classes', 'deletions') and value.startswith('999'): continue
@@ -252,6 +254,16 @@ def test_yes_and_no(text, wanted, trained, capsys):
 def test_numbers_as_people_write_them(setting, wanted, trained, capsys):
     assert run(capsys, 'train', '--pictures', 20, 2, '--set', setting)[0]==0
     assert trained.calls[-1]['config'][setting.partition('=')[0]]==wanted
+
+def test_the_seed_beside_another_setting(trained, capsys):
+    "With --set seed=8 every other setting of TrainConfig was said not to exist."
+    assert run(capsys, 'train', '--pictures', 20, 2, '--set', 'seed=8', 'ema=.9')[0]==0
+    assert (trained.calls[-1]['config']['seed'], trained.calls[-1]['config']['ema'])==(8, .9)
+
+def test_help_comes_from_the_configs(capsys):
+    code, out, _ = run(capsys, 'train', '--help')
+    assert code==0 and field_comments(TrainConfig)['backbone_lr'] in ' '.join(out.split())
+    assert all(f'\n  {name}: ' in out for name in fields_of('train')) # what --set takes
 
 @pytest.mark.parametrize('setting', ['frozen=maybe', 'lr=-1', 'power=-1', 'log_every=0', 'class_weights=0,0', 'lr=nan', 'ema=2', 'loss=cross', 'speed=3', 'compile=quick',
     'epochs=-1', 'steps=0', 'head.idr=perhaps', 'head.ignore=3', 'lr', 'head.depth=3', 'wheels.x=1', 'augment.flip=1', 'backbone.weights=x'])

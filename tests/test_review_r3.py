@@ -6,6 +6,7 @@ import pytest
 from test_cli import files, run, trained, words_of # noqa: F401, fixtures
 
 from idrnet_nb import cli
+from idrnet_nb.cli.recipes import Recipes
 from idrnet_nb.data.label_spaces import LABEL_SPACES
 from idrnet_nb.training.recipes import laptop
 
@@ -37,7 +38,7 @@ def test_an_arm_widens_for_the_backbone_that_is_built(files, trained, capsys): #
 
 @pytest.mark.parametrize('start', ['world', 'set', 'recipe', 'own'])
 def test_settings_that_come_from_elsewhere(start, files, trained, capsys): # noqa: F811
-    for setting,why in (('head.idr=yes','name of the arm'), ('augment.ignore=3','classes of the data'), ('augment.seed=3','--seed'), ('head.ignore=3','classes')):
+    for setting,why in (('head.idr=yes','name of the variant'), ('augment.ignore=3','classes of the data'), ('augment.seed=3','--seed'), ('head.ignore=3','classes')):
         code, _, err = run(capsys, 'train', *words_of(start, files), '--arm', 'fcn+wide', '--set', setting)
         assert code==2 and not trained.calls and (why in err or start=='world' and 'toy world' in err), err
 
@@ -115,10 +116,14 @@ def test_a_disk_that_is_full():
 
 def test_warnings_are_lines(monkeypatch):
     "No path of a file, no line of code; and pytest.warns, as any recording, still sees them."
-    script = 'import sys, warnings; from idrnet_nb import cli; cli._do_recipes = lambda a: warnings.warn("first\\nsecond"); sys.exit(cli.main(["recipes"]))'
+    script = '''import sys, warnings
+from idrnet_nb.cli import main
+from idrnet_nb.cli.recipes import Recipes
+Recipes.run = lambda self: warnings.warn("first\\nsecond")
+sys.exit(main(["recipes"]))'''
     done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
     assert (done.returncode, done.stderr)==(0, 'idrnet recipes: warning: first second\n')
-    monkeypatch.setattr(cli, '_do_recipes', lambda a: warnings.warn('first'))
+    monkeypatch.setattr(Recipes, 'run', lambda self: warnings.warn('first'))
     plain = warnings.formatwarning
     with pytest.warns(UserWarning, match='first'): assert cli.main(['recipes'])==0
     assert warnings.formatwarning is plain

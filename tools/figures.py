@@ -5,7 +5,7 @@ from pathlib import Path
 import matplotlib
 matplotlib.use('agg')
 from PIL import Image
-from idrnet_nb.cli import parse_size
+from idrnet_nb.cli.values import parse_size
 from idrnet_nb.experiments.compare import (camvid_task, dataset_task, show_panels, show_relations,
     toy_world_task)
 from idrnet_nb.data.datasets import DATASETS
