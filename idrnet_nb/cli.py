@@ -432,7 +432,7 @@ def _dataset(a, name): # a published set, whose folder was named
     return DATASETS[name]
 
 def _task(a, seed, size=None, broken='raise'): # the toy world, or a published set resized to one size
-    from idrnet_nb.experiments.compare import dataset_task, toy_world_task
+    from idrnet_nb.experiments.tasks import dataset_task, toy_world_task
     size = size or a.size
     if a.data=='world':
         size = size or (64,64)
@@ -599,7 +599,7 @@ def _changed_recipe(recipe, a, settings):
 
 # %% ../nbs/4_training/11_cli.ipynb #c016d
 def _training_by_recipe(a, start): # task, model, config
-    from idrnet_nb.experiments.compare import Task
+    from idrnet_nb.experiments.tasks import Task
     from idrnet_nb.common.device import seed_everything
     from idrnet_nb.data.dataset import SegmentationDataset
     from idrnet_nb.data.label_spaces import flip_lines
@@ -729,7 +729,7 @@ def _protocol(a, model): # the model's own, with what the options say
     return p.but(flip_pairs=pairs) if p.flip and pairs and not p.flip_pairs else p
 
 def _judged_task(a, model): # images as they are, and the protocol resizes; world and CamVid: resized with their labels, as in training
-    from idrnet_nb.experiments.compare import Task
+    from idrnet_nb.experiments.tasks import Task
     from idrnet_nb.data.labels import LabelSpace
     from idrnet_nb.data.dataset import SegmentationDataset
     from idrnet_nb.data.pairing import csv_pairs

@@ -16,8 +16,10 @@ import torch
 
 from idrnet_nb.experiments.ablation import (ABLATIONS, ablation_pairs, ablations, run_ablation,
     run_watch)
-from idrnet_nb.experiments.benchmark import (COLUMNS, SUITES, check_weights, key, update_pairs,
-    run_missing)
+from idrnet_nb.experiments.benchmark import SUITES
+from idrnet_nb.experiments.runner import key, run_missing
+from idrnet_nb.experiments.statistics import update_pairs
+from idrnet_nb.experiments.trials import COLUMNS, check_weights
 from idrnet_nb.experiments.results import read_rows, write_rows
 
 RESULTS = Path(__file__).resolve().parents[1]/'nbs'/'results'
@@ -60,7 +62,7 @@ def main():
         runs, watched = all_[name]
         do = partial(run_watch, **how) if watched else partial(run_ablation, roots=dict(w.split('=', 1) for w in a.root), weights=a.weights, **how)
         if not watched: check_weights(read_rows(a.file, COLUMNS), runs, a.weights)
-        run_missing(runs, do, a.file, jobs=a.jobs)
+        run_missing(runs, do, a.file, COLUMNS, jobs=a.jobs)
     if a.merge: merge(a.merge, a.file, plan)
     if a.file==RESULTS/'ablation.csv':
         made = ablation_pairs([r for r in plan if 'every' not in r], a.out)

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from idrnet_nb.experiments.compare import COLUMNS, relation_auroc, toy_world_task
+from idrnet_nb.experiments.compare import COLUMNS, relation_auroc
+from idrnet_nb.experiments.tasks import toy_world_task
 from idrnet_nb.experiments.results import append_rows, provenance
 from idrnet_nb.common.checks import IGNORE
 from idrnet_nb.common.device import seed_everything

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from idrnet_nb.experiments.compare import build, dataset_task, toy_world_task
+from idrnet_nb.experiments.compare import build
+from idrnet_nb.experiments.tasks import dataset_task, toy_world_task
 from idrnet_nb.training.inference import EvalProtocol, probabilities
 from idrnet_nb.training.metrics import Meter
 from idrnet_nb.experiments.results import append_rows, provenance

@@ -29,9 +29,10 @@ from ..method.grouping import class_features, one_hot_members
 from ..method.relation import class_context, interact
 from ..method.deletion import class_loss_stats, zero_context, remove_class
 from ..method.idr import IDRContext, Grouping
-from .compare import Task
+from .statistics import pair_rows
+from .tasks import Task
+from .trials import Trial, run_trial, task_of
 from .what_if import eval_mode
-from .benchmark import Trial, run_trial, pair_rows, task_of
 
 # %% ../../nbs/5_experiments/09_ablation.ipynb #c011
 class Transposed(IDRContext):
@@ -220,7 +221,7 @@ def ablations(
     trial:Trial, # data, model, training, seeds; its frameworks each get every variant
     variants:tuple=tuple(ABLATIONS), # names
     **more, # what else decides the result: `extra`, `follow` of `busy_task`
-)->list: # runs for `benchmark.run_missing`
+)->list: # runs for `runner.run_missing`
     "A run a variant, framework and seed."
     runs = replace(trial, arms=('',)).runs
     return [{**r, **more, 'variant':v, 'arm':r['arm']+ABLATIONS[v].arm, 'model':{**r['model'], **ABLATIONS[v].settings}} for r in runs for v in variants]
@@ -228,7 +229,7 @@ def ablations(
 def run_ablation(
     run:dict, # of `ablations`
     roots:dict=None, # dataset -> its folder
-    **how, # of `benchmark.run_trial`: weights, out, device
+    **how, # of `trials.run_trial`: weights, out, device
 )->dict: # a row of ablation.csv
     "Train and judge one variant."
     variant, after = ABLATIONS[run['variant']], {}
@@ -350,7 +351,7 @@ def agreement(
 
 def run_watch(
     run:dict, # of `ablations`; `every` steps between two looks
-    **how, # of `benchmark.run_trial`: out, device
+    **how, # of `trials.run_trial`: out, device
 )->dict: # a row of ablation.csv; `extra` holds what was seen on the way
     """Train, and look again and again at how five tables agree with the true relations; with `follow` also against the patch that only keeps them company.
     ValueError for another variant than 'full', without `every`, and for `follow` without `extra`."""
@@ -379,7 +380,7 @@ def ablation_pairs(
     out, # folder with the pictures' counts
     resamples:int=2000, # of the bootstrap
 )->list: # rows as those of bench_pairs.csv
-    "Differences between variants, over the seeds that both have (`benchmark.paired`). Those with a noisy coarse prediction are compared among themselves."
+    "Differences between variants, over the seeds that both have (`statistics.paired`). Those with a noisy coarse prediction are compared among themselves."
     return pair_rows(runs, out, _family, (*SWITCHED, *QUESTIONS, *CONTROLS), resamples)
 
 def _family(run): # (framework, variant): noisy variants are a family of their own

@@ -27,7 +27,7 @@ from ..models.head import HeadConfig, SegHead
 from ..method.idr import learn_memory, learn_relations, deletion_pass
 from ..models.segmentor import build_segmentor
 from ..training.trainer import precision
-from .benchmark import run_missing
+from .runner import run_missing
 
 # %% ../../nbs/5_experiments/10_speed.ipynb #c008
 def module(

@@ -5,8 +5,9 @@ import pytest, torch
 from idrnet_nb.method import idr as room
 from idrnet_nb.experiments.ablation import (Busy, ABLATIONS, ablations, agreement, attention_matrix,
     busy_task, deletion_matrix, run_ablation, gradient_matrix, overheard, presence, relation_matrices, turn)
-from idrnet_nb.experiments.benchmark import SUITES, run_trial
-from idrnet_nb.experiments.compare import toy_world_task
+from idrnet_nb.experiments.benchmark import SUITES
+from idrnet_nb.experiments.tasks import toy_world_task
+from idrnet_nb.experiments.trials import run_trial
 from idrnet_nb.common.device import seed_everything
 from idrnet_nb.models.head import FRAMEWORKS
 from idrnet_nb.models.segmentor import build_segmentor
