@@ -87,8 +87,8 @@ def dataset_task(
     labels:str='own', # see `pairs_task`
     on_unreadable:str='raise', # see `pairs_task`
 )->Task:
-    """A published dataset, trained on its train part. Errors as its loader; ValueError for an unknown
-    dataset, or one that would be judged on what it is trained on."""
+    """A published dataset, trained on its train part. Errors as its loader; ValueError for an
+    unknown dataset, or one that would be judged on what it is trained on."""
     if name not in DATASETS:
         raise ValueError(f'no dataset {name!r}; there are {", ".join(DATASETS)}')
     known = DATASETS[name]
@@ -97,8 +97,8 @@ def dataset_task(
         raise ValueError(f'{name}: split train is what is learnt from; '
                          f'judge on another, say {known.split}')
     unseen = known.load(root, split)
-    task = pairs_task(name, known.load(root, 'train'), unseen, known.space, size, crop, seed, labels,
-                      split, on_unreadable)
+    task = pairs_task(name, known.load(root, 'train'), unseen, known.space, size, crop, seed,
+                      labels, split, on_unreadable)
     task.recipe = partial(dataset_task, name, root, size, crop, split, seed, labels, on_unreadable)
     return task
 
