@@ -11,23 +11,24 @@ from pathlib import Path
 
 import pytest, torch
 
+from idrnet_nb.experiments import compare, costs, speed, statistics, trials
+from idrnet_nb.experiments.ablation import ABLATIONS, ablation_pairs
+from idrnet_nb.experiments.benchmark import SUITES
+from idrnet_nb.experiments.compare import build, read_variants
+from idrnet_nb.experiments.costs import cost_runs
+from idrnet_nb.experiments.results import read_rows
+from idrnet_nb.experiments.runner import key, run_missing
+from idrnet_nb.experiments.statistics import Difference, pair_rows
+from idrnet_nb.experiments.trials import config_of
+from idrnet_nb.models.head import FRAMEWORKS, HeadConfig
+from idrnet_nb.models.plugin import IDRClassifier
+from idrnet_nb.models.segmentor import build_segmentor
+from idrnet_nb.models.variants import parse_variant
+from idrnet_nb.training.inference import EvalProtocol
+from idrnet_nb.training.recipes import RECIPES
+
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]/'tools'), str(Path(__file__).parent)]
 import ablation as ablation_tool, cost, loader, plug_ab, softmax_order, test_battery, zoo # noqa: E402
-from idrnet_nb.experiments import compare, costs, speed, statistics, trials # noqa: E402
-from idrnet_nb.experiments.ablation import ABLATIONS, ablation_pairs# noqa: E402
-from idrnet_nb.experiments.benchmark import SUITES # noqa: E402
-from idrnet_nb.experiments.compare import build, read_variants
-from idrnet_nb.experiments.costs import cost_runs # noqa: E402
-from idrnet_nb.experiments.runner import key, run_missing # noqa: E402
-from idrnet_nb.experiments.statistics import Difference, pair_rows # noqa: E402
-from idrnet_nb.experiments.trials import config_of # noqa: E402
-from idrnet_nb.models.variants import parse_variant# noqa: E402
-from idrnet_nb.models.head import FRAMEWORKS, HeadConfig
-from idrnet_nb.models.segmentor import build_segmentor# noqa: E402
-from idrnet_nb.training.inference import EvalProtocol# noqa: E402
-from idrnet_nb.models.plugin import IDRClassifier# noqa: E402
-from idrnet_nb.training.recipes import RECIPES# noqa: E402
-from idrnet_nb.experiments.results import read_rows# noqa: E402
 
 RESULTS = Path(__file__).resolve().parents[1]/'nbs'/'results'
 RECORD = Path(__file__).parent/'recorded'/'results.json'

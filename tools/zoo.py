@@ -101,7 +101,8 @@ def main():
         put(a.out, [r], KEY, COLUMNS)
         failed += bool(r['failed'])
         print(f'{r["network"]:30} {r["form"]:13} strides {r["strides"]:12} '
-              f'channels {r["channels"]:22} {int(r["parameters"])/1e6:7.1f} M  {r["failed"] or "ok"}', flush=True)
+              f'channels {r["channels"]:22} {int(r["parameters"])/1e6:7.1f} M  '
+              f'{r["failed"] or "ok"}', flush=True)
     sys.exit(f'{failed} of {len(todo)} failed' if failed else 0)
 
 if __name__ == '__main__': main()

@@ -6,12 +6,10 @@
 __all__ = ['SUITES', 'bench', 'report']
 
 # %% ../../nbs/5_experiments/04_benchmark.ipynb #c007
-import json
-import os
+import json, os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-import matplotlib.pyplot as plt
 
 from ..common.device import pick_device
 from ..common.files import write_atomic
@@ -123,6 +121,7 @@ def report(
     ordered = sorted(rows.values(), key=lambda row: place[row['run']])
     found = dict(runs=ordered, pairs=pairs, costs=costs)
     if pairs:
+        import matplotlib.pyplot as plt
         fig = show_forest(pairs)
         write_atomic(out/'forest.png', lambda path: fig.savefig(path, format='png', dpi=110))
         plt.close(fig)

@@ -9,7 +9,6 @@ __all__ = ['condition', 'comparison', 'show_runs', 'show_pairs', 'show_classes',
 # %% ../../nbs/5_experiments/18_benchmark_tables.ipynb #c003
 import json
 import math
-import matplotlib.pyplot as plt
 import pandas as pd
 
 from ..training.metrics import interval
@@ -40,7 +39,7 @@ def show_runs(
     rows:list, # of bench.csv or ablation.csv
 )->pd.DataFrame:
     "Mean mIoU of each variant and its interval over seeds (Student's t), under each condition."
-    scores = {} # (condition, variant) -> mIoU of the seeds; a condition's variants stand together
+    scores = {} # condition -> variant -> mIoU of the seeds
     for row in rows:
         place = _place({**row, **describe(json.loads(row['run']))})
         variants = scores.setdefault(place, {})
@@ -191,6 +190,7 @@ def show_forest(
 ):
     """A line per comparison: gain with its bootstrap interval; thin black: interval by t over
     seeds; zero is no difference. Returns the figure. ValueError where the pairs have no rows."""
+    import matplotlib.pyplot as plt
     rows = [row for row in rows if comparison(row) in of]
     if not rows: raise ValueError(f'show_forest: no rows of {", ".join(of)}')
     groups = {} # of differences that stand together

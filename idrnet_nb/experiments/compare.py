@@ -6,10 +6,7 @@
 __all__ = ['COLUMNS', 'widened', 'build', 'run_variant', 'relation_auroc', 'measured', 'judged_by', 'read_variants', 'compare']
 
 # %% ../../nbs/5_experiments/02_compare.ipynb #c003
-import json
-import multiprocessing
-import os
-import time
+import json, multiprocessing, os, time
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,7 +24,8 @@ from ..training.inference import evaluate, load_model, save_model
 from ..training.metrics import auroc
 from ..training.trainer import train
 from .compare_page import METRICS, table, write_page
-from .results import append_rows, provenance, read_rows, to_cells
+from idrnet_nb.experiments.results import (append_rows, as_floats, provenance, read_rows,
+    to_cells)
 from .runner import complete
 from .tasks import Task
 
@@ -144,12 +142,12 @@ def judged_by(
 # %% ../../nbs/5_experiments/02_compare.ipynb #c033
 def read_variants(
     path, # of a results CSV
-    arms:tuple, # names, in the order wanted; a variant with no rows is left out
+    variants:tuple, # names, in the order wanted; a variant with no rows is left out
     metrics:tuple=('miou',), # columns to read as numbers
 )->dict: # variant -> rows, for `summary` and `table`
     """One comparison out of a results CSV, seeds that all its variants have. ValueError if the file
     mixes tasks or sizes, or holds a run twice."""
-    rows = [row for row in read_rows(path) if row['arm'] in arms]
+    rows = [row for row in read_rows(path) if row['arm'] in variants]
     tasks = {(row['task'], row['note']) for row in rows}
     if len(tasks)>1:
         raise ValueError(f'{str(path)!r} mixes {sorted(tasks)}: '
@@ -159,16 +157,14 @@ def read_variants(
     if twice:
         raise ValueError(f'{str(path)!r} holds these runs more than once: {twice}; '
                          'give a repeated run another file')
-    found = {arm:[row for row in rows if row['arm']==arm] for arm in arms}
-    found = {arm:rows for arm,rows in found.items() if rows}
-    seeds = [{row['seed'] for row in rows} for rows in found.values()]
-    common = set.intersection(*seeds) if seeds else set()
-    for arm,rows in found.items():
-        found[arm] = [{**row, **{name:float(row[name] or 'nan') for name in metrics}}
-                      for row in rows if row['seed'] in common]
-    return found
+    seeds = {variant:{row['seed'] for row in rows if row['arm']==variant} for variant in variants}
+    there = {variant:of_variant for variant,of_variant in seeds.items() if of_variant}
+    common = set.intersection(*there.values()) if there else set()
+    rows = [{**row, **dict(zip(metrics, as_floats(row, *metrics)))}
+            for row in rows if row['seed'] in common]
+    return {variant:[row for row in rows if row['arm']==variant] for variant in there}
 
-# %% ../../nbs/5_experiments/02_compare.ipynb #c042
+# %% ../../nbs/5_experiments/02_compare.ipynb #c044
 @dataclass
 class _TrainVariant:
     "Trains one variant with one seed, and leaves the model in `out`."
@@ -219,10 +215,10 @@ def _train_all(task, runs, jobs, progress, **how): # yields (row, provenance) as
             if outcome.error: raise outcome.error # what is finished is kept, nothing more is begun
             yield outcome.result
 
-# %% ../../nbs/5_experiments/02_compare.ipynb #c043
+# %% ../../nbs/5_experiments/02_compare.ipynb #c042
 def compare(
     task:Task, # data
-    arms:tuple, # variants, the first is what the others are compared with
+    variants:tuple, # names, the first is what the others are compared with
     seeds:tuple, # one run per variant and seed
     out, # folder for what is left behind
     config:TrainConfig, # how to train; seeds replace its seed
@@ -235,8 +231,8 @@ def compare(
     """Train all variants with all seeds, and leave compare.json, panels.png, relations.png,
     report.html and the weights in `out`. ValueError for an unknown variant, or one that is named
     twice; what a run raises ends the comparison, and rows of finished runs are kept."""
-    for variant in arms: parse_variant(variant)
-    counts = Counter([*arms, *(f'seed {seed}' for seed in seeds)])
+    for variant in variants: parse_variant(variant)
+    counts = Counter([*variants, *(f'seed {seed}' for seed in seeds)])
     twice = sorted(name for name,count in counts.items() if count>1)
     if twice: raise ValueError(f'compare: {", ".join(twice)} named twice; once is enough')
     start = time.perf_counter()
@@ -244,8 +240,8 @@ def compare(
     if results: read_rows(results, COLUMNS) # another file is refused before anything is trained
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    runs = [dict(arm=variant, seed=seed) for seed in seeds for variant in reversed(arms)]
-    rows = {variant:[] for variant in arms}
+    runs = [dict(arm=variant, seed=seed) for seed in seeds for variant in reversed(variants)]
+    rows = {variant:[] for variant in variants}
     how = dict(config=config, device=device, out=out, model_args=model_args)
     for row,where in _train_all(task, runs, jobs, progress, **how):
         rows[row['arm']].append(row)
@@ -261,7 +257,7 @@ def compare(
     result = dict(task=task.name, note=task.note, arms=rows, relation_auroc=_mean_auroc(rows),
                   seconds=time.perf_counter()-start, config=asdict(config),
                   model={name:value for name,value in model_args.items() if name!='weights'})
-    models = {variant:load_model(out/f'{variant}-{seeds[0]}')[0] for variant in arms}
+    models = {variant:load_model(out/f'{variant}-{seeds[0]}')[0] for variant in variants}
     write_page(out, task, result, models)
     if progress:
         print(f'\n{table(rows).to_string()}')

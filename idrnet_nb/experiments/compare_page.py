@@ -6,12 +6,8 @@
 __all__ = ['METRICS', 'summary', 'table', 'show_panels', 'show_relations', 'write_page']
 
 # %% ../../nbs/5_experiments/14_compare_page.ipynb #c003
-import base64
-import html
-import json
-import math
+import base64, html, json, math
 from pathlib import Path
-import matplotlib.pyplot as plt
 import pandas as pd
 from torch import Tensor
 
@@ -27,14 +23,14 @@ from .tasks import Task
 METRICS = {'miou':'mIoU %', 'lookalike_miou':'look-alikes %'}
 
 def summary(
-    arms:dict, # variant -> list of rows
+    variants:dict, # name -> list of rows
     metric:str='miou', # a key of the rows
 )->list: # a dict per variant: mean, low, high, and the same of the gain over the first variant
     "Mean and 95 % interval of each variant, and of its difference to the first, paired by seed."
-    first = next(iter(arms))
-    base = {row['seed']:row[metric] for row in arms[first]}
+    first = next(iter(variants))
+    base = {row['seed']:row[metric] for row in variants[first]}
     lines = []
-    for variant,rows in arms.items():
+    for variant,rows in variants.items():
         mean, low, high = interval([row[metric] for row in rows])
         line = dict(arm=variant, seeds=len(rows), mean=mean, low=low, high=high)
         if variant!=first:
@@ -47,15 +43,15 @@ def _over_seeds(low, high): # nan: no interval
     return 'one seed' if math.isnan(low) else interval_text(low, high)
 
 def table(
-    arms:dict, # variant -> list of rows
+    variants:dict, # name -> list of rows
     metrics:dict=METRICS, # key of the rows -> headline; keys that no row has are left out
 )->pd.DataFrame: # a row per metric and variant
     "The comparison as a table of text."
-    rows = [row for variant in arms.values() for row in variant]
+    rows = [row for of_variant in variants.values() for row in of_variant]
     lines = {}
     for metric,title in metrics.items():
         if not any(metric in row for row in rows): continue
-        for line in summary(arms, metric):
+        for line in summary(variants, metric):
             cells = [f'{line["mean"]:.1f}', _over_seeds(line['low'], line['high'])]
             if 'gain' in line:
                 cells += [f'{line["gain"]:+.1f}', _over_seeds(line['gain_low'], line['gain_high'])]
@@ -72,6 +68,7 @@ def show_panels(
     seen:float=1., # scale of the figure
 ):
     "A row per image: the image, the label, and the prediction of each variant. Returns the figure."
+    import matplotlib.pyplot as plt
     columns = 2+len(models)
     size = (2.1*columns*seen+1.4, 2.1*n*seen)
     fig,axes = plt.subplots(n, columns, figsize=size, squeeze=False, layout='constrained')
@@ -95,6 +92,7 @@ def show_relations(
     learnt:Tensor, # `k k` mean relation matrix
 ):
     "The true relations (where known) beside the learnt relation matrix. Returns the figure."
+    import matplotlib.pyplot as plt
     matrices = {}
     if task.truth is not None: matrices['true relations'] = task.truth.float()
     matrices['learnt mean relations'] = learnt.cpu().round(decimals=2)+0
@@ -143,6 +141,7 @@ def write_page(
     models:dict, # variant -> model
 )->None:
     "Write compare.json, panels.png, relations.png (of the first model that has some), report.html."
+    import matplotlib.pyplot as plt
     figures = dict(panels=show_panels(task, models))
     for model in models.values():
         if model.head.with_idr and model.head.config.learn_tables:

@@ -6,13 +6,7 @@
 __all__ = ['provenance', 'read_rows', 'write_rows', 'file_lock', 'append_rows', 'as_floats', 'to_cells', 'interval_text']
 
 # %% ../../nbs/5_experiments/01_results.ipynb #c003
-import csv
-import datetime
-import json
-import math
-import os
-import platform
-import subprocess
+import csv, datetime, json, math, os, platform, subprocess
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path

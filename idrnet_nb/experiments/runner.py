@@ -6,10 +6,7 @@
 __all__ = ['key', 'run_name', 'Outcome', 'complete', 'do_all', 'run_missing']
 
 # %% ../../nbs/5_experiments/12_runner.ipynb #c003
-import json
-import multiprocessing
-import os
-import pickle
+import json, multiprocessing, os, pickle
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple, Optional

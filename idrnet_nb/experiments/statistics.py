@@ -6,8 +6,7 @@
 __all__ = ['PAIR_COLUMNS', 'PAIRS', 'PixelCounts', 'Difference', 'paired', 'verdict', 'pair_rows', 'update_pairs']
 
 # %% ../../nbs/5_experiments/16_statistics.ipynb #c003
-import json
-import warnings
+import json, warnings
 from typing import NamedTuple
 import numpy as np
 import torch

@@ -7,9 +7,7 @@ __all__ = ['BENCH_VARIANTS', 'COLUMNS', 'Trial', 'describe', 'task_of', 'config_
            'run_trial', 'check_weights']
 
 # %% ../../nbs/5_experiments/15_trials.ipynb #c003
-import hashlib
-import json
-import warnings
+import hashlib, json, warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path

@@ -256,7 +256,8 @@ def _deadly(run):
 
 def test_a_process_that_dies_loses_one_run(tmp_path):
     runs = [dict(arm='x', seed=s) for s in range(6)]
-    with pytest.raises(RuntimeError, match='1 of 6 runs failed.*seed 1: MemoryError: its process died'): run_missing(runs, _deadly, tmp_path/'r.csv', COLUMNS, jobs=2, progress=False)
+    with pytest.raises(RuntimeError, match='1 of 6 runs failed.*seed 1: MemoryError: its process died'):
+        run_missing(runs, _deadly, tmp_path/'r.csv', COLUMNS, jobs=2, progress=False)
     assert sorted(r['seed'] for r in read_rows(tmp_path/'r.csv'))==list('02345')
 
 def test_a_run_of_another_process_is_not_written_twice(tmp_path):
