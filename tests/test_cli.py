@@ -298,7 +298,7 @@ def quick(monkeypatch, trained):
     monkeypatch.setattr(idrnet_nb.experiments.compare, 'compare', lambda task, arms, seeds, out, config, device, jobs, *rest, **args:
         (checked(device), [idrnet_nb.experiments.compare.parse_variant(a) for a in arms]))
     monkeypatch.setattr(idrnet_nb.experiments.benchmark, 'run_missing', lambda *args, **how: [])
-    monkeypatch.setattr(idrnet_nb.experiments.benchmark, '_told', lambda *args: {})
+    monkeypatch.setattr(idrnet_nb.experiments.benchmark, 'report', lambda *args: {})
     monkeypatch.setattr(idrnet_nb.experiments.speed, 'speed', lambda file, quick, device, progress: checked(device))
 
 @pytest.mark.parametrize('command', ['train', 'compare', 'bench', 'speed', 'recipes', 'convert', 'check-data', 'evaluate', 'predict'])
@@ -378,7 +378,8 @@ def test_a_terminal_in_ascii(files, tmp_path):
         assert done.returncode in (0,1) and b'Traceback' not in done.stderr and b'pairs' in done.stdout, done.stderr
 
 def test_jobs_on_data_that_no_other_process_can_make(tmp_path):
-    from idrnet_nb.experiments.compare import Task, compare
+    from idrnet_nb.experiments.compare import compare
+    from idrnet_nb.experiments.tasks import Task
     from idrnet_nb.method.toy_world import TOY_WORLD, ToyWorld
     task = Task('mine', TOY_WORLD, list(ToyWorld(4, 32)), list(ToyWorld(2, 32)))
     with pytest.raises(ValueError, match="jobs=2, but task 'mine'.*jobs=1"): compare(task, ('fcn',), (0,1), tmp_path, TrainConfig(steps=1, batch_size=2), 'cpu', 2, False, width=8)

@@ -11,21 +11,24 @@ from pathlib import Path
 
 import pytest, torch
 
+from idrnet_nb.experiments import compare, costs, speed, statistics, trials
+from idrnet_nb.experiments.ablation import ABLATIONS, ablation_pairs
+from idrnet_nb.experiments.benchmark import SUITES
+from idrnet_nb.experiments.compare import build, read_variants
+from idrnet_nb.experiments.costs import cost_runs
+from idrnet_nb.experiments.results import read_rows
+from idrnet_nb.experiments.runner import key, run_missing
+from idrnet_nb.experiments.statistics import Difference, pair_rows
+from idrnet_nb.experiments.trials import config_of
+from idrnet_nb.models.head import FRAMEWORKS, HeadConfig
+from idrnet_nb.models.plugin import IDRClassifier
+from idrnet_nb.models.segmentor import build_segmentor
+from idrnet_nb.models.variants import parse_variant
+from idrnet_nb.training.inference import EvalProtocol
+from idrnet_nb.training.recipes import RECIPES
+
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]/'tools'), str(Path(__file__).parent)]
 import ablation as ablation_tool, cost, loader, plug_ab, softmax_order, test_battery, zoo # noqa: E402
-from idrnet_nb.experiments import benchmark
-from idrnet_nb.experiments import compare
-from idrnet_nb.experiments import speed # noqa: E402
-from idrnet_nb.experiments.ablation import ABLATIONS, ablation_pairs# noqa: E402
-from idrnet_nb.experiments.benchmark import SUITES, config_of, cost_runs, key, pair_rows, run_missing# noqa: E402
-from idrnet_nb.experiments.compare import build, read_variants
-from idrnet_nb.models.variants import parse_variant# noqa: E402
-from idrnet_nb.models.head import FRAMEWORKS, HeadConfig
-from idrnet_nb.models.segmentor import build_segmentor# noqa: E402
-from idrnet_nb.training.inference import EvalProtocol# noqa: E402
-from idrnet_nb.models.plugin import IDRClassifier# noqa: E402
-from idrnet_nb.training.recipes import RECIPES# noqa: E402
-from idrnet_nb.experiments.results import read_rows# noqa: E402
 
 RESULTS = Path(__file__).resolve().parents[1]/'nbs'/'results'
 RECORD = Path(__file__).parent/'recorded'/'results.json'
@@ -37,9 +40,9 @@ COMPARED = 'world.csv', 'camvid.csv', 'camvid_upernet.csv', 'stanford.csv', 'ccp
 # --- columns
 
 COLUMNS = { # of the files, as those who write them say
-    **dict.fromkeys(('bench.csv','ablation.csv'), benchmark.COLUMNS),
-    **dict.fromkeys(('bench_pairs.csv','ablation_pairs.csv'), benchmark.PAIR_COLUMNS),
-    'bench_costs.csv': benchmark.COST_COLUMNS, 'speed.csv': speed.COLUMNS,
+    **dict.fromkeys(('bench.csv','ablation.csv'), trials.COLUMNS),
+    **dict.fromkeys(('bench_pairs.csv','ablation_pairs.csv'), statistics.PAIR_COLUMNS),
+    'bench_costs.csv': costs.COST_COLUMNS, 'speed.csv': speed.COLUMNS,
     **dict.fromkeys((*COMPARED, 'plug.csv'), compare.COLUMNS),
     'recipes.csv': cost.COLUMNS, 'loader.csv': loader.COLUMNS, 'backbones.csv': zoo.COLUMNS,
     'softmax_order.csv': softmax_order.COLUMNS,
@@ -152,8 +155,8 @@ def pairs_found(make, name):
     "How many rows would be in the place of a row of `make`, if the counts of all runs were there."
     place = lambda r: (r['setting'], r['framework'], r['arm'], r['against'])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, 'read_counts', lambda run, out: torch.zeros(2, 2, 2))
-        patch.setattr(benchmark, 'paired', lambda *counts, resamples: {})
+        patch.setattr(statistics, 'read_counts', lambda run, out: torch.zeros(2, 2, 2))
+        patch.setattr(statistics, 'paired', lambda *counts, resamples: Difference(*[0.]*6, [], [], []))
         made = {place(r) for r in make()}
     return sum(place(r) in made for r in read_rows(RESULTS/name))
 
@@ -176,10 +179,10 @@ ZOO = [(network, concat) for _, network, _, concat in zoo.plan()]
 BATTERY = [tuple(map(str, tuple(case))) for case in test_battery.ALL]
 
 FOUND = {
-    'bench.csv': lambda n: runs_found(BENCH, n, benchmark.COLUMNS),
+    'bench.csv': lambda n: runs_found(BENCH, n, trials.COLUMNS),
     'bench_pairs.csv': lambda n: pairs_found(lambda: pair_rows(BENCH, ''), n),
-    'bench_costs.csv': lambda n: runs_found(COSTS, n, benchmark.COST_COLUMNS),
-    'ablation.csv': lambda n: runs_found(ABLATION, n, benchmark.COLUMNS),
+    'bench_costs.csv': lambda n: runs_found(COSTS, n, costs.COST_COLUMNS),
+    'ablation.csv': lambda n: runs_found(ABLATION, n, trials.COLUMNS),
     'ablation_pairs.csv': lambda n: pairs_found(lambda: ablation_pairs(JUDGED, ''), n),
     'speed.csv': lambda n: runs_found(SPEED, n, speed.COLUMNS),
     'world.csv': lambda n: arms_found(n, SWITCHES),
@@ -203,7 +206,7 @@ def test_rows_are_found(name):
 def test_a_plan_with_other_words_is_noticed():
     renamed = lambda run: {**run, 'train':{'rate' if k=='lr' else k:v for k,v in run['train'].items()}}
     other = [renamed(run) for run in BENCH]
-    assert runs_found(other, 'bench.csv', benchmark.COLUMNS)==0
+    assert runs_found(other, 'bench.csv', trials.COLUMNS)==0
     assert pairs_found(lambda: pair_rows(other, ''), 'bench_pairs.csv')==0
 
 LOST_BEFORE = {'speed.csv':18} # measured with 3 rounds, of which the plan now wants 5; not by a rename

@@ -67,7 +67,7 @@ def sample_pairs():
 @torch.no_grad()
 def answer(model, images):
     out = model.eval()(images)
-    return out['out'] if isinstance(out, dict) else out
+    return out.logits if isinstance(out, dict) else out
 
 def model_of(folder):
     "The sample of a saved model, read."
@@ -228,7 +228,7 @@ def changed(what, was, now):
 
 # --- the record as a file, in which parts that several models have alike stand once
 
-def part_of(name): return '.'.join(name.split('.')[:2 if name.startswith('head.') else 1]) # head.fpn of head.fpn.mix.weight
+def part_of(name): return '.'.join(name.split('.')[:2 if name.startswith('head.') else 1]) # head.decoder of head.decoder.mix.weight
 
 def write_record(found, file):
     "JSON: model -> part -> number of the part; part -> its tensors, for each number."

@@ -19,7 +19,7 @@ from ..common.device import pick_device
 from ..data.dataset import SegmentationDataset
 from ..data.datasets import DATASETS
 from ..data.labels import LabelSpace
-from ..experiments.compare import Task
+from ..experiments.tasks import Task
 from ..experiments.results import provenance
 from ..method.toy_world import TOY_WORLD
 from ..models.segmentor import Segmentor

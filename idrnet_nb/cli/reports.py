@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Optional
 
 from ..common.files import write_atomic
-from ..experiments.compare import Task
+from ..experiments.tasks import Task
 
 # %% ../../nbs/7_cli/05_reports.ipynb #c006
 def print_scores(

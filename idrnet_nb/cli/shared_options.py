@@ -22,7 +22,7 @@ from ..data.labels import LabelSpace
 from ..data.pairing import csv_pairs, folder_pairs
 from ..data.readers import set_max_pixels
 from ..data.validate import DataFault, check_parts, raise_faults
-from ..experiments.compare import Task, dataset_task, toy_world_task
+from ..experiments.tasks import Task, dataset_task, toy_world_task
 from ..models.segmentor import Segmentor
 from ..training.config import TrainConfig
 from ..training.inference import EvalProtocol

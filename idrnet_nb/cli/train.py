@@ -26,7 +26,8 @@ from ..data.datasets import DATASETS
 from ..data.label_spaces import flip_lines
 from ..data.labels import LabelSpace
 from ..data.pairing import csv_pairs
-from ..experiments.compare import Task, build, judged_by, measured
+from ..experiments.tasks import Task
+from ..experiments.compare import build, judged_by, measured
 from ..experiments.results import provenance
 from ..models.segmentor import Segmentor
 from ..models.variants import parse_variant, variant_name

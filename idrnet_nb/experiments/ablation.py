@@ -22,8 +22,9 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 from ..common.device import pick_device
 from ..data.labels import LabelSpace, palette
-from .benchmark import Trial, pair_rows, run_trial, task_of
-from .compare import Task
+from .trials import Trial, run_trial, task_of
+from .statistics import pair_rows
+from .tasks import Task
 from .what_if import eval_mode, without_class
 from ..method.deletion import class_loss_stats
 from ..method.grouping import Grouping, class_features, one_hot_members

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from ..common.device import pick_device, seed_everything
-from .benchmark import run_missing
+from .runner import run_missing
 from .results import as_floats, provenance, read_rows
 from ..method.deletion import class_loss_stats, update_relation
 from ..method.grouping import group, memory_sums, update_memory

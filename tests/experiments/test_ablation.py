@@ -6,8 +6,9 @@ from idrnet_nb.method import idr as room
 from idrnet_nb.method.relation import Interaction
 from idrnet_nb.experiments.ablation import (Busy, ABLATIONS, ablations, agreement, attention_matrix,
     busy_task, deletion_matrix, ablate, run_ablation, gradient_matrix, interaction_inputs, presence, relation_matrices)
-from idrnet_nb.experiments.benchmark import SUITES, run_trial
-from idrnet_nb.experiments.compare import toy_world_task
+from idrnet_nb.experiments.benchmark import SUITES
+from idrnet_nb.experiments.trials import run_trial
+from idrnet_nb.experiments.tasks import toy_world_task
 from idrnet_nb.common.device import seed_everything
 from idrnet_nb.models.head import FRAMEWORKS
 from idrnet_nb.models.segmentor import build_segmentor

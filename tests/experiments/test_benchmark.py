@@ -4,14 +4,21 @@ from functools import partial
 
 import numpy as np
 import pytest, torch
-from idrnet_nb.experiments import benchmark as room
-from idrnet_nb.experiments.benchmark import (BENCH_VARIANTS, SUITES, Trial, measure_costs, cost_runs, run_trial, key,
-    pair_rows, paired, read_counts, run_missing)
+from idrnet_nb.experiments import benchmark, compare as comparison, costs, trials
+from idrnet_nb.experiments.benchmark import SUITES, bench
+from idrnet_nb.experiments.benchmark_tables import show_forest, show_pairs
+from idrnet_nb.experiments.compare import build, compare
+from idrnet_nb.models.variants import widened
+from idrnet_nb.experiments.costs import cost_runs, measure_costs
 from idrnet_nb.experiments.results import append_rows, read_rows
+from idrnet_nb.experiments.runner import Outcome, complete, key, run_missing
+from idrnet_nb.experiments.statistics import pair_rows, paired, update_pairs, verdict
+from idrnet_nb.experiments.tasks import toy_world_task
+from idrnet_nb.experiments.trials import BENCH_VARIANTS, COLUMNS, Trial, counts_file, read_counts, run_trial
 from idrnet_nb.cli import main
-from idrnet_nb.models.variants import SWITCHES, widened
-from idrnet_nb.experiments.compare import build, toy_world_task
+from idrnet_nb.models.variants import SWITCHES
 from idrnet_nb.models.head import FRAMEWORKS, HeadConfig, SegHead
+from idrnet_nb.training.config import TrainConfig
 from idrnet_nb.training.metrics import scores
 
 TINY = dict(backbone='tiny', width=16, attention_width=8, aux_width=8)
@@ -39,12 +46,12 @@ def test_gain_is_that_of_the_loops_and_of_the_meter(seed):
     rng = np.random.default_rng(seed)
     a, b = counts(rng, 3, 7, 4, 1.), counts(rng, 3, 7, 4, .8)
     found = paired(a, b, 50)
-    assert found['gain'] == pytest.approx(by_loops(a, b, range(7), range(3)))
+    assert found.gain == pytest.approx(by_loops(a, b, range(7), range(3)))
     meter = [np.mean([scores(torch.from_numpy(arm[s].sum(0)))['miou'] for s in range(3)]) for arm in (a,b)]
-    assert found['gain'] == pytest.approx(meter[0]-meter[1], abs=1e-4)
+    assert found.gain == pytest.approx(meter[0]-meter[1], abs=1e-4)
     gains = [by_loops(a, b, range(7), [s]) for s in range(3)]
     half = 4.302653*np.std(gains, ddof=1)/3**.5
-    assert (found['t_low'], found['t_high']) == pytest.approx((np.mean(gains)-half, np.mean(gains)+half), rel=1e-5)
+    assert (found.t_low, found.t_high) == pytest.approx((np.mean(gains)-half, np.mean(gains)+half), rel=1e-5)
 
 def test_interval_is_that_of_all_resamples():
     "Three pictures, two seeds: 27 x 4 equally likely resamples, so that quantiles are known."
@@ -52,17 +59,17 @@ def test_interval_is_that_of_all_resamples():
     a, b = counts(rng, 2, 3, 3, 1.)+1, counts(rng, 2, 3, 3, .5)+1
     every = [by_loops(a, b, p, s) for p in itertools.product(range(3), repeat=3) for s in itertools.product(range(2), repeat=2)]
     found = paired(a, b, 20000, level=.8)
-    assert found['low'] == pytest.approx(np.quantile(every, .1), abs=.6) and found['high'] == pytest.approx(np.quantile(every, .9), abs=.6)
-    assert found['better'] == pytest.approx(np.mean(np.array(every)>0), abs=.02)
+    assert found.low == pytest.approx(np.quantile(every, .1), abs=.6) and found.high == pytest.approx(np.quantile(every, .9), abs=.6)
+    assert found.better == pytest.approx(np.mean(np.array(every)>0), abs=.02)
 
 def test_mirror_and_order():
     rng = np.random.default_rng(1)
     a, b = counts(rng, 2, 9, 4, 1.), counts(rng, 2, 9, 4, .8)
     x, y = paired(a, b, 400), paired(b, a, 400)
-    assert (x['gain'], x['low'], x['high'], x['better']) == pytest.approx((-y['gain'], -y['high'], -y['low'], 1-y['better']))
+    assert (x.gain, x.low, x.high, x.better) == pytest.approx((-y.gain, -y.high, -y.low, 1-y.better))
     assert paired(a, b, 400) == x, 'the same draw for the same question'
     swapped = paired(a[::-1], b[::-1], 400)
-    assert swapped['gain'] == pytest.approx(x['gain'])
+    assert swapped.gain == pytest.approx(x.gain)
 
 def test_covers_no_difference():
     "Two arms of one skill: their difference is zero, and the interval should nearly always hold it."
@@ -70,7 +77,7 @@ def test_covers_no_difference():
     for seed in range(60):
         rng = np.random.default_rng(100+seed)
         f = paired(counts(rng, 4, 12, 3, 1.), counts(rng, 4, 12, 3, 1.), 200, seed=seed)
-        held += f['low']<=0<=f['high']
+        held += f.low<=0<=f.high
     assert held >= 46, held # nominal 57; few seeds make the bootstrap narrow, which 5_experiments/04_benchmark says
 
 def test_absent_class_is_nobodys_loss():
@@ -78,7 +85,7 @@ def test_absent_class_is_nobodys_loss():
     a, b = counts(rng, 2, 5, 4, 1.), counts(rng, 2, 5, 4, .7)
     a[:,:,3] = b[:,:,3] = 0; a[:,:,:,3] = b[:,:,:,3] = 0
     f = paired(a, b, 100)
-    assert np.isnan(f['by_class'][3]) and np.isnan(f['class_low'][3]) and np.isfinite(f['by_class'][:3]).all() and np.isfinite(f['gain'])
+    assert np.isnan(f.by_class[3]) and np.isnan(f.class_low[3]) and np.isfinite(f.by_class[:3]).all() and np.isfinite(f.gain)
 
 # ---- arms
 
@@ -116,8 +123,8 @@ def test_suites_hold_what_was_promised():
 
 def test_runs_do_not_depend_on_who_else_ran(tmp_path):
     runs = TOY.runs
-    run_missing(runs, partial(run_trial, roots={}, out=tmp_path/'a', device='cpu'), tmp_path/'a.csv', progress=False)
-    run_missing(runs[::-1], partial(run_trial, roots={}, out=tmp_path/'b', device='cpu'), tmp_path/'b.csv', jobs=2, progress=False)
+    run_missing(runs, partial(run_trial, roots={}, out=tmp_path/'a', device='cpu'), tmp_path/'a.csv', COLUMNS, progress=False)
+    run_missing(runs[::-1], partial(run_trial, roots={}, out=tmp_path/'b', device='cpu'), tmp_path/'b.csv', COLUMNS, jobs=2, progress=False)
     a, b = ({r['run']:(r['miou'], r['loss']) for r in read_rows(tmp_path/f'{n}.csv')} for n in 'ab')
     assert a==b and len(a)==len(runs)
     assert all(torch.equal(read_counts(r, tmp_path/'a'), read_counts(r, tmp_path/'b')) for r in runs)
@@ -125,7 +132,7 @@ def test_runs_do_not_depend_on_who_else_ran(tmp_path):
 SCRIPT = '''
 import time, sys
 from pathlib import Path
-from idrnet_nb.experiments.benchmark import run_missing
+from idrnet_nb.experiments.runner import run_missing
 def slow(run): time.sleep(.05); return dict(data=run['n'])
 run_missing([dict(n=n, data='x', seed=0) for n in range(40)], slow, sys.argv[1], ('data','run'))
 '''
@@ -160,13 +167,12 @@ def test_pairs_only_where_counts_are(tmp_path):
 
 def test_costs_are_those_of_the_training(monkeypatch):
     "In the precision and the memory order of the suite, not of a plain float32 model."
-    seen, time_interleaved = [], room.time_interleaved
-    def look(deeds, rounds):
-        for deed in deeds.values():
-            model = dict(zip(deed.__code__.co_freevars, (c.cell_contents for c in deed.__closure__)))['model']
-            model.head.coarse_classifier.register_forward_hook(lambda m,x,y: seen.append((y.dtype, x[0].is_contiguous(memory_format=torch.channels_last), x[0].is_contiguous())))
-        return time_interleaved(deeds, rounds)
-    monkeypatch.setattr(room, 'time_interleaved', look)
+    seen, time_interleaved = [], costs.time_interleaved
+    def record(steps, rounds):
+        for step in steps.values():
+            step.model.head.coarse_classifier.register_forward_hook(lambda m,x,y: seen.append((y.dtype, x[0].is_contiguous(memory_format=torch.channels_last), x[0].is_contiguous())))
+        return time_interleaved(steps, rounds)
+    monkeypatch.setattr(costs, 'time_interleaved', record)
     few = lambda **train: cost_runs(Trial('world', (32,32), dict(TOY.train, **train), TINY, ('fcn',), arms=('+idr',)))[0]
     plain, = measure_costs(few(), 'cpu', 1)
     assert seen[0]==(torch.float32, False, True)
@@ -207,7 +213,7 @@ def test_command_says_what_is_wrong(words, said, tmp_path, capsys, monkeypatch):
     assert code==2 and said in told and said in told.strip().splitlines()[-1]
 
 def test_failed_runs_are_said(toy, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(room, 'run_variant', lambda *a, **k: (_ for _ in ()).throw(ValueError('no luck')))
+    monkeypatch.setattr(trials, 'run_variant', lambda *a, **k: (_ for _ in ()).throw(ValueError('no luck')))
     assert main(['bench', '--out', str(tmp_path/'b'), '--jobs', '1', '--device', 'cpu'])==2
     assert 'no luck' in capsys.readouterr().err
 
@@ -232,38 +238,34 @@ _APPEND = "import sys; from idrnet_nb.experiments.results import append_rows\nfo
 
 def test_rows_of_two_processes(tmp_path):
     import subprocess, sys
-    from idrnet_nb.experiments.results import read_rows
     both = [subprocess.Popen([sys.executable, '-c', _APPEND, str(tmp_path/'a.csv'), who]) for who in 'ab']
     assert [p.wait() for p in both]==[0,0]
     assert sorted((r['who'], int(r['i'])) for r in read_rows(tmp_path/'a.csv'))==[(w,i) for w in 'ab' for i in range(15)]
 
 def test_more_seeds_stay(tmp_path):
-    from idrnet_nb.experiments.benchmark import update_pairs
     row = dict(setting='s', framework='fcn', arm='idr', against='plain', gain=1.)
     update_pairs(tmp_path/'p.csv', [{**row, 'seeds':5}])
     assert update_pairs(tmp_path/'p.csv', [{**row, 'seeds':3, 'gain':2.}])[0]['seeds']=='5'
     assert update_pairs(tmp_path/'p.csv', [{**row, 'seeds':5, 'gain':3.}])[0]['gain']=='3.0'
 
 def test_the_same_run_twice_in_a_plan(tmp_path):
-    from idrnet_nb.experiments.benchmark import run_missing
-    assert run_missing([dict(arm='x', seed=0)]*2, lambda run: dict(arm='x', seed=0, miou=1., seconds=0.), tmp_path/'r.csv', progress=False)==1
+    assert run_missing([dict(arm='x', seed=0)]*2, lambda run: dict(arm='x', seed=0, miou=1., seconds=0.), tmp_path/'r.csv', COLUMNS, progress=False)==1
 
 def _deadly(run):
     if run['seed']==1: os._exit(1) # as the kernel does it where memory ends
     return dict(arm=run['arm'], seed=run['seed'], miou=1., seconds=0.)
 
 def test_a_process_that_dies_loses_one_run(tmp_path):
-    from idrnet_nb.experiments.benchmark import run_missing
-    from idrnet_nb.experiments.results import read_rows
     runs = [dict(arm='x', seed=s) for s in range(6)]
-    with pytest.raises(RuntimeError, match='1 of 6 runs failed.*seed 1: its process died'): run_missing(runs, _deadly, tmp_path/'r.csv', jobs=2, progress=False)
+    with pytest.raises(RuntimeError, match='1 of 6 runs failed.*seed 1: MemoryError: its process died'):
+        run_missing(runs, _deadly, tmp_path/'r.csv', COLUMNS, jobs=2, progress=False)
     assert sorted(r['seed'] for r in read_rows(tmp_path/'r.csv'))==list('02345')
 
 def test_a_run_of_another_process_is_not_written_twice(tmp_path):
     "Two benches in one folder: whoever ends second finds the row, and the seeds are not doubled."
     file = tmp_path/'b.csv'
-    def do(run): append_rows(file, [dict(miou=1., seconds=0., run=key(run))], room.COLUMNS); return dict(miou=1., seconds=0.)
-    run_missing([dict(data='x', seed=0)], do, file, progress=False)
+    def do(run): append_rows(file, [dict(miou=1., seconds=0., run=key(run))], COLUMNS); return dict(miou=1., seconds=0.)
+    run_missing([dict(data='x', seed=0)], do, file, COLUMNS, progress=False)
     assert len(read_rows(file))==1
 
 def test_lost_and_broken_counts_are_said(toy, tmp_path, capsys):
@@ -278,35 +280,66 @@ def test_judged_on_other_pictures(tmp_path):
     a, b = (dict(TOY.runs[i]) for i in (0,2))
     for run,n in ((a,4), (b,5)):
         from safetensors.torch import save_file
-        save_file({'counts':torch.ones(n,12,12, dtype=torch.int32)}, room.counts_file(run, tmp_path))
-    with pytest.raises(ValueError, match=r'judged on \[4, 5\] pictures'): pair_rows([a,b], tmp_path)
+        save_file({'counts':torch.ones(n,12,12, dtype=torch.int32)}, counts_file(run, tmp_path))
+    with pytest.raises(ValueError, match=r'judged on \[4, 5\] images'): pair_rows([a,b], tmp_path)
 
 def test_nothing_but_void():
     "No class anywhere: no gain, no chance of one, and a figure all the same."
     found = paired(np.zeros((2,3,4,4)), np.zeros((2,3,4,4)), 50)
-    assert np.isnan(found['gain']) and np.isnan(found['better'])
+    assert np.isnan(found.gain) and np.isnan(found.better)
     row = dict(framework='fcn', data='x', size='8x8', how='9 steps', weights='scratch', arm='idr', against='plain', seeds='2',
                **{k:'' for k in ('gain','low','high','better','t_low','t_high')})
-    assert 'one seed' not in room.show_pairs([row]) and room.verdict(row)=='open' and room.show_forest([row]).axes
+    assert 'one seed' not in show_pairs([row]).to_string() and verdict(row)=='open' and show_forest([row]).axes
 
 def test_costs_of_another_machine_are_measured_again(tmp_path, monkeypatch):
     SUITES['one'] = (Trial('world', (32,32), dict(steps=1, batch_size=4), TINY, ('fcn',), 1, pictures=(16,6), arms=('',)),)
     try:
-        room.bench('one', tmp_path, jobs=1, progress=False); here = read_rows(tmp_path/'bench_costs.csv')
-        real = room.circumstances
-        monkeypatch.setattr(room, 'circumstances', lambda d: dict(real(d), device='another'))
-        found = room.bench('one', tmp_path, jobs=1, progress=False)
+        bench('one', tmp_path, jobs=1, progress=False); here = read_rows(tmp_path/'bench_costs.csv')
+        real = benchmark.provenance
+        for room in benchmark, costs: monkeypatch.setattr(room, 'provenance', lambda d: dict(real(d), device='another'))
+        found = bench('one', tmp_path, jobs=1, progress=False)
     finally: del SUITES['one']
     assert len(read_rows(tmp_path/'bench_costs.csv'))==2*len(here) and {r['device'] for r in found['costs']}=={'another'} and len(read_rows(tmp_path/'bench.csv'))==1
 
-def test_finished_runs_of_a_comparison_are_kept():
-    "One of three fails: the others are told first, the waiting one is taken back."
-    from concurrent.futures import Future
-    from types import SimpleNamespace
-    from idrnet_nb.experiments.compare import _as_they_end
-    good, bad, waiting = Future(), Future(), Future()
-    good.set_result('row'); bad.set_exception(ValueError('broken picture'))
-    found = []
+def test_finished_runs_of_a_comparison_are_kept(tmp_path, monkeypatch):
+    "The second of three fails: the row of the first is there, its error is what one sees, the third is not begun."
+    began, run_variant = [], comparison.run_variant
+    def second_fails(variant, *args, **how):
+        began.append(variant)
+        if len(began)==2: raise ValueError('broken picture')
+        return run_variant(variant, *args, **how)
+    monkeypatch.setattr(comparison, 'run_variant', second_fails)
+    settings = dict(jobs=1, progress=False, results=tmp_path/'r.csv', width=8, attention_width=8, aux_width=8)
     with pytest.raises(ValueError, match='broken picture'):
-        for row in _as_they_end([bad, good, waiting], SimpleNamespace(value=0), 3, False): found.append(row)
-    assert found==['row'] and waiting.cancelled()
+        compare(toy_world_task(4, 2, 32), ('fcn',), (0,1,2), tmp_path, TrainConfig(steps=1, batch_size=2), 'cpu', **settings)
+    assert [r['seed'] for r in read_rows(tmp_path/'r.csv')]==['0'] and len(began)==2
+
+def _begin(run):
+    (run.logits/str(run['n'])).touch()
+    if run['n']==0: raise ValueError('broken picture')
+    time.sleep(.2)
+
+def test_who_stops_reading_stops_the_work(tmp_path):
+    "Two processes, twelve runs: after the first outcome nothing new is begun, and the error is the one that was raised."
+    outcomes = complete([dict(n=n, out=tmp_path) for n in range(12)], _begin, jobs=2)
+    first = next(outcomes)
+    outcomes.close()
+    assert isinstance(first, Outcome) and isinstance(first.error, ValueError) and str(first.error)=='broken picture'
+    assert len(list(tmp_path.iterdir()))<=4
+
+class Strange(Exception):
+    def __init__(self, one, two): super().__init__(f'{one} and {two}')
+
+def _strange(run):
+    raise Strange(run, 'no pickle')
+
+def test_an_error_that_pickle_cannot_carry():
+    found = list(complete([1, 2], _strange, jobs=2))
+    assert sorted(str(o.error) for o in found)==['Strange: 1 and no pickle', 'Strange: 2 and no pickle']
+
+def test_a_comparison_in_processes_is_that_in_one(tmp_path):
+    task, config = toy_world_task(8, 4, 32), TrainConfig(steps=2, batch_size=2)
+    how = dict(device='cpu', progress=False, width=8, attention_width=8, aux_width=8)
+    one, two = (compare(task, ('fcn','fcn+idr'), (0,1), tmp_path/str(jobs), config, jobs=jobs, **how) for jobs in (1,2))
+    for variant,rows in one['arms'].items():
+        assert [(r['seed'], r['miou'], r['loss']) for r in rows]==[(r['seed'], r['miou'], r['loss']) for r in two['arms'][variant]]
