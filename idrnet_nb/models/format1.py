@@ -44,10 +44,10 @@ _PLUGIN_PARTS = ( # the beginning of a name inside of `IDRClassifier` in format 
     (r'context\.refiner\.', 'idr.attention.'),
     (r'context\.count$', 'idr.deletion_count'),
     (r'context\.', 'idr.'),
-    (r'coarse\.', 'coarse_classifier.'),
+    (r'coarse\.', 'seam.'),
     (r'squeeze\.', 'bottleneck.'),
-    (r'final\.conv\.', 'classifier.hidden.'),
-    (r'final\.score\.', 'classifier.logits.'),
+    (r'final\.conv\.', 'final.hidden.'),
+    (r'final\.score\.', 'final.logits.'),
 )
 
 def current_plugin_name(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLUGIN_FORMAT', 'CONFIG_KEY', 'all_idr', 'running_idr', 'check_no_idr', 'get_idr', 'PluginNote', 'RefusedSave',
-           'is_from', 'insert_idr', 'remove_idr', 'add_idr', 'check_last', 'idr_loss', 'ignore_index',
+           'is_from', 'insert_idr', 'remove_idr', 'add_idr', 'check_last', 'check_label', 'idr_loss', 'ignore_index',
            'add_loss_to_output', 'IDRHead']
 
 # %% ../../nbs/2_models/09_plugin.ipynb #c003
@@ -52,24 +52,26 @@ def check_no_idr(
 )->None:
     "Raise ValueError for a model that has IDR."
     kind, found = type(model).__name__, all_idr(model)
-    if found: raise ValueError(f'{kind} has IDR already, at {found[0][0]!r}; call remove_idr(model) first')
+    if found:
+        raise ValueError(f'{kind} has IDR already, at {found[0][0]!r}; call remove_idr(model) '
+                         'first')
     if any(isinstance(m, IDRContext) for m in model.modules()):
         raise ValueError(f'{kind} has IDR built in; build it with idr=False')
 
 def get_idr(
     model:nn.Module, # plugged, wrapped or not
-)->IDRClassifier: # its `relations`, `idr.memory`, `coarse_classifier` …
-    """The module that `add_idr` put in. Of copies that peft keeps the one that runs; of several others
-    (student and teacher) the one that learns. Raises ValueError where there is none, or where nothing
-    tells which of several is meant."""
+)->IDRClassifier: # its `relations`, `idr.memory`, `seam` …
+    """The module that `add_idr` put in. Of copies that peft keeps the one that runs; of several
+    others (student and teacher) the one that learns. Raises ValueError where there is none, or
+    where nothing tells which of several is meant."""
     kind, found = type(model).__name__, running_idr(model)
     if not found: raise ValueError(f'{kind} has no IDR; call add_idr(model) first')
     if len(found) == 1: return found[0][1]
     for signs in zip(*(idr.learning_signs() for _,idr in found)):
         if sum(signs) == 1: return found[signs.index(True)][1]
         if any(signs): break
-    raise ValueError(f'{kind} has IDR {len(found)} times, at {[path for path,_ in found]}, and nothing '
-                     'tells which is meant; give the part of the model that is trained')
+    raise ValueError(f'{kind} has IDR {len(found)} times, at {[path for path,_ in found]}, and '
+                     'nothing tells which is meant; give the part of the model that is trained')
 
 # %% ../../nbs/2_models/09_plugin.ipynb #c032n
 PLUGIN_FORMAT = 2 # of names of weights; what was written in format 1 is read by `format1`
@@ -86,7 +88,8 @@ class PluginNote(NamedTuple):
 
     @classmethod
     def of(cls, model, at, idr): # a model, the path of IDR in it, and IDR
-        return cls(PLUGIN_FORMAT, __version__, type(model).__name__, at, idr.out_channels, idr.settings)
+        kind = type(model).__name__
+        return cls(PLUGIN_FORMAT, __version__, kind, at, idr.out_channels, idr.settings)
 
 class RefusedSave:
     "Stands in a plugged model for a method that would write what nobody can read."
@@ -95,8 +98,9 @@ class RefusedSave:
     def __init__(self, method): self.method = method
 
     def __call__(self, *args, **kwargs):
-        raise ValueError(f'{self.method} does not know IDR, and could not read back what it writes; take '
-                         'save_plugged(model, path) and load_plugged(model, path), or remove_idr(model) first')
+        raise ValueError(f'{self.method} does not know IDR, and could not read back what it '
+                         'writes; take save_plugged(model, path) and load_plugged(model, path), '
+                         'or remove_idr(model) first')
 
 # %% ../../nbs/2_models/09_plugin.ipynb #c033
 def is_from(
@@ -113,12 +117,15 @@ def insert_idr(
 )->nn.Module: # `model`
     "Put IDR at a seam that is known. Raises ValueError for what `seam_at` refuses."
     conv = seam_at(model, at)
-    idr = IDRClassifier(conv, **settings).to(conv.weight.device, conv.weight.dtype).train(conv.training)
+    idr = IDRClassifier(conv, **settings).to(conv.weight.device, conv.weight.dtype)
+    idr.train(conv.training)
     model.set_submodule(at, idr)
     around = modules_around(model, at)
     of_transformers = [m for m in around if is_from(m, 'transformers')]
-    takes_labels = [m for m in of_transformers if 'labels' in inspect.signature(type(m).forward).parameters]
-    if takes_labels: takes_labels[0].register_forward_hook(add_loss_to_output, with_kwargs=True)
+    for m in of_transformers:
+        if 'labels' not in inspect.signature(type(m).forward).parameters: continue
+        m.register_forward_hook(add_loss_to_output, with_kwargs=True)
+        break
     for m in around:
         if is_from(m, 'transformers', 'idrnet_nb'): continue
         for name in RefusedSave.methods:
@@ -134,10 +141,11 @@ def insert_idr(
 def remove_idr(
     model:nn.Module, # plugged
 )->nn.Module: # `model`, its old convolution in place, as trained since
-    """Undo `add_idr`, in all copies that the model has: the weights have the same names as before, the
-    prediction is P_c. Raises ValueError where there is no IDR."""
-    if not all_idr(model): raise ValueError(f'{type(model).__name__} has no IDR; call add_idr(model) first')
-    for at,idr in all_idr(model): model.set_submodule(at, idr.coarse_classifier)
+    """Undo `add_idr`, in all copies that the model has: the weights have the same names as before,
+    the prediction is P_c. Raises ValueError where there is no IDR."""
+    if not all_idr(model):
+        raise ValueError(f'{type(model).__name__} has no IDR; call add_idr(model) first')
+    for at,idr in all_idr(model): model.set_submodule(at, idr.seam)
     for m in model.modules():
         for key in [key for key,hook in m._forward_hooks.items() if hook is add_loss_to_output]:
             del m._forward_hooks[key]
@@ -159,9 +167,9 @@ def add_idr(
     dropout:float=.1, # see `IDRClassifier`
     example:Optional[Tensor]=None, # `b c H W`, images to try the model on; None: black, 64×64
 )->nn.Module: # `model`
-    """Put IDR at the seam. Make the optimiser, and wrap (DDP, compile, peft), after this. Raises ValueError,
-    FloatingPointError for a model that has IDR already, a wrapper, a wrong seam, an output that is not
-    finite; the model is then as it was."""
+    """Put IDR at the seam. Make the optimiser, and wrap (DDP, compile, peft), after this. Raises
+    ValueError, FloatingPointError for a model that has IDR already, a wrapper, a wrong seam, an
+    output that is not finite; the model is then as it was."""
     check_no_idr(model)
     settings = dict(width=width, dim=dim, stride=stride, keep_answer=keep_answer, dropout=dropout)
     check_settings(settings, 'add_idr', may_be_none=('width', 'dim'))
@@ -171,7 +179,8 @@ def add_idr(
     check_no_wrapper(model, 'add_idr')
     if at is None: at = find_seam(model)
     pool = max(1, stride//seam_stride(model, at, example))
-    return insert_idr(model, at, width=width, dim=dim, pool=pool, keep_answer=keep_answer, dropout=dropout)
+    return insert_idr(model, at, width=width, dim=dim, pool=pool, keep_answer=keep_answer,
+                      dropout=dropout)
 
 # %% ../../nbs/2_models/09_plugin.ipynb #c043
 def check_last(
@@ -179,14 +188,31 @@ def check_last(
 )->None:
     "Raise RuntimeError where no forward, or none with gradients, waits for its loss."
     if idr.last is None:
-        raise RuntimeError('idr_loss: no forward in training mode since the last call (or one in evaluation came '
-                           'between, or DataParallel ran a copy: take DDP); call model.train(), out = model(images), '
-                           'then idr_loss once. (Models of transformers that are given labels= have it in their loss '
-                           'already.)')
-    coarse_learns = any(p.requires_grad for p in idr.coarse_classifier.parameters())
+        raise RuntimeError('idr_loss: no forward in training mode since the last call (or one in '
+                           'evaluation came between, or DataParallel ran a copy: take DDP); call '
+                           'model.train(), out = model(images), then idr_loss once. (Models of '
+                           'transformers that are given labels= have it in their loss already.)')
+    coarse_learns = any(p.requires_grad for p in idr.seam.parameters())
     if torch.is_grad_enabled() and coarse_learns and not idr.last.fixed.coarse_logits.requires_grad:
-        raise RuntimeError('idr_loss: the last forward ran without gradients (no_grad, or reentrant checkpointing '
-                           'around the seam); the coarse loss would train nothing')
+        raise RuntimeError('idr_loss: the last forward ran without gradients (no_grad, or '
+                           'reentrant checkpointing around the seam); the coarse loss would train '
+                           'nothing')
+
+def check_label(
+    idr:IDRClassifier, # after a forward in training mode
+    label, # should be `b H W`, class ids or `ignore`
+    ignore, # should be a number that is no class
+)->Tensor: # `b H W`, int64
+    "Raise ValueError for labels that do not fit the last forward, or are no class ids."
+    label, b = as_class_ids(label, 'idr_loss'), len(idr.last.logits)
+    if len(label) != b:
+        raise ValueError(f'idr_loss: labels must be `b H W` integers for the {b} images of the '
+                         f'last forward, got {tuple(label.shape)}')
+    if not isinstance(ignore, int):
+        raise ValueError(f'idr_loss: ignore={ignore!r}, must be the whole number that marks '
+                         'ignored pixels')
+    check_labels(label, idr.out_channels, ignore, 'idr_loss')
+    return label
 
 def idr_loss(
     model:nn.Module, # plugged, after a forward in training mode
@@ -198,38 +224,31 @@ def idr_loss(
     uniform:Optional[Tensor]=None, # `b k`, random numbers in 0..1 to sample the deleted classes with; None: drawn
     deleted:Optional[Tensor]=None, # `b`, the classes to delete; None: sampled
 )->Tensor: # scalar, to be added to the model's own loss
-    """Coarse loss (step 10), and once a forward the deletion diagnostics. Raises RuntimeError without a
-    forward in training, ValueError for labels of a wrong shape or with wrong ids, FloatingPointError for a
-    loss that is not finite (CPU). Warns, once, where earlier forwards with gradients are still in use: the
-    labels are taken for those of the last; and where all weights of IDR are frozen."""
+    """Coarse loss (step 10), and once a forward the deletion diagnostics. Raises RuntimeError
+    without a forward in training, ValueError for labels of a wrong shape or with wrong ids,
+    FloatingPointError for a loss that is not finite (CPU). Warns, once, where earlier forwards with
+    gradients are still in use: the labels are taken for those of the last; and where all weights of
+    IDR are frozen."""
     idr = get_idr(model)
-    numbers = dict(coarse_weight=coarse_weight, relation_momentum=relation_momentum, memory_momentum=memory_momentum)
+    numbers = dict(coarse_weight=coarse_weight, relation_momentum=relation_momentum,
+                   memory_momentum=memory_momentum)
     for name,value in numbers.items():
         most = 1 if 'momentum' in name else torch.finfo(torch.float32).max
-        if not 0 <= value <= most: raise ValueError(f'idr_loss: {name}={value}, must be in 0..{most:g}')
+        if not 0 <= value <= most:
+            raise ValueError(f'idr_loss: {name}={value}, must be in 0..{most:g}')
     check_last(idr)
-    last = idr.last
-    label = as_class_ids(label, 'idr_loss')
-    if len(label) != len(last.logits):
-        raise ValueError(f'idr_loss: labels must be `b H W` integers for the {len(last.logits)} images of the last '
-                         f'forward, got {tuple(label.shape)}')
-    if not isinstance(ignore, int):
-        raise ValueError(f'idr_loss: ignore={ignore!r}, must be the whole number that marks ignored pixels')
-    check_labels(label, idr.out_channels, ignore, 'idr_loss')
+    last, label = idr.last, check_label(idr, label, ignore)
     check_deleted(last.grouping.present, uniform, deleted, 'idr_loss')
     loss = coarse_weight*idr.coarse_loss(last, label, ignore)
     check_finite(loss.detach(), 'idr_loss: coarse loss')
     check_finite(last.logits.detach(), 'idr_loss: logits at the seam')
     idr.last = None
-    others = idr.forwards.loss_called()
-    if others:
-        idr.forwards.warn_once('others', f'idr_loss: {others} earlier forward(s) with gradients wait for their backward; '
-                               'the labels are taken for those of the last. Call idr_loss after each forward that '
-                               'has labels, before the next forward')
+    idr.forwards.loss_was_made()
     if not any(p.requires_grad for p in idr.parameters()):
-        idr.forwards.warn_once('frozen', 'idr_loss: all weights of IDR are frozen and learn nothing. With peft, name '
-                               "the head: LoraConfig(..., modules_to_save=['decode_head']); "
-                               'else get_idr(model).requires_grad_(True)')
+        idr.forwards.warn_once(
+            'frozen', 'idr_loss: all weights of IDR are frozen and learn nothing. With peft, name '
+            "the head: LoraConfig(..., modules_to_save=['decode_head']); else "
+            'get_idr(model).requires_grad_(True)', stacklevel=3)
     idr.diagnose(last, label, ignore, deleted, uniform, relation_momentum, memory_momentum)
     return loss
 
@@ -243,21 +262,21 @@ def ignore_index(
     return IGNORE
 
 def add_loss_to_output(model, args, kwargs, out):
-    """Forward hook of a model of transformers: where it is given labels in training, `idr_loss` is added to
-    the loss in its output."""
+    """Forward hook of a model of transformers: where it is given labels in training, `idr_loss` is
+    added to the loss in its output."""
     label = kwargs.get('labels')
     if label is None:
         position = list(inspect.signature(type(model).forward).parameters).index('labels') - 1 # the first is self
         if len(args) > position: label = args[position]
-    learning = [idr for _,idr in running_idr(model) if idr.last is not None and idr.last.logits.requires_grad]
+    learning = [idr for _,idr in running_idr(model) if idr.ran_with_grad]
     if label is None or not learning: return out
     ignore, k = ignore_index(model.config), learning[0].out_channels
     if 0 <= ignore < k and ignore != IGNORE: # their config asks for it: this class is not learnt
         label, ignore = label.long().masked_fill(label == ignore, -1), -1
     if 0 <= ignore < k:
-        raise ValueError(f'{type(model).__name__} has {k} classes and its config says that id {ignore} is ignored; '
-                         'give it a loss_ignore_index that is no class, such as -1 '
-                         '(semantic_loss_ignore_index, SegFormer)')
+        raise ValueError(f'{type(model).__name__} has {k} classes and its config says that id '
+                         f'{ignore} is ignored; give it a loss_ignore_index that is no class, such '
+                         'as -1 (semantic_loss_ignore_index, SegFormer)')
     extra = idr_loss(model, label, ignore)
     if isinstance(out, tuple): return (out[0] + extra, *out[1:])
     out['loss'] = out['loss'] + extra
@@ -275,11 +294,13 @@ class IDRHead(SegHead):
     ):
         "Raises ValueError for an unknown framework, or fewer than two maps."
         if framework not in FRAMEWORKS:
-            raise ValueError(f'IDRHead: unknown framework {framework!r}; there are {", ".join(FRAMEWORKS)}')
+            raise ValueError(f'IDRHead: unknown framework {framework!r}; there are '
+                             f'{", ".join(FRAMEWORKS)}')
         if len(channels) < 2:
-            raise ValueError(f'IDRHead: channels={list(channels)}; give those of two maps or more, finest first '
-                             '(the last but one feeds the auxiliary head)')
-        super().__init__(channels, HeadConfig(num_classes, idr=idr, **{**FRAMEWORKS[framework], **settings}))
+            raise ValueError(f'IDRHead: channels={list(channels)}; give those of two maps or more, '
+                             'finest first (the last but one feeds the auxiliary head)')
+        settings = {**FRAMEWORKS[framework], **settings}
+        super().__init__(channels, HeadConfig(num_classes, idr=idr, **settings))
 
     def forward(self,
         maps, # list or dict of `b c h w`, finest first
@@ -290,8 +311,8 @@ class IDRHead(SegHead):
         maps = list(maps.values() if isinstance(maps, Mapping) else maps)
         channels = [m.shape[1] if m.ndim == 4 else tuple(m.shape) for m in maps]
         if channels != self.channels:
-            raise ValueError(f'IDRHead: the maps have channels {channels}, the head was built for {self.channels} '
-                             '(maps are `b c h w`, finest first)')
+            raise ValueError(f'IDRHead: the maps have channels {channels}, the head was built for '
+                             f'{self.channels} (maps are `b c h w`, finest first)')
         widths = [m.shape[-1] for m in maps]
         if widths != sorted(widths, reverse=True):
             raise ValueError(f'IDRHead: the maps are {widths} pixels wide; give the finest first')

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ..common.checks import check_finite
 from ..method.grouping import Grouping, group
 from ..method.idr import IDRContext
-from ..method.layers import Classifier, ConvNormAct, conv1x1_part, mean_loss, pixel_losses, upsample
+from ..method.layers import (
+    Classifier, ConvNormAct, conv1x1_part, mean_loss, pixel_losses, upsample)
 from .backbone import crop
 from .format1 import current_plugin_name
 
@@ -26,7 +27,8 @@ def pool_grid(
     x:Tensor, # `b c H W`
     pool:int, # side of a square, in pixels
 )->Tensor: # `b c h w`, on the working grid
-    "The mean of each square of `pool × pool` pixels; of a square that is half outside, of what is there."
+    """The mean of each square of `pool × pool` pixels; of a square that is half outside, of what is
+    there."""
     return x if pool == 1 else F.avg_pool2d(x, pool, ceil_mode=True)
 
 def unpool_grid(
@@ -42,8 +44,8 @@ def unpool_grid(
 def start_at_zero(
     classifier:Classifier, # changed in place
 )->None:
-    """Let a classifier give 0 at first, and yet have gradients everywhere: its hidden channels are made
-    twins, and what one adds the other takes away."""
+    """Let a classifier give 0 at first, and yet have gradients everywhere: its hidden channels are
+    made twins, and what one adds the other takes away."""
     conv, logits = classifier.hidden.conv, classifier.logits
     half = conv.out_channels//2
     conv.weight[half:2*half] = conv.weight[:half]
@@ -56,22 +58,24 @@ class TrainForward:
     "Stands for one forward in training; dies with the graph of that forward."
 
 class ForwardLog:
-    """Which forwards in training still wait for their `idr_loss`, so that a loss that was forgotten is
-    reported. It belongs to one module: no copy and no file has it."""
+    """Which forwards in training still wait for their `idr_loss`, so that a loss that was forgotten
+    is reported. It belongs to one module: no copy and no file has it."""
     def __init__(self):
-        self.steps_without_loss = 0 # forwards whose backward ran and whose `idr_loss` did not, since the last `idr_loss`
-        self.loss_was_called = False # was `idr_loss` ever called?
+        self.steps_without_loss = 0 # forwards with a backward and no `idr_loss`, since the last `idr_loss`
+        self.had_loss = False # was there any `idr_loss`?
         self.warned = set() # kinds of warnings that were given
         self.latest = None # the last forward
         self.waiting = weakref.WeakSet() # forwards that are still in use, and had neither backward nor `idr_loss`
 
     def add(self, logits): # of a forward in training
-        if not logits.requires_grad or torch.compiler.is_compiling() or torch.jit.is_tracing(): return
-        if self.steps_without_loss >= (30 if self.loss_was_called else 3):
-            self.warn_once('no loss', f'{self.steps_without_loss} training steps went by without idr_loss: the coarse '
-                           'prediction has no loss of its own and the relation matrices stand still. Add '
-                           'idr_loss(model, label) to the loss after each forward in training (models of '
-                           'transformers: give them labels=), or take IDR off: remove_idr(model)')
+        if torch.compiler.is_compiling() or torch.jit.is_tracing(): return
+        if not logits.requires_grad: return
+        if self.steps_without_loss >= (30 if self.had_loss else 3):
+            self.warn_once(
+                'no loss', f'{self.steps_without_loss} training steps went by without idr_loss: '
+                'the coarse prediction has no loss of its own, the relation matrices stand still. '
+                'Add idr_loss(model, label) to the loss after each forward in training (models of '
+                'transformers: give them labels=), or take IDR off: remove_idr(model)')
         forward = self.latest = TrainForward()
         self.waiting.add(forward)
         logits.register_hook(lambda _: self.backward_ran(forward))
@@ -80,22 +84,27 @@ class ForwardLog:
         if forward in self.waiting: self.steps_without_loss += 1
         self.waiting.discard(forward)
 
-    def loss_called(self)->int: # how many other forwards are in use
+    def loss_was_made(self): # of the latest forward
         others = sum(forward is not self.latest for forward in self.waiting)
         self.waiting.clear()
         self.steps_without_loss = 0
-        self.loss_was_called = True
-        return others
+        self.had_loss = True
+        if others:
+            self.warn_once(
+                'others', f'idr_loss: {others} earlier forward(s) with gradients wait for their '
+                'backward; the labels are taken for those of the last. Call idr_loss after each '
+                'forward that has labels, before the next forward')
 
     def training_ends(self, last): # of compiled forwards nothing is known but the last
-        if last is None or self.latest is not None or self.loss_was_called: return
+        if last is None or self.latest is not None or self.had_loss: return
         if not last.logits.requires_grad: return
-        self.warn_once('no loss', 'training ends, and idr_loss was never called: the coarse prediction had no loss of '
-                       'its own and the relation matrices stood still. Add idr_loss(model, label) to the loss '
-                       'after each forward in training')
+        self.warn_once(
+            'no loss', 'training ends, and idr_loss was never called: the coarse prediction had no '
+            'loss of its own and the relation matrices stood still. Add idr_loss(model, label) to '
+            'the loss after each forward in training')
 
-    def warn_once(self, kind, text):
-        if kind not in self.warned: warnings.warn(text, stacklevel=3)
+    def warn_once(self, kind, text, stacklevel=4): # 1 is this line
+        if kind not in self.warned: warnings.warn(text, stacklevel=stacklevel)
         self.warned.add(kind)
 
 # %% ../../nbs/2_models/16_plugin_module.ipynb #c032a
@@ -118,8 +127,8 @@ def check_settings(
         if name == 'keep_answer':
             fits, wanted = isinstance(value, bool), 'True or False'
         elif name == 'dropout':
-            fits = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
-            wanted = 'a number from 0 to below 1'
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            fits, wanted = is_number and 0 <= value < 1, 'a number from 0 to below 1'
         else: fits, wanted = is_whole(value, 1), 'positive, a whole number up to 65536'
         if not fits: raise ValueError(f'{where}: {name}={value!r}, must be {wanted}')
 
@@ -141,10 +150,10 @@ class LastForward(NamedTuple):
 
 # %% ../../nbs/2_models/16_plugin_module.ipynb #c023
 class IDRClassifier(nn.Module):
-    """IDR around a convolution that gives class logits: the same input, an output of the same shape.
-    In training it remembers its last forward for `idr_loss`."""
+    """IDR around a convolution that gives class logits: the same input, an output of the same
+    shape. In training it remembers its last forward for `idr_loss`."""
     def __init__(self,
-        coarse_classifier:nn.Conv2d, # features in, logits of K classes out; it goes on as the coarse prediction P_c
+        seam:nn.Conv2d, # features in, logits of K classes out; it goes on as the coarse classifier, P_c
         width:Optional[int]=None, # C, channels of R and of the refined features; None: as the input, within 64..512
         dim:Optional[int]=None, # channels of query, key and value; None: `width`, at most 256
         pool:int=1, # the working grid is so many times coarser than the input
@@ -152,16 +161,17 @@ class IDRClassifier(nn.Module):
         dropout:float=.1, # whole channels, in D2
     ):
         super().__init__()
-        self.in_channels, self.out_channels = coarse_classifier.in_channels, coarse_classifier.out_channels
+        self.in_channels, self.out_channels = seam.in_channels, seam.out_channels
         self.width = width or min(max(self.in_channels, 64), 512)
         self.dim = dim or min(self.width, 256)
         self.pool, self.keep_answer = pool, keep_answer
-        self.coarse_classifier = coarse_classifier
+        # no name here ends in `classifier`: peft takes every module whose path ends like a name in modules_to_save
+        self.seam = seam
         self.bottleneck = ConvNormAct(self.in_channels, self.width, 3)
         self.idr = IDRContext(self.out_channels, self.width, self.dim)
-        hidden = max(2, min(self.in_channels, self.width))
-        self.classifier = Classifier(self.in_channels + 2*self.width, hidden, self.out_channels, 1, dropout)
-        if keep_answer: start_at_zero(self.classifier)
+        read, hidden = self.in_channels + 2*self.width, max(2, min(self.in_channels, self.width))
+        self.final = Classifier(read, hidden, self.out_channels, dropout=dropout)
+        if keep_answer: start_at_zero(self.final)
         self.forget_forwards()
 
     def forget_forwards(self):
@@ -173,7 +183,7 @@ class IDRClassifier(nn.Module):
     def settings(self)->dict: # as JSON holds them
         "How it was built; this goes beside the weights."
         return dict(width=self.width, dim=self.dim, pool=self.pool, keep_answer=self.keep_answer,
-                    dropout=self.classifier.dropout)
+                    dropout=self.final.dropout)
 
     @property
     def relations(self)->tuple: # (`k k` mean matrix, `k k` variance matrix), first index the deleted class
@@ -185,16 +195,17 @@ class IDRClassifier(nn.Module):
     )->Tensor: # `b k H W`
         "Raises FloatingPointError for nan in the features (training, on the CPU)."
         if self.training: self.check_trainable(x)
-        coarse_logits = self.coarse_classifier(x)
+        coarse_logits = self.seam(x)
         feats = self.bottleneck(pool_grid(x, self.pool))                     # step 1
         pooled_logits = pool_grid(coarse_logits, self.pool)                  # step 3
         self.idr.check_fits(feats, pooled_logits)
         grouping = group(feats, pooled_logits)                               # steps 4-6
         projected = self.idr.attention.project(feats)
-        conv = self.classifier.hidden.conv
-        fixed = FixedPart(coarse_logits, conv1x1_part(conv, x), conv1x1_part(conv, feats, start=self.in_channels),
-                          self.classifier.dropout_mask(x))
-        refined = self.idr.refine(projected, grouping, self.idr.interact(grouping)) # steps 7, 8
+        context = self.idr.interact(grouping)                                # step 7
+        refined = self.idr.refine(projected, grouping, context)              # step 8
+        fine = conv1x1_part(self.final.hidden.conv, x)
+        pooled = conv1x1_part(self.final.hidden.conv, feats, start=self.in_channels)
+        fixed = FixedPart(coarse_logits, fine, pooled, self.final.dropout_mask(x))
         logits = self.classify(fixed, refined)                               # step 9
         self.last = None
         if self.training:
@@ -207,22 +218,24 @@ class IDRClassifier(nn.Module):
         refined:Tensor, # `b c h w`, on the working grid
         update_stats:bool=True, # see `layers.batch_norm`
     )->Tensor: # `b k H W`
-        "P_o from [features; R; refined] (step 9): each is convolved on its own grid, and only the sum enlarged."
+        """P_o from [features; R; refined] (step 9): each is convolved on its own grid, and only the
+        sum enlarged."""
         size = fixed.fine.shape[-2:]
-        part = conv1x1_part(self.classifier.hidden.conv, refined, start=self.in_channels + self.width)
+        part = conv1x1_part(self.final.hidden.conv, refined, start=self.in_channels + self.width)
         hidden = fixed.fine + unpool_grid(fixed.pooled + part, size, self.pool)
-        logits = self.classifier.classify(hidden, fixed.dropout_mask, update_stats)
+        logits = self.final.classify(hidden, fixed.dropout_mask, update_stats)
         return fixed.coarse_logits + logits if self.keep_answer else logits
 
     def check_trainable(self, x):
-        "Raise FloatingPointError for nan in the features, RuntimeError where a backward runs the forward again."
+        """Raise FloatingPointError for nan in the features, RuntimeError where a backward runs the
+        forward again."""
         check_finite(x.detach(), 'features at the seam')
         if torch.compiler.is_compiling(): return
         current_backward = getattr(torch._C, '_current_graph_task_id', lambda: -1)
         if current_backward() != -1:
-            raise RuntimeError('IDR is run again during backward (gradient checkpointing around the seam), after its '
-                               'relation matrices moved: the gradient would be wrong. Checkpoint the layers before '
-                               'the seam only')
+            raise RuntimeError('IDR is run again during backward (gradient checkpointing around '
+                               'the seam), after its relation matrices moved: the gradient would '
+                               'be wrong. Checkpoint the layers before the seam only')
 
     def coarse_loss(self,
         last:LastForward, # of this module
@@ -244,28 +257,37 @@ class IDRClassifier(nn.Module):
         memory_momentum:float=.1, # of the class memory
     )->None:
         "Deletion diagnostics of a forward (`IDRContext.diagnose`), and the class memory."
-        def losses_of(logits): return pixel_losses(upsample(logits, label.shape[-2:]), label, ignore)
-        def losses_without(refined): return losses_of(self.classify(last.fixed, refined, update_stats=False))
+        def losses_of(logits):
+            return pixel_losses(upsample(logits, label.shape[-2:]), label, ignore)
+        def losses_without(refined):
+            return losses_of(self.classify(last.fixed, refined, update_stats=False))
         valid = label.masked_fill(label == ignore, -1)
         # the forward may have run under autocast, and this outside of it
         dtype = last.fixed.pooled.dtype
-        mixed = dtype != self.classifier.hidden.conv.weight.dtype
+        mixed = dtype != self.final.hidden.conv.weight.dtype
         with torch.autocast(last.feats.device.type, dtype if mixed else None, enabled=mixed):
-            self.idr.diagnose(last.projected, last.grouping, losses_of(last.logits), losses_without, valid,
-                              deleted, uniform, momentum=relation_momentum)
+            self.idr.diagnose(last.projected, last.grouping, losses_of(last.logits), losses_without,
+                              valid, deleted, uniform, momentum=relation_momentum)
         self.idr.learn_memory(last.feats, valid, memory_momentum)
+
+    @property
+    def ran_with_grad(self)->bool:
+        "Does a forward in training, with gradients, wait for its loss?"
+        return self.last is not None and self.last.logits.requires_grad
 
     def learning_signs(self)->tuple: # of bool, the surest first
         "What tells that this copy, of several, is the one that learns."
-        return (self.last is not None and self.last.logits.requires_grad, self.forwards.loss_was_called,
-                self.last is not None, any(p.requires_grad for p in self.parameters()))
+        is_trainable = any(p.requires_grad for p in self.parameters())
+        has_last = self.last is not None
+        return self.ran_with_grad, self.forwards.had_loss, has_last, is_trainable
 
     def train(self, mode=True): # of nn.Module
         if not mode: self.forwards.training_ends(self.last)
         return super().train(mode)
 
     def __getstate__(self): # for copy and pickle
-        return {name:value for name,value in self.__dict__.items() if name not in ('last', 'forwards')}
+        own = ('last', 'forwards')
+        return {name: value for name,value in self.__dict__.items() if name not in own}
 
     def __setstate__(self, state):
         super().__setstate__(state)
@@ -281,16 +303,19 @@ class IDRClassifier(nn.Module):
             raise ValueError(f'the settings of IDR beside these weights are broken: {state}')
         form, pool, keep_answer = (round(value) for value in state.tolist())
         if form != 1 or (pool, bool(keep_answer)) == (self.pool, self.keep_answer): return
-        raise ValueError(f'these weights were trained with pool={pool}, keep_answer={bool(keep_answer)} of IDR, the '
-                         f'model was plugged with pool={self.pool}, keep_answer={self.keep_answer}; plug it with the '
-                         f'same stride and keep_answer: add_idr(model, stride=..., keep_answer={bool(keep_answer)})')
+        raise ValueError(f'these weights were trained with pool={pool}, '
+                         f'keep_answer={bool(keep_answer)} of IDR, the model was plugged with '
+                         f'pool={self.pool}, keep_answer={self.keep_answer}; plug it with the same '
+                         'stride and keep_answer: add_idr(model, stride=..., '
+                         f'keep_answer={bool(keep_answer)})')
 
     def _load_from_state_dict(self, state, prefix, *args): # of nn.Module
         "Weights of before may have the names of format 1, and may lack the extra state."
         inside = [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
         old = [name for name in inside if current_plugin_name(name) != name]
         if old:
-            warnings.warn('these weights of IDR have the names of format 1, and are read by a map of names; save them again')
+            warnings.warn('these weights of IDR have the names of format 1, and are read by a map '
+                          'of names; save them again')
         for name in old: state[prefix + current_plugin_name(name)] = state.pop(prefix + name)
         state.setdefault(f'{prefix}_extra_state', self.get_extra_state())
         super()._load_from_state_dict(state, prefix, *args)

@@ -35,8 +35,9 @@ def convolutions(
     part:str='', # path of a part; '': the whole model
 )->dict: # path -> convolution, in the order of the model
     "All convolutions of a model, or of a part of it."
-    return {path:m for path,m in model.named_modules()
-            if isinstance(m, nn.Conv2d) and (not part or path == part or path.startswith(part + '.'))}
+    found = {path: m for path,m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    if not part: return found
+    return {path: m for path,m in found.items() if path == part or path.startswith(f'{part}.')}
 
 # %% ../../nbs/2_models/15_plugin_seam.ipynb #c014b
 _WRAPPERS = { # class that wraps a model -> what gives the model
@@ -62,16 +63,17 @@ def check_no_wrapper(
 )->None:
     "Raise ValueError for a wrapper."
     if wrapped_model(model):
-        raise ValueError(f'{where}: {type(model).__name__} is a wrapper; put IDR into the model first, '
-                         'then wrap it (peft: name the head in modules_to_save)')
+        raise ValueError(f'{where}: {type(model).__name__} is a wrapper; put IDR into the model '
+                         'first, then wrap it (peft: name the head in modules_to_save)')
 
 # %% ../../nbs/2_models/15_plugin_seam.ipynb #c015
 def find_seam(
     model:nn.Module, # a segmentor
 )->str: # path of its last convolution, e.g. 'decode_head.classifier'
-    """Where features become class logits, for models of segmentation_models.pytorch, torchvision (FCN,
-    DeepLabV3), transformers (SegFormer, UPerNet, and all that have a `decode_head.classifier`) and our
-    own. Raises ValueError for wrappers, and for other models, listing their last convolutions."""
+    """Where features become class logits, for models of segmentation_models.pytorch, torchvision
+    (FCN, DeepLabV3), transformers (SegFormer, UPerNet, and all that have a
+    `decode_head.classifier`) and our own. Raises ValueError for wrappers, and for other models,
+    listing their last convolutions."""
     check_no_wrapper(model, 'find_seam')
     origins = class_origins(model)
     for package,classes,part in _KNOWN_MODELS:
@@ -95,7 +97,8 @@ def seam_at(
     model:nn.Module, # a segmentor
     at:str, # path of its last convolution
 )->nn.Conv2d: # the convolution
-    "Raises ValueError where there is no convolution at `at`, or one around which IDR cannot be put."
+    """Raises ValueError where there is no convolution at `at`, or one around which IDR cannot be
+    put."""
     if not isinstance(at, str):
         raise ValueError(f"at={at!r} must be the path of a convolution in words, such as 'head.4'")
     paths = [path for path,_ in model.named_modules() if path]
@@ -105,16 +108,18 @@ def seam_at(
     conv = model.get_submodule(at)
     kind = type(conv).__name__
     if any(hasattr(m, 'base_layer') for m in (conv, *modules_around(model, at))):
-        raise ValueError(f'{at!r} is wrapped by peft; put IDR into the model first, then call get_peft_model')
+        raise ValueError(f'{at!r} is wrapped by peft; put IDR into the model first, then call '
+                         'get_peft_model')
     if isinstance(conv, nn.modules.lazy.LazyModuleMixin):
         raise ValueError(f'{at!r} is a {kind} without weights; run the model once, then put IDR in')
     if not isinstance(conv, nn.Conv2d):
-        raise ValueError(f'{at!r} is a {kind}; the seam must be the Conv2d that gives the class logits, '
-                         f'such as {list(convolutions(model))[-3:]} '
-                         '(a Linear does what a 1×1 Conv2d does: write it as one)')
+        raise ValueError(f'{at!r} is a {kind}; the seam must be the Conv2d that gives the class '
+                         f'logits, such as {list(convolutions(model))[-3:]} (a Linear does what a '
+                         '1×1 Conv2d does: write it as one)')
     if conv.out_channels < 2:
-        raise ValueError(f'{at!r} gives {conv.out_channels} class; IDR needs 2 or more that exclude each other '
-                         '(softmax): build the model with 2 classes, background and object')
+        raise ValueError(f'{at!r} gives {conv.out_channels} class; IDR needs 2 or more that '
+                         'exclude each other (softmax): build the model with 2 classes, '
+                         'background and object')
     return conv
 
 # %% ../../nbs/2_models/15_plugin_seam.ipynb #c019
@@ -129,11 +134,12 @@ def try_model(
     seam:nn.Conv2d, # its last convolution
     example:Optional[Tensor]=None, # `b c H W`, images to try; None: a black one of 64×64, then of 256×256
 )->Trial:
-    """One forward in evaluation, without gradient; everything is left as it was. Raises ValueError for a
-    model that fails on these images."""
-    conv = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+    """One forward in evaluation, without gradient; everything is left as it was. Raises ValueError
+    for a model that fails on these images."""
     examples = [example]
-    if example is None: examples = [seam.weight.new_zeros(1, conv.in_channels, n, n) for n in (64, 256)]
+    if example is None:
+        channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+        examples = [seam.weight.new_zeros(1, channels, n, n) for n in (64, 256)]
     modes = [(m, m.training) for m in model.modules()]
     calls = []
     hook = seam.register_forward_hook(lambda _,args,logits: calls.append((args[0], logits)))
@@ -147,8 +153,9 @@ def try_model(
     finally:
         hook.remove()
         for m,training in modes: m.training = training
-    raise ValueError(f'add_idr: {type(model).__name__} fails on images {tuple(images.shape)} '
-                     f'({type(error).__name__}: {error}); give some that it takes: example=tensor') from error
+    raise ValueError(f'add_idr: {type(model).__name__} fails on images '
+                     f'{tuple(images.shape)} ({type(error).__name__}: {error}); give '
+                     'some that it takes: example=tensor') from error
 
 # %% ../../nbs/2_models/15_plugin_seam.ipynb #c021
 def maps_in(
@@ -165,13 +172,13 @@ def seam_stride(
     at:str, # path of its last convolution
     example:Optional[Tensor]=None, # `b c H W`, images to try the model on; None: black ones
 )->int: # side of a pixel at the seam, in pixels of the image
-    """Find by one forward how coarse the features are, and whether the seam is right. Raises ValueError
-    for a wrong seam, FloatingPointError for features or logits that are not finite."""
+    """Find by one forward how coarse the features are, and whether the seam is right. Raises
+    ValueError for a wrong seam, FloatingPointError for features or logits that are not finite."""
     seam = seam_at(model, at)
     trial = try_model(model, seam, example)
     if len(trial.calls) != 1:
-        raise ValueError(f'add_idr: one forward of {type(model).__name__} calls {at!r} {len(trial.calls)} times; '
-                         'the seam must be called once')
+        raise ValueError(f'add_idr: one forward of {type(model).__name__} calls {at!r} '
+                         f'{len(trial.calls)} times; the seam must be called once')
     (x, logits), = trial.calls
     grid = tuple(x.shape[-2:])
     if grid != tuple(logits.shape[-2:]):
@@ -179,8 +186,8 @@ def seam_stride(
                          'the seam must keep its grid')
     channels = sorted({m.shape[1] for m in maps_in(trial.output)})
     if channels and seam.out_channels not in channels:
-        raise ValueError(f'add_idr: {at!r} gives {seam.out_channels} channels, the output of the model has '
-                         f'{channels}; the seam is its last convolution')
+        raise ValueError(f'add_idr: {at!r} gives {seam.out_channels} channels, the output of the '
+                         f'model has {channels}; the seam is its last convolution')
     check_finite(x, f'add_idr: features at {at!r}')
     check_finite(logits, f'add_idr: logits at {at!r}')
     return max(1, round(max(big/small for big,small in zip(trial.images.shape[-2:], grid))))

@@ -1,4 +1,4 @@
-"""The plug in other people's models: the same answer at first, a loss that falls, tables that move, off again, on disk; and the diagnostics read by plain loops."""
+"""IDR in other people's models: the same prediction at first, a loss that falls, tables that move, off again, on disk; and the diagnostics read by plain loops."""
 import copy, json, os, pickle, socket, subprocess, sys
 from functools import partial
 import pytest, torch
@@ -10,8 +10,10 @@ from torch import nn
 from idrnet_nb.common.device import seed_everything
 from idrnet_nb.models.head import FRAMEWORKS
 from idrnet_nb.models.segmentor import build_segmentor
-from idrnet_nb.models.plugin import (IDRClassifier, IDRHead, add_idr, find_seam, idr_loss, get_idr,
-    load_plugged, remove_idr, save_plugged)
+from idrnet_nb.models.plugin import IDRHead, add_idr, get_idr, idr_loss, remove_idr
+from idrnet_nb.models.plugin_files import load_plugged, save_plugged
+from idrnet_nb.models.plugin_module import IDRClassifier
+from idrnet_nb.models.plugin_seam import find_seam
 
 K = 4
 
@@ -63,7 +65,7 @@ def batch(b=2, h=32, w=32, k=K):
     return x, y
 
 def toy(k=K, c=6): return nn.Sequential(nn.Conv2d(3,c,3,padding=1), nn.BatchNorm2d(c), nn.ReLU(), nn.Conv2d(c,k,1))
-def tables(model): return {n:b.clone() for n,b in get_idr(model).context.named_buffers(recurse=False)}
+def tables(model): return {n:b.clone() for n,b in get_idr(model).idr.named_buffers(recurse=False)}
 def state(model): return {n:t.clone() for n,t in model.state_dict().items()}
 def same_state(model, before): return list(model.state_dict())==list(before) and all(t.equal(before[n]) for n,t in model.state_dict().items())
 
@@ -79,8 +81,8 @@ def test_same_answer_at_first(name):
     modes, before = [(m, m.training) for m in model.modules()], state(model)
     plain = answer(copy.deepcopy(model), x)
     assert add_idr(model) is model and all(m.training==t for m,t in modes)
-    assert {n.replace('.coarse.','.'):t for n,t in model.state_dict().items()}.keys() >= before.keys()
-    assert all(t.equal(before[n.replace('.coarse.','.')]) for n,t in model.state_dict().items() if n.replace('.coarse.','.') in before) # statistics too
+    assert {n.replace('.seam.','.'):t for n,t in model.state_dict().items()}.keys() >= before.keys()
+    assert all(t.equal(before[n.replace('.seam.','.')]) for n,t in model.state_dict().items() if n.replace('.seam.','.') in before) # statistics too
     assert isinstance(model.get_submodule(LIBRARIES[name][1]), IDRClassifier) and get_idr(model).settings['pool']==LIBRARIES[name][2]
     torch.testing.assert_close(answer(model, x), plain, rtol=1e-6, atol=1e-6)
     assert type(model(x)) is type(make(name).eval()(x))
@@ -96,7 +98,7 @@ def test_ten_steps(name):
     idr = get_idr(model)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in idr.parameters()) and all(b.isfinite().all() for b in model.buffers())
     for table in idr.relations: assert (table-torch.eye(K)).abs().max()>.1 and table[~torch.eye(K).bool()].any()
-    assert idr.context.memory.any() and idr.context.count.sum().sub(40).abs()<1e-3 and idr.last is None
+    assert idr.idr.memory.any() and idr.idr.deletion_count.sum().sub(40).abs()<1e-3 and idr.last is None
 
 @each_library
 def test_save_and_load(name, tmp_path):
@@ -153,7 +155,7 @@ def test_sizes_batch_one_and_void(name):
     before = tables(model)
     model(x)
     void = idr_loss(model, torch.full_like(y, 255))
-    assert void.item()==0 and all(b.equal(before[n]) for n,b in tables(model).items() if n!='count')
+    assert void.item()==0 and all(b.equal(before[n]) for n,b in tables(model).items() if n!='deletion_count')
     (void + 0*scores(model(x)).sum()).backward()
     assert answer(model, x).shape[-2:]==scores(model(x)).shape[-2:] and answer(model, x).isfinite().all()
 
@@ -223,7 +225,7 @@ def test_their_id_of_void(maker, word):
     model, (x,y) = add_idr(maker(**{word:0})).train(), batch()
     y[y==255] = 0
     assert model(x, labels=y).loss.isfinite()
-    relations, memory = get_idr(model).relations[0], get_idr(model).context.memory
+    relations, memory = get_idr(model).relations[0], get_idr(model).idr.memory
     off = relations-relations.diag().diag()
     assert not off[:,0].any() and not memory[0].any() and off[:,1:].any() and memory[1:].any() # class 0 is void: nobody learns of it
 
@@ -255,10 +257,10 @@ def loops(idr, feat, R, coarse, label, deleted, keep, logits, before, ignore):
             heard[k] = torch.cat([sum(s*g[j] for s,j in zip(t, rest)) for t in (soft, vary)])
         for i in range(h):
             for j in range(w): Z[n,:,i,j] = torch.cat([R[n,:,i,j], Q[a[i,j]], heard[int(a[i,j])]])
-    R_id = idr.context.refiner(Z)
+    R_id = idr.idr.attention(Z)
     up = lambda m: F.interpolate(m, (h*pool, w*pool), mode='bilinear', align_corners=False)[:,:,:feat.shape[-2],:feat.shape[-1]]
-    y = idr.final.conv.conv(torch.cat([feat, up(R), up(R_id)], 1))
-    lost = idr.final.score(idr.final.conv.norm(y).relu()*keep) + (coarse if idr.settings['keep_answer'] else 0)
+    y = idr.final.hidden.conv(torch.cat([feat, up(R), up(R_id)], 1))
+    lost = idr.final.logits(idr.final.hidden.norm(y).relu()*keep) + (coarse if idr.settings['keep_answer'] else 0)
     each = lambda s: F.cross_entropy(F.interpolate(s, (H,W), mode='bilinear', align_corners=False), label, ignore_index=ignore, reduction='none')
     l, l_ = each(logits), each(lost)
     for n in range(b):
@@ -273,49 +275,54 @@ def loops(idr, feat, R, coarse, label, deleted, keep, logits, before, ignore):
         if omega.any(): new[k] = .9*Q[k] + .1*big.movedim(1,-1)[omega].mean(0)
     return M, new
 
+def detached(values):
+    "A tuple of tensors and of such tuples, cut off from their graph."
+    return type(values)(*(v.detach() if isinstance(v, torch.Tensor) else detached(v) for v in values))
+
 @pytest.mark.parametrize('pool,keep,ignore', [(1,True,255), (2,True,255), (2,False,255), (3,True,200), (8,False,255)])
 def test_diagnostics_are_those_of_the_loops(pool, keep, ignore):
     torch.manual_seed(pool)
     k, c = 5, 6
     idr = IDRClassifier(nn.Conv2d(c,k,3,padding=1), width=7, dim=5, pool=pool, keep_answer=keep, dropout=.4).train()
-    for t in (idr.context.relation_mean, idr.context.relation_var, idr.context.memory): nn.init.normal_(t)
-    nn.init.normal_(idr.final.score.weight)
+    for t in (idr.idr.relation_mean, idr.idr.relation_var, idr.idr.memory): nn.init.normal_(t)
+    nn.init.normal_(idr.final.logits.weight)
     model, feat, label = nn.Sequential(idr), torch.randn(3,c,9,10), torch.randint(0,k,(3,17,19))
     label[:,:4] = ignore; label[2] = 3; label[2,0,0] = 0
     model(feat)
-    last, before = {n:v if n=='view' else v.detach().clone() for n,v in idr.last.items()}, tables(model)
-    deleted = torch.stack([last['view'].label[0,0], last['view'].label[1,-1], last['view'].label[2,0]])
+    last, before = copy.deepcopy(detached(idr.last)), tables(model)
+    pred, coarse, keep_mask = last.grouping.pred, last.fixed.coarse_logits, last.fixed.dropout_mask
+    deleted = torch.stack([pred[0,0], pred[1,-1], pred[2,0]])
     loss = idr_loss(model, label, ignore=ignore, deleted=deleted)
-    want = F.cross_entropy(F.interpolate(last['coarse'], label.shape[-2:], mode='bilinear', align_corners=False), label, ignore_index=ignore)
+    want = F.cross_entropy(F.interpolate(coarse, label.shape[-2:], mode='bilinear', align_corners=False), label, ignore_index=ignore)
     torch.testing.assert_close(loss.detach(), .4*want)
-    with torch.no_grad(): M, memory = loops(idr, feat, last['feat'], last['coarse'], label, deleted, last['keep'], last['logits'], before, ignore)
+    with torch.no_grad(): M, memory = loops(idr, feat, last.feats, coarse, label, deleted, keep_mask, last.logits, before, ignore)
     for n in ('mean','var'):
-        torch.testing.assert_close(getattr(idr.context, f'relation_{n}'), M[n], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(getattr(idr.idr, f'relation_{n}'), M[n], rtol=1e-4, atol=1e-5)
         assert (M[n]-before[f'relation_{n}']).abs().max()>.01
-    torch.testing.assert_close(idr.context.memory, memory, rtol=1e-4, atol=1e-5)
-    assert (idr.context.count-before['count']).round().long().equal(torch.bincount(deleted, minlength=k))
-    assert (last['keep']==0).any() and not idr.final.score.weight.grad
+    torch.testing.assert_close(idr.idr.memory, memory, rtol=1e-4, atol=1e-5)
+    assert (idr.idr.deletion_count-before['deletion_count']).round().long().equal(torch.bincount(deleted, minlength=k))
+    assert (keep_mask==0).any() and not idr.final.logits.weight.grad
 
 def test_only_the_deletion_differs():
     "Refinement that can change nothing, heavy dropout: no class's loss moves; and the statistics of the norms saw one forward."
     model, (x,y) = add_idr(toy(), at='3', width=8, dropout=.5).train(), batch()
-    nn.init.zeros_(get_idr(model).context.refiner.out.norm.weight)
-    nn.init.normal_(get_idr(model).final.score.weight)
+    nn.init.zeros_(get_idr(model).idr.attention.out.norm.weight)
+    nn.init.normal_(get_idr(model).final.logits.weight)
     for _ in range(3): model(x); idr_loss(model, y)
     assert not get_idr(model).relations[0][~torch.eye(K).bool()].any()
     assert {b.item() for n,b in get_idr(model).named_buffers() if n.endswith('num_batches_tracked')}=={3}
 
-def test_momenta_noise_and_weight():
+def test_momenta_uniform_and_weight():
     x, y = batch()
     for args in (dict(relation_momentum=0.), dict(memory_momentum=0.), dict(coarse_weight=0.)):
         model = add_idr(toy(), at='3').train(); model(x)
-        loss, context = idr_loss(model, y, **args), get_idr(model).context
+        loss, context = idr_loss(model, y, **args), get_idr(model).idr
         assert context.relation_mean.equal(torch.eye(K))==('relation_momentum' in args) and (not context.memory.any())==('memory_momentum' in args)
         assert (loss==0)==('coarse_weight' in args)
     picks = []
     for junk in (1,2):
         torch.manual_seed(0); model = add_idr(toy(), at='3', dropout=0.).train(); model(x)
-        torch.manual_seed(junk); idr_loss(model, y, noise=torch.linspace(0,1,2*K).view(2,K)); picks.append(get_idr(model).context.count)
+        torch.manual_seed(junk); idr_loss(model, y, uniform=torch.linspace(0,1,2*K).view(2,K)); picks.append(get_idr(model).idr.deletion_count)
     assert picks[0].equal(picks[1])
 
 # --- how D2 starts
@@ -323,15 +330,15 @@ def test_momenta_noise_and_weight():
 @pytest.mark.parametrize('c,width', [(6,6), (7,9), (1,4), (8,1), (16,64)])
 def test_twins(c, width):
     idr, feat = IDRClassifier(nn.Conv2d(c,K,1), width=width), torch.randn(2,c,5,6)
-    torch.testing.assert_close(idr.eval()(feat), idr.coarse(feat), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(idr.eval()(feat), idr.seam(feat), rtol=1e-5, atol=1e-6)
     y = torch.randint(0,K,(2,5,6))
     F.cross_entropy(idr(feat), y).backward()
-    assert all(p.grad is not None for p in idr.parameters()) and idr.final.conv.conv.weight.grad.abs().max()>1e-4
-    assert idr.squeeze.conv.weight.grad.abs().max()<1e-6 # the twins cancel what comes back, too, up to rounding …
+    assert all(p.grad is not None for p in idr.parameters()) and idr.final.hidden.conv.weight.grad.abs().max()>1e-4
+    assert idr.bottleneck.conv.weight.grad.abs().max()<1e-6 # the twins cancel what comes back, too, up to rounding …
     (opt := torch.optim.SGD(idr.parameters(), .1)).step(); opt.zero_grad()
-    assert (idr(feat)-idr.coarse(feat)).abs().max()>1e-4
+    assert (idr(feat)-idr.seam(feat)).abs().max()>1e-4
     F.cross_entropy(idr(feat), y).backward()
-    assert idr.squeeze.conv.weight.grad.abs().max()>1e-5 # … in the first step only
+    assert idr.bottleneck.conv.weight.grad.abs().max()>1e-5 # … in the first step only
 
 # --- what a notebook cannot see
 
@@ -347,10 +354,10 @@ def test_nothing_reads_a_value():
 def test_compiled():
     torch._dynamo.reset()
     model, (x,y) = add_idr(toy(), at='3', width=8, dropout=0.).train(), batch()
-    twin, noise = copy.deepcopy(model), torch.rand(2,K)
+    twin, uniform = copy.deepcopy(model), torch.rand(2,K)
     fast = torch.compile(model, backend='eager', fullgraph=True)
     for _ in range(2):
-        a, b = (F.cross_entropy(m(x), y, ignore_index=255) + idr_loss(m, y, noise=noise) for m in (fast, twin))
+        a, b = (F.cross_entropy(m(x), y, ignore_index=255) + idr_loss(m, y, uniform=uniform) for m in (fast, twin))
         torch.testing.assert_close(a, b)
     assert get_idr(fast) is get_idr(model)
     for n,b in tables(model).items(): torch.testing.assert_close(b, tables(twin)[n], rtol=1e-4, atol=1e-5)
@@ -400,7 +407,7 @@ def _work(rank, port, queue):
     opt, (x,y) = torch.optim.SGD(both.parameters(), .1), batch()
     for _ in range(2): opt.zero_grad(); whole_loss('', both, x, y).backward(); opt.step()
     idr = get_idr(both)
-    queue.put([t.tolist() for t in (*idr.relations, idr.context.memory, idr.context.count, idr.coarse.weight, idr.final.score.weight)])
+    queue.put([t.tolist() for t in (*idr.relations, idr.idr.memory, idr.idr.deletion_count, idr.seam.weight, idr.final.logits.weight)])
     dist.barrier(); dist.destroy_process_group()
 
 def test_two_processes():
@@ -417,20 +424,20 @@ def test_own_models():
     for framework in ('fcn','upernet'):
         model, (x,y) = build_segmentor(framework, 'tiny', K, idr=False, width=8, attention_width=6, aux_width=4), batch()
         x = (100*x+50).clamp(0, 255) # our own normalise themselves
-        plain = model.eval()(x)['out']
-        assert find_seam(model)=='head.final.score' and find_seam(model.head)=='final.score'
-        torch.testing.assert_close(add_idr(model)(x)['out'], plain, rtol=1e-5, atol=1e-6)
-        (model.train()(x, y)['loss'] + idr_loss(model, y)).backward()
+        plain = model.eval()(x).logits
+        assert find_seam(model)=='head.classifier.logits' and find_seam(model.head)=='classifier.logits'
+        torch.testing.assert_close(add_idr(model)(x).logits, plain, rtol=1e-5, atol=1e-6)
+        (model.train()(x, y).loss + idr_loss(model, y)).backward()
     with pytest.raises(ValueError, match='has IDR built in; build it with idr=False'): add_idr(build_segmentor('fcn', 'tiny', K, width=8, attention_width=6, aux_width=4))
 
 def test_only_the_plug_learns():
     model, (x,y) = toy().requires_grad_(False), batch()
     add_idr(model, at='3').train()
     whole_loss('', model, x, y).backward()
-    assert all((p.grad is None)==(not p.requires_grad) for p in model.parameters()) and get_idr(model).squeeze.conv.weight.grad.any()
+    assert all((p.grad is None)==(not p.requires_grad) for p in model.parameters()) and get_idr(model).bottleneck.conv.weight.grad.any()
 
 def test_imports_nothing_of_theirs():
-    code = "import sys, idrnet_nb.models.plugin; print([m for m in ('segmentation_models_pytorch','transformers','torchvision') if m in sys.modules])"
+    code = "import sys, idrnet_nb.models.plugin_files; print([m for m in ('segmentation_models_pytorch','transformers','torchvision') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()=='[]'
 
 # --- what a user may get wrong: a message that says so, and a model as it was
@@ -450,13 +457,13 @@ WRONG = { # what -> (model, arguments, error, words)
     'unknown model': (toy, {}, ValueError, r"Sequential is no model that we know; say at='path'.*'3' \(6 to 4 channels\)"),
     'wrong path': (smp_unet, dict(at='segmentation_head.O'), ValueError, r"nothing at 'segmentation_head.O'; near: \['segmentation_head"),
     'no convolution': (toy, dict(at='1'), ValueError, r"'1' is a BatchNorm2d; the seam must be the Conv2d.*\['0', '3'\]"),
-    'not the last': (toy, dict(at='0'), ValueError, r"'0' gives 6 channels, the answer of the model has \[4\]"),
+    'not the last': (toy, dict(at='0'), ValueError, r"'0' gives 6 channels, the output of the model has \[4\]"),
     'one class': (partial(toy, k=1), dict(at='3'), ValueError, "'3' gives 1 class; IDR needs 2 or more"),
     'called twice': (Twice, dict(at='score'), ValueError, "calls 'score' 2 times"),
     'never called': (partial(Twice, 0), dict(at='score'), ValueError, "calls 'score' 0 times"),
     'another grid': (lambda: nn.Sequential(nn.Conv2d(3,K,3,stride=2)), dict(at='0'), ValueError, r"turns a grid \(64, 64\) into \(31, 31\)"),
-    'nan': (broken, dict(at='3'), FloatingPointError, "add_idr: scores at '3': 4096 of 16384 values are nan"),
-    'a picture it does not take': (toy, dict(at='3', example=torch.zeros(1,1,8,8)), ValueError, r'fails on a picture \(1, 1, 8, 8\).*example=tensor'),
+    'nan': (broken, dict(at='3'), FloatingPointError, "add_idr: logits at '3': 4096 of 16384 values are nan"),
+    'images it does not take': (toy, dict(at='3', example=torch.zeros(1,1,8,8)), ValueError, r'fails on images \(1, 1, 8, 8\).*example=tensor'),
     'stride': (toy, dict(at='3', stride=0), ValueError, 'stride=0.*must be positive'),
     'width': (toy, dict(at='3', width=-1), ValueError, 'width=-1.*must be positive'),
     'twice': (lambda: add_idr(toy(), at='3'), dict(at='3'), ValueError, "has IDR already, at '3'; call remove_idr"),
@@ -473,7 +480,7 @@ def test_add_idr_refuses(what):
     assert list(before)==list(model.state_dict()) and all(t.equal(before[n]) or t.isnan().any() for n,t in model.state_dict().items())
     assert not any(m._forward_hooks for m in model.modules())
 
-def test_a_picture_of_the_right_kind():
+def test_images_of_the_right_kind():
     "Channels are those of the first convolution; a model that wants more than 64 pixels gets them; or the caller says."
     class Choosy(nn.Module):
         def __init__(self, least): super().__init__(); self.least, self.seen, self.net = least, [], nn.Sequential(nn.Conv2d(5,6,3,stride=4,padding=1), nn.Conv2d(6,K,1))
@@ -483,7 +490,7 @@ def test_a_picture_of_the_right_kind():
             return self.net(x)
     model = add_idr(Choosy(100), at='net.1')
     assert model.seen==[(1,5,64,64),(1,5,256,256)] and get_idr(model).settings['pool']==2
-    with pytest.raises(ValueError, match=r'fails on a picture \(1, 5, 256, 256\) \(RuntimeError: too small\)'): add_idr(Choosy(300), at='net.1')
+    with pytest.raises(ValueError, match=r'fails on images \(1, 5, 256, 256\) \(RuntimeError: too small\)'): add_idr(Choosy(300), at='net.1')
     assert get_idr(add_idr(Choosy(300), at='net.1', example=torch.zeros(2,5,400,304), stride=16)).settings['pool']==4
 
 def test_no_idr():
@@ -505,9 +512,9 @@ def test_idr_loss_refuses():
         with pytest.raises(RuntimeError, match='no forward in training mode since the last call'): idr_loss(model, y)
     with pytest.raises(FloatingPointError, match='features at the seam'): model.train()(x*torch.nan)
     model(x)
-    with torch.no_grad(): get_idr(model).last['logits'][0,0,0,0] = torch.nan
+    with torch.no_grad(): get_idr(model).last.logits[0,0,0,0] = torch.nan
     now = tables(model)
-    with pytest.raises(FloatingPointError, match='scores at the seam: 1 of'): idr_loss(model, y)
+    with pytest.raises(FloatingPointError, match='logits at the seam: 1 of'): idr_loss(model, y)
     assert all(b.equal(now[n]) for n,b in tables(model).items())
 
 def file_of(tmp_path, **note):
@@ -522,7 +529,7 @@ FILES = { # what -> (model, note in the file, words)
     'classes': (partial(toy, 5), {}, r'saved from a Sequential with 4 classes, this Sequential has 5; build it with 4'),
     'channels': (partial(toy, 4, 9), {}, r'saved from a Sequential with 4 classes, and does not fit this Sequential.*nothing was loaded.*wrong shape'),
     'another architecture': (tv_fcn, {}, r"saved from a Sequential with 4 classes and its seam at '3', where this FCN has no convolution"),
-    'newer format': (toy, dict(format=99), r'has format 99, .*reads up to 1; update idrnet_nb'),
+    'newer format': (toy, dict(format=99), r'has format 99, .*reads up to 2; update idrnet_nb'),
     'settings nobody knows': (toy, dict(settings=dict(colour='red')), r'settings of its header are unknown or missing: colour'),
     'plugged already': (lambda: add_idr(toy(), at='3'), {}, 'has IDR already'),
 }
@@ -570,9 +577,9 @@ def test_head(framework):
     maps, y = [torch.randn(2,c,n,n+1) for c,n in ((5,16),(6,8),(7,4),(8,4))], torch.randint(0,K,(2,32,32))
     head = IDRHead([5,6,7,8], K, framework, width=8, attention_width=6, aux_width=4)
     out = head(maps, y)
-    out['loss'].backward()
-    assert out['loss'].isfinite() and 'diagnosis' in out and set(out['losses'])=={'aux','coarse','final'}
-    assert head.eval()(dict(enumerate(maps)), size=(9,9))['out'].shape==(2,K,9,9)
+    out.loss.backward()
+    assert out.loss.isfinite() and out.deletion is not None and set(out.losses)=={'aux','coarse','final'}
+    assert head.eval()(dict(enumerate(maps)), size=(9,9)).logits.shape==(2,K,9,9)
     for wrong,words in ((maps[1:], r'channels \[6, 7, 8\], the head was built for \[5, 6, 7, 8\]'), (maps+maps[:1], 'built for'),
                         (maps[::-1], r'\[8, 7, 6, 5\]'), ([m[0] for m in maps], 'b c h w'), ([], r'channels \[\]')):
         with pytest.raises(ValueError, match=words): head(wrong, y)
@@ -582,7 +589,7 @@ def test_head(framework):
 def test_head_settings():
     with pytest.raises(ValueError, match="unknown framework 'unet'; there are fcn"): IDRHead([4,4], K, 'unet')
     with pytest.raises(ValueError, match='two maps or more'): IDRHead([4], K)
-    assert IDRHead([4,4], K, idr=False, width=4, aux_width=4).refiner is None and IDRHead([4,4], K, 'deeplabv3', width=4, attention_width=4, aux_width=4).config.context=='aspp'
+    assert IDRHead([4,4], K, idr=False, width=4, aux_width=4).idr is None and IDRHead([4,4], K, 'deeplabv3', width=4, attention_width=4, aux_width=4).config.context=='aspp'
     seed_everything(1); assert IDRHead([4,4], K, width=4, attention_width=4, aux_width=4, dropout=.3).config.dropout==.3
 
 
@@ -630,8 +637,8 @@ def test_a_transformers_model_inside_a_module_of_ones_own(tmp_path):
     x, y = torch.randn(2,3,64,64), torch.randint(0,4,(2,64,64))
     model = add_idr(Mine(), at='net.decode_head.classifier').train()
     model(x, y).loss.backward()
-    assert get_idr(model).context.count.sum()>1.9 # its diagnostics ran
+    assert get_idr(model).idr.deletion_count.sum()>1.9 # its diagnostics ran
     save_plugged(model, tmp_path/'m.safetensors')
     again = load_plugged(Mine(), tmp_path/'m.safetensors').train()
     again(x, y).loss.backward()
-    assert get_idr(again).context.count.sum()>3.9
+    assert get_idr(again).idr.deletion_count.sum()>3.9
