@@ -23,7 +23,7 @@ from idrnet_nb.models.variants import parse_variant# noqa: E402
 from idrnet_nb.models.head import FRAMEWORKS, HeadConfig
 from idrnet_nb.models.segmentor import build_segmentor# noqa: E402
 from idrnet_nb.training.inference import EvalProtocol# noqa: E402
-from idrnet_nb.models.plugin import IDRClassifier# noqa: E402
+from idrnet_nb.models.plugin_module import IDRClassifier # noqa: E402
 from idrnet_nb.training.recipes import RECIPES# noqa: E402
 from idrnet_nb.experiments.results import read_rows# noqa: E402
 

@@ -46,7 +46,10 @@ def plain(name, k, seed):
 def plug(name, model, arm):
     if ARMS[arm] is None: return model
     final = get_idr(add_idr(model, at=MODELS[name][1], **ARMS[arm][0])).final
-    if arm=='idr, D2 of zeros': final.conv.conv.reset_parameters(); nn.init.zeros_(final.score.weight); nn.init.zeros_(final.score.bias)
+    if arm=='idr, D2 of zeros':
+        final.hidden.conv.reset_parameters()
+        nn.init.zeros_(final.logits.weight)
+        nn.init.zeros_(final.logits.bias)
     return model
 
 def ready(images): return (images.float()-127.5)/63.75

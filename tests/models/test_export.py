@@ -315,7 +315,7 @@ def test_models_of_other_types_are_written_in_float32(dtype, tmp_path):
 
 def test_a_plugged_model_is_written_with_its_plug(tmp_path):
     from idrnet_nb.models.plugin import add_idr, get_idr
-    model = add_idr(shaken('fcn', idr=False), at='head.final.score').eval()
+    model = add_idr(shaken('fcn', idr=False), at='head.classifier.logits').eval()
     plain = copy.deepcopy(model)
     with torch.no_grad():
         for p in get_idr(model).parameters(): p.add_(torch.randn_like(p)*.3)
