@@ -32,6 +32,10 @@ test: $(STAMP)  ## check everything: notebooks, modules, README, style, then pyt
 	@"$(PY)" tools/check.py readme
 	@echo '== ruff'
 	@"$(PY)" -m ruff check --quiet --output-format concise .
+	@echo '== imports point down'
+	@"$(BIN)/lint-imports" --no-cache >"$(VENV)/layers.log" || { cat "$(VENV)/layers.log"; exit 1; }
+	@echo '== how livable the code is'
+	@"$(PY)" tools/livable.py --check idrnet_nb
 	@echo '== every notebook, $(WORKERS) at a time'
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 "$(BIN)/nbdev-test" --n-workers $(WORKERS)
 	@echo '== two notebooks in a real Jupyter kernel'

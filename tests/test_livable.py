@@ -82,3 +82,15 @@ def test_of_our_package(monkeypatch, capsys):
     livable.main()
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].startswith('| idrnet_nb | ') and len(lines)==7 and '.py:' in lines[-1]
+
+def test_limits_bite(tiny):
+    said = '\n'.join(livable.beyond_limits(livable.count(tiny)))
+    assert 'one.py:23 is wider than 120' in said and '1 statements end with `;`' in said and '2 private names' in said
+    assert '1 of 24 lines have code beyond 100' in said # lines of # alone are comments
+    (tiny/'part'/'two.py').unlink()
+    (tiny/'one.py').write_text('def f():\n    return 1 '+'#'*100+'\n'+'# '+'x'*110+'\n__all__ = ["'+'x'*200+'"]\n')
+    assert not livable.beyond_limits(livable.count(tiny))
+    (tiny/'one.py').write_text('def f():\n'+'    x = 1\n'*200)
+    assert livable.beyond_limits(livable.count(tiny))==['one.py:f has 600 tokens, 450 is the limit']
+    (tiny/'one.py').write_text('def f(): pass\n'+''.join(f'def _f{i}(): pass\n' for i in range(2)))
+    assert 'private functions' in livable.beyond_limits(livable.count(tiny))[0]

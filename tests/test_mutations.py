@@ -23,7 +23,7 @@ def at(module, *same, **other):
 
 WHERE = { # where everything is that mutations speak of
     **at('idrnet_nb.method.layers', 'upsample', classify='Classifier.classify', dropout_mask='Classifier.dropout_mask'),
-    **at('idrnet_nb.models.tiled_cross_entropy', 'interpolation_matrix', tiled='_tiled_cross_entropy',
+    **at('idrnet_nb.models.tiled_cross_entropy', 'interpolation_matrix', tiled='tile_by_tile',
          tile_losses='_tile_losses'),
     **at('idrnet_nb.method.spatial_context', 'region_weights'),
     **at('idrnet_nb.method.attention', 'attend'),
@@ -81,8 +81,8 @@ MUTATIONS = { # what is wrong -> (who must notice, edits)
         rewrite('sample_deleted', '(_t * _c).masked_fill(...)', '_t.masked_fill(...)')),
     'memory learnt before the first pass reads it': ('golden',
         rewrite('forward', '_self.idr.learn_memory(_f, _l, _m)', 'None'),
-        rewrite('forward', 'group(_f, _c)', '''(_self.training and _self.idr.learn_memory(
-            _f, _1, _self.config.memory_momentum), group(_f, _c))[1]''')),
+        rewrite('forward', '_self.idr.group(_f, _c)', '''(_self.training and _self.idr.learn_memory(
+            _f, _1, _self.config.memory_momentum), _self.idr.group(_f, _c))[1]''')),
     'memory learnt before the second pass reads it': ('golden',
         move('forward', '_self.idr.learn_memory(...)', before='_self.idr.diagnose(...)')),
     'absent classes forget': ('twin test_memory',

@@ -2,6 +2,7 @@
 
     python tools/livable.py idrnet_nb
     python tools/livable.py idrnet_nb .venv/lib/python3.*/site-packages/{fastcore,segmentation_models_pytorch}
+    python tools/livable.py --check idrnet_nb        # `make test`: the table, and exit 1 beyond a limit
 
 Lines are those that are not blank, comments and docstrings among them, of all .py files but nbdev's
 _modidx.py. The columns:
@@ -13,7 +14,14 @@ _modidx.py. The columns:
     ; per 1000         semicolons between statements, for 1000 lines
     private per public functions and classes of modules whose name begins with _, for each other one
     raise per 100      raise statements, for 100 lines
-    private imported   names beginning with _ that one module imports from another of the package"""
+    private imported   names beginning with _ that one module imports from another of the package
+
+The limits of --check are few and hard. No line beyond 120 columns, no `;`, no private import: each can be
+mended where it is, and each makes a file harder to read at once. Code beyond 100 columns (a comment behind
+it not counted) may be 3 % of the lines: most such lines are the text of an error, and a rule without an
+exception would break words in two. The others (private per public, the largest function) are bounds
+against the absurd, above what good code here has, since a tight number would be met by squeezing: that
+happened once (functions of at most 20 lines had lines of 180 columns)."""
 import argparse, ast, io, statistics, sys, tokenize
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +35,8 @@ class Counts:
     lines:int = 0 # not blank
     over_100:int = 0 # of them
     over_120:int = 0 # of them
+    wide:list = field(default_factory=list) # 'file:line' of lines beyond 120 columns
+    wide_code:int = 0 # lines whose code, without the comment behind it, is beyond 100
     tokens:int = 0
     semicolons:int = 0
     raises:int = 0
@@ -45,10 +55,18 @@ class Counts:
         self.lines += sum(bool(l.strip()) for l in lines)
         self.over_100 += sum(len(l)>100 for l in lines)
         self.over_120 += sum(len(l)>120 for l in lines)
-        tokens = [t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type not in SILENT]
+        tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
+        comment = {t.start[0]: t.start[1] for t in tokens if t.type==tokenize.COMMENT}
+        tree = ast.parse(text)
+        written_by_nbdev = {i for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0])=='__all__'
+                            for i in range(node.lineno, node.end_lineno+1)}
+        for i,line in enumerate(lines, 1):
+            code = '' if i in written_by_nbdev else line[:comment.get(i)].rstrip()
+            self.wide_code += len(code)>100
+            if len(line)>120 and i not in written_by_nbdev: self.wide.append(f'{name}:{i}')
+        tokens = [t for t in tokens if t.type not in SILENT]
         self.tokens += len(tokens)
         self.semicolons += sum(t.string==';' for t in tokens)
-        tree = ast.parse(text)
         for node in ast.walk(tree):
             self.raises += isinstance(node, ast.Raise)
             if isinstance(node, ast.ImportFrom) and (node.level or (node.module or '').split('.')[0]==package):
@@ -105,13 +123,29 @@ def table(folders):
     rows = [HEAD, ['---']*len(HEAD), *(row(Path(f).resolve().name, count(f)) for f in folders)]
     return '\n'.join('| '+' | '.join(r)+' |' for r in rows)
 
+WIDE_CODE, LARGEST_FUNCTION, PRIVATE_PER_PUBLIC = 3, 450, 1.2 # percent of lines; tokens; functions and classes of modules
+
+def beyond_limits(c):
+    "What `--check` finds wrong in the counts of a package, in words."
+    wrong = [f'{place} is wider than 120 columns' for place in c.wide]
+    if 100*c.wide_code>WIDE_CODE*c.lines: wrong.append(f'{c.wide_code} of {c.lines} lines have code beyond 100 columns, {WIDE_CODE} % is the limit')
+    if c.semicolons: wrong.append(f'{c.semicolons} statements end with `;`: one statement a line')
+    if c.imported: wrong.append(f'{c.imported} private names are imported by another module: make them public, or move them')
+    wrong += [f'{name} has {size} tokens, {LARGEST_FUNCTION} is the limit' for size,name in c.bodies if size>LARGEST_FUNCTION]
+    if c.private>PRIVATE_PER_PUBLIC*c.public:
+        wrong.append(f'{c.private} private functions and classes beside {c.public} public ones, {PRIVATE_PER_PUBLIC} each is the limit')
+    return wrong
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('folders', nargs='+', type=Path, metavar='FOLDER', help='of a package')
     p.add_argument('--longest', type=int, default=0, metavar='N', help='name the N largest functions of each as well')
+    p.add_argument('--check', action='store_true', help='exit 1, naming what is beyond a limit')
     a = p.parse_args()
     try: print(table(a.folders))
     except ValueError as e: sys.exit(str(e))
+    wrong = [w for folder in a.folders for w in beyond_limits(count(folder))] if a.check else []
+    if wrong: sys.exit('\n'.join(wrong))
     for folder in a.folders if a.longest else ():
         print(f'\n{folder.resolve().name}')
         for size,name in sorted(count(folder).bodies, reverse=True)[:a.longest]: print(f'{size:6} {name}')

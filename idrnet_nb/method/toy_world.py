@@ -133,15 +133,16 @@ def _photograph(rng, image):
 def _whole(value, name, least):
     try: number = operator.index(value)
     except TypeError: number = None
-    if number is None or number<least: raise ValueError(f'world: {name} is {value!r}, it must be a whole number from {least} up')
+    if number is None or number < least:
+        raise ValueError(f'world: {name} is {value!r}, it must be a whole number from {least} up')
     return number
 
 def toy_image(
     seed:'int|tuple', # one whole number or several, each from 0 up
     size:int=64, # side in pixels, 32 or more
-    swap:bool=False, # turn every coin over: the other anchors, the other names
-)->tuple: # image `h w 3` uint8, label `h w` uint8 with 255 = void
-    "One picture of the world, the same for the same seed. Raises ValueError for a bad seed or size."
+    swap:bool=False, # the twin: the other anchors, the other names
+)->tuple: # image `h w 3` uint8, label `h w` uint8 with 255 = ignored
+    "One image of the toy world, the same for the same seed. Raises ValueError for a bad seed or size."
     size = _whole(size, 'size', 32)
     for part in seed if isinstance(seed, tuple) else (seed,): _whole(part, 'seed', 0)
     rng = np.random.default_rng(seed)
@@ -157,34 +158,39 @@ def toy_image(
 
 # %% ../../nbs/1_method/02_toy_world.ipynb #c084
 class ToyWorld(torch.utils.data.Dataset):
-    "`n` pictures of the made-up world, drawn when asked for. Raises ValueError for a bad `n`, `size` or `seed`."
+    "`n` images of the toy world, drawn when asked for. Raises ValueError for a bad `n`, `size` or `seed`."
     def __init__(self,
-        n:int, # how many pictures, 1 or more
+        n:int, # how many images, 1 or more
         size:int=64, # side in pixels, 32 or more
-        seed:int=0, # another seed, other pictures
+        seed:int=0, # another seed, other images
     ):
-        self.n, self.size, self.seed = _whole(n, 'n', 1), _whole(size, 'size', 32), _whole(seed, 'seed', 0)
+        self.n = _whole(n, 'n', 1)
+        self.size = _whole(size, 'size', 32)
+        self.seed = _whole(seed, 'seed', 0)
 
     def __len__(self): return self.n
 
     def __getitem__(self,
         i:int, # -n .. n-1
     )->tuple: # image `3 h w` uint8, label `h w` int64
-        "Picture `i`. Raises IndexError beyond the end."
+        "Image `i`. Raises IndexError beyond the end."
         i = operator.index(i)
-        if not -self.n<=i<self.n: raise IndexError(f'ToyWorld: picture {i} of {self.n}')
+        if not -self.n<=i<self.n: raise IndexError(f'ToyWorld: image {i} of {self.n}')
         image, label = toy_image((self.seed, i%self.n), self.size)
-        return torch.from_numpy(image.transpose(2,0,1).copy()), torch.from_numpy(label.astype(np.int64))
+        image = torch.from_numpy(image.transpose(2,0,1).copy())
+        return image, torch.from_numpy(label.astype(np.int64))
 
 # %% ../../nbs/1_method/02_toy_world.ipynb #c093
 def true_relations()->Tensor: # `k k` bool, True at [anchor, look-alike]
-    "The relations that the world is built on. When a learned table is scored against it, leave the diagonal out: every class needs itself."
-    table = torch.zeros(TOY_WORLD.num_classes, TOY_WORLD.num_classes, dtype=torch.bool)
-    table[list(ANCHORS.values()), list(ANCHORS)] = True
-    return table
+    """The relations that the toy world is built on. When a learnt matrix is scored against it, leave the
+    diagonal out: every class needs itself."""
+    relation = torch.zeros(TOY_WORLD.num_classes, TOY_WORLD.num_classes, dtype=torch.bool)
+    relation[list(ANCHORS.values()), list(ANCHORS)] = True
+    return relation
 
 # %% ../../nbs/1_method/02_toy_world.ipynb #c100
 def best_local_iou()->float: # percent
-    "Best mean IoU over a pair of look-alikes for a rule that sees less than `anchor_gap` pixels, on pictures with their twins or in the long run: max over q of (q/(1+q)+(1-q)/(2-q))/2."
+    """Best mean IoU over a pair of look-alikes for a rule that sees less than `anchor_gap` pixels, on
+    images with their twins or in the long run: max over q of (q/(1+q)+(1-q)/(2-q))/2."""
     q = .5
     return 100*(q/(1+q)+(1-q)/(2-q))/2

@@ -109,8 +109,9 @@ class Segmentor(nn.Module, HubMixin):
         if x.shape[0] > 1 or max(x.shape[-2:]) > stride: return
         batch_norm = nn.modules.batchnorm._BatchNorm
         if any(isinstance(m, batch_norm) and m.training for m in self.backbone.modules()):
-            raise ValueError(f'Segmentor: one image whose last map is one pixel (stride {stride}) is one value per channel, '
-                             'on which the norms of the backbone cannot train; take a batch of 2 or more, or larger images')
+            raise ValueError(f'Segmentor: one image whose last map is one pixel (stride {stride}) is one value '
+                             'per channel, on which the norms of the backbone cannot train; '
+                             'take a batch of 2 or more, or larger images')
 
     def to_config(self)->dict: # settings of backbone and head, as JSON holds them
         "What `from_config` builds the model from."
@@ -164,8 +165,8 @@ def build_segmentor(
         options = dict(weights=weights, pretrained=pretrained, output_stride=output_stride, backbone_args=backbone_args)
         given = [name for name,value in options.items() if value]
         if given:
-            raise ValueError(f'build_segmentor: {", ".join(given)} would change nothing, the backbone is built already; '
-                             'give them to it')
+            raise ValueError(f'build_segmentor: {", ".join(given)} would change nothing, the backbone is '
+                             'built already; give them to it')
         return Segmentor(backbone, config)
     # a head that reads one map gets HRNet's four as one; no backbone gives more maps than the head reads
     one_map = backbone.startswith('hrnet') and not config.fpn

@@ -3,8 +3,9 @@ from dataclasses import replace
 
 import pytest, torch
 from idrnet_nb.method import idr as room
+from idrnet_nb.method.relation import Interaction
 from idrnet_nb.experiments.ablation import (Busy, ABLATIONS, ablations, agreement, attention_matrix,
-    busy_task, deletion_matrix, run_ablation, gradient_matrix, overheard, presence, relation_matrices, turn)
+    busy_task, deletion_matrix, ablate, run_ablation, gradient_matrix, interaction_inputs, presence, relation_matrices)
 from idrnet_nb.experiments.benchmark import SUITES, run_trial
 from idrnet_nb.experiments.compare import toy_world_task
 from idrnet_nb.common.device import seed_everything
@@ -42,10 +43,10 @@ def test_a_variant_trains_and_differs(variant, batch):
     for v in ('full', variant):
         seed_everything(3)
         model = build_segmentor('fcn', num_classes=12, **TINY, dropout=0., **ABLATIONS[v].settings)
-        after = turn(model, ABLATIONS[v], [y for y in batch[1]], 0)
+        after = ablate(model, ABLATIONS[v], [y for y in batch[1]], 0)
         opt = torch.optim.SGD(model.parameters(), lr=.1)
         for step in range(4):
-            loss = model.train()(*batch, noise=torch.full((6,12), .5))['loss']
+            loss = model.train()(*batch, uniform=torch.full((6,12), .5)).loss
             opt.zero_grad(); loss.backward(); opt.step()
             if after: after(step)
         assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
@@ -55,17 +56,17 @@ def test_a_variant_trains_and_differs(variant, batch):
 def test_more_deletions_turn_the_counter(batch):
     for n in (1,2,4):
         model = trained(batch, deletions=n)
-        assert model.head.refiner.count.sum().round()==4*6*n
+        assert model.head.idr.deletion_count.sum().round()==4*6*n
 
 def test_deletions_of_one_picture_are_several_classes(batch, monkeypatch):
     "No class twice before each has been deleted once; then the race begins again."
-    seen, learn = [], room.learn_relations
+    seen, learn = [], room.IDRContext.learn_relations
     def watch(idr, deleted, *rest): seen.append(deleted.tolist()); learn(idr, deleted, *rest)
-    monkeypatch.setattr(room, 'learn_relations', watch)
+    monkeypatch.setattr(room.IDRContext, 'learn_relations', watch)
     torch.manual_seed(0)
     model = build_segmentor('fcn', num_classes=12, **TINY, deletions=5).train()
     for _ in range(3):
-        seen.clear(); present = model(*batch)['view'].present.sum(1).tolist()
+        seen.clear(); present = model(*batch).grouping.present.sum(1).tolist()
         for picture,n in zip(zip(*seen), present):
             assert len(set(picture[:n]))==min(n, 5) and len(picture)==5
     assert max(present)>1
@@ -88,20 +89,21 @@ def test_opinions_leave_the_model_alone(framework, training, batch):
     tables = relation_matrices(model, *batch)
     assert all(t.shape==(12,12) and t.isfinite().all() and not t.requires_grad for t in tables.values())
     assert model.training is training and all(torch.equal(v, before[n]) for n,v in model.state_dict().items())
-    assert torch.equal(chance, torch.get_rng_state()) and 'talk' not in vars(model.head.refiner) and all(p.grad is None for p in model.parameters())
+    assert torch.equal(chance, torch.get_rng_state()) and not model.head.idr.interaction._forward_pre_hooks and all(p.grad is None for p in model.parameters())
 
-def test_overheard_is_over_after_an_error(batch):
+def test_changed_inputs_are_over_after_an_error(batch):
     model = trained(batch)
     with pytest.raises(ZeroDivisionError):
-        with overheard(model, lambda talk, means, there: 1/0): model(batch[0])
-    assert model.training and 'talk' not in vars(model.head.refiner)
+        with interaction_inputs(model, lambda feats, present: 1/0): model(batch[0])
+    assert model.training and not model.head.idr.interaction._forward_pre_hooks
     model.eval()(batch[0])
 
 def test_silent_relations_have_no_gradient_and_no_deletion(batch):
     "If classes hear nothing anyway, nothing is lost by a deletion and no vector has a gradient."
     model = trained(batch)
-    kind = type(model.head.refiner)
-    model.head.refiner.__class__ = type('Deaf', (kind,), dict(talk=lambda self, means, there: 0*kind.talk(self, means, there)))
+    class Nothing(Interaction):
+        def forward(self, *inputs): return 0*super().forward(*inputs)
+    model.head.idr.interaction = Nothing()
     assert deletion_matrix(model, *batch).abs().max()==0 and gradient_matrix(model, *batch).abs().max()==0
     assert attention_matrix(model, batch[0]).max()>0
 
@@ -132,14 +134,14 @@ def test_company_without_information():
     lawn = there[there[:,12]][:,9].float().mean()
     assert .4<lawn<.6
 
-def test_listening_in_leaves_a_frozen_part_as_it_was():
-    from idrnet_nb.experiments.ablation import attention_matrix, overheard
+def test_changing_inputs_leaves_a_frozen_part_as_it_was():
+    from idrnet_nb.experiments.ablation import attention_matrix, interaction_inputs
     from idrnet_nb.models.segmentor import build_segmentor
     model = build_segmentor('fcn', 'tiny', 12, width=16).train()
     model.backbone.eval()
     was = [m.training for m in model.modules()]
-    with overheard(model, lambda talk, means, there: talk(means, there)): assert not any(m.training for m in model.modules())
+    with interaction_inputs(model, lambda feats, present: (feats, present)): assert not any(m.training for m in model.modules())
     attention_matrix(model, torch.rand(1,3,32,32)*255)
     assert [m.training for m in model.modules()]==was
     with pytest.raises(ValueError, match='no IDR'):
-        with overheard(build_segmentor('fcn', 'tiny', 12, idr=False, width=16), None): pass
+        with interaction_inputs(build_segmentor('fcn', 'tiny', 12, idr=False, width=16), None): pass
