@@ -105,7 +105,8 @@ def close(got, want, tolerance=1e-5): torch.testing.assert_close(got, want, rtol
 def test_an_old_model_says_the_same(): close(tool.answer(tool.model_of(FOLDER), IMAGES), SAID['model'])
 def test_an_old_checkpoint_says_the_same(): close(tool.answer(tool.checkpointed(FOLDER), IMAGES), SAID['checkpoint'])
 def test_an_old_plugged_model_says_the_same():
-    with pytest.warns(UserWarning, match='was written in format 1, and is read by a map of names'): model = tool.plugged(FOLDER)
+    with pytest.warns(UserWarning, match='was written in format 1, and is read by a map of names'):
+        model = tool.plugged(FOLDER)
     close(tool.answer(model, IMAGES.float()), SAID['plugged'])
 
 @pytest.mark.parametrize('library', tool.LIBRARIES)

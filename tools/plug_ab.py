@@ -1,12 +1,14 @@
-"""A/B test of the plug on the small world: somebody's model as it is, and with IDR put in.
+"""A/B test of `add_idr` on the toy world: somebody's model as it is, and with IDR put in.
 
     python tools/plug_ab.py local --out nbs/results/plug.csv --steps 200
-    python tools/plug_ab.py local --out nbs/results/plug.csv --steps 200 --before 200 --arms plain idr 'idr, as published' 'idr, D2 of zeros'
+    python tools/plug_ab.py local --out nbs/results/plug.csv --steps 200 --before 200 \\
+        --arms plain idr 'idr, as published' 'idr, D2 of zeros'
     python tools/plug_ab.py unet --out nbs/results/plug.csv --steps 300 --arms plain idr
 
-`local` is a hand-written network that sees seven pixels around it, `unet` one of segmentation_models.pytorch. With --before the model is trained
-as it is first, and plugged then. Same first weights, same pictures in the same order, same schedule, one thread. Rows are added to the CSV, which
-nbs/2_models/09_plugin.ipynb reads; a run that is repeated belongs in another file."""
+`local` is a hand-written network that sees seven pixels around it, `unet` one of segmentation_models.pytorch.
+With --before the model is trained as it is first, and plugged then. Same first weights, same images in the same
+order, same schedule, one thread. Rows are added to the CSV, which nbs/2_models/09_plugin.ipynb reads; a run that
+is repeated belongs in another file."""
 import argparse, json, time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,11 +27,17 @@ from idrnet_nb.training.config import TrainConfig
 from idrnet_nb.training.sampler import batches
 from idrnet_nb.training.schedule import param_groups, poly
 
-ARMS = { # settings of add_idr, settings of idr_loss
-    'plain':None, 'idr':({}, {}), 'idr, tables frozen':({}, dict(relation_momentum=0.)), 'idr, as published':(dict(keep_answer=False), {}), 'idr, D2 of zeros':({}, {})}
+ARMS = {  # settings of add_idr, settings of idr_loss
+    'plain': None,
+    'idr': ({}, {}),
+    'idr, tables frozen': ({}, dict(relation_momentum=0.0)),
+    'idr, as published': (dict(keep_answer=False), {}),
+    'idr, D2 of zeros': ({}, {}),
+}
 
 def local_net(k):
-    block = lambda cin,cout,stride: nn.Sequential(nn.Conv2d(cin, cout, 3, stride, 1), nn.BatchNorm2d(cout), nn.ReLU())
+    def block(cin, cout, stride):
+        return nn.Sequential(nn.Conv2d(cin, cout, 3, stride, 1), nn.BatchNorm2d(cout), nn.ReLU())
     return nn.Sequential(block(3,24,2), block(24,32,2), block(32,32,1), nn.Conv2d(32, k, 1))
 
 def unet(k):
@@ -39,7 +47,7 @@ def unet(k):
 MODELS = {'local':(local_net, '3'), 'unet':(unet, None)}
 
 def plain(name, k, seed):
-    "The same model for every arm of a seed."
+    "The same model for every variant of a seed."
     seed_everything(seed)
     return MODELS[name][0](k)
 
@@ -54,37 +62,46 @@ def plug(name, model, arm):
 
 def ready(images): return (images.float()-127.5)/63.75
 
-def answer(model, images): return upsample(model(ready(images)), images.shape[-2:])
+def predict(model, images): return upsample(model(ready(images)), images.shape[-2:])
 
 def learn(model, arm, data, config, seed):
-    "Train in place, pictures in the order of `seed`; the last loss of the answer itself."
+    "Train in place, images in the order of `seed`; the last loss of the final prediction."
     opt = torch.optim.AdamW(param_groups(model, config))
     schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda s: poly(s, config))
     model.train()
     for _,(images,label) in zip(range(config.steps), batches(data, config.batch_size, seed)):
-        own = F.cross_entropy(answer(model, images), label, ignore_index=IGNORE)
+        own = F.cross_entropy(predict(model, images), label, ignore_index=IGNORE)
         loss = own if ARMS[arm] is None else own + idr_loss(model, label, **ARMS[arm][1])
-        opt.zero_grad(); loss.backward(); opt.step(); schedule.step()
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        schedule.step()
     return own.item()
 
 @torch.no_grad()
-def judge(model, task):
+def evaluate(model, task):
     meter = Meter(task.space.num_classes)
     for at in range(0, len(task.test), 20):
         images, label = map(torch.stack, zip(*task.test[at:at+20]))
-        meter.update(answer(model.eval(), images).argmax(1), label)
+        meter.update(predict(model.eval(), images).argmax(1), label)
     return meter.scores()
 
 def run(name, arm, task, config, before=0):
-    "One row of results, and the settings of the plug."
+    "One row of results, and the settings of IDR."
     start = time.perf_counter()
     model, called = plain(name, task.space.num_classes, config.seed), f'trained {name}' if before else name
     if before: learn(model, 'plain', task.train, replace(config, steps=before), 1000+config.seed)
-    loss, found = learn(plug(name, model, arm), arm, task.train, config, config.seed), judge(model, task)
-    row = dict(arm=called if arm=='plain' else f'{called} + {arm}', seed=config.seed, **{n:round(found[n], 4) for n in ('miou','aacc')},
-               iou=json.dumps([round(x, 2) for x in found['iou']]), loss=round(loss, 4), lookalike_miou=round(sum(found['iou'][c] for c in task.focus)/len(task.focus), 4),
-               parameters=sum(p.numel() for p in model.parameters()),
-               seconds=round(time.perf_counter()-start, 1))
+    loss, found = learn(plug(name, model, arm), arm, task.train, config, config.seed), evaluate(model, task)
+    row = dict(
+        arm=called if arm == 'plain' else f'{called} + {arm}',
+        seed=config.seed,
+        **{n: round(found[n], 4) for n in ('miou', 'aacc')},
+        iou=json.dumps([round(x, 2) for x in found['iou']]),
+        loss=round(loss, 4),
+        lookalike_miou=round(sum(found['iou'][c] for c in task.focus) / len(task.focus), 4),
+        parameters=sum(p.numel() for p in model.parameters()),
+        seconds=round(time.perf_counter() - start, 1),
+    )
     if arm=='plain': return row, None
     if 'frozen' not in arm: row['relation_auroc'] = round(relation_auroc(get_idr(model).relations[0], task.truth), 4)
     return row, get_idr(model).settings
@@ -96,11 +113,16 @@ def library(name):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('model', choices=MODELS); p.add_argument('--out', type=Path, required=True); p.add_argument('--seeds', type=int, nargs='+', default=[0,1,2])
+    p.add_argument('model', choices=MODELS)
+    p.add_argument('--out', type=Path, required=True)
+    p.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     p.add_argument('--arms', nargs='+', choices=ARMS, default=[*ARMS])
-    p.add_argument('--steps', type=int, default=200); p.add_argument('--batch', type=int, default=8); p.add_argument('--lr', type=float, default=3e-3)
-    p.add_argument('--before', type=int, default=0, help='steps of plain training before the plug goes in')
-    p.add_argument('--train', type=int, default=2000, help='pictures to learn from'); p.add_argument('--test', type=int, default=200, help='unseen pictures')
+    p.add_argument('--steps', type=int, default=200)
+    p.add_argument('--batch', type=int, default=8)
+    p.add_argument('--lr', type=float, default=3e-3)
+    p.add_argument('--before', type=int, default=0, help='steps of plain training before IDR goes in')
+    p.add_argument('--train', type=int, default=2000, help='images to learn from')
+    p.add_argument('--test', type=int, default=200, help='unseen images')
     a = p.parse_args()
     torch.set_num_threads(1)
     task, after = toy_world_task(a.train, a.test), f' after {a.before} plain ones' if a.before else ''
@@ -108,9 +130,19 @@ def main():
         for arm in a.arms:
             config = TrainConfig(steps=a.steps, batch_size=a.batch, lr=a.lr, seed=seed)
             row, settings = run(a.model, arm, task, config, a.before)
-            about = dict(train={n:v for n,v in asdict(config).items() if n!='seed'}, model=dict(name=a.model, library=library(a.model)), before=a.before, plug=settings)
+            about = dict(
+                train={n: v for n, v in asdict(config).items() if n != 'seed'},
+                model=dict(name=a.model, library=library(a.model)),
+                before=a.before,
+                plug=settings,
+            )
             note = f'{task.note}, {a.steps} steps of {a.batch}{after}'
-            append_rows(a.out, [dict(task=task.name, note=note, config=json.dumps(about), **row, **provenance(torch.device('cpu')))], COLUMNS)
-            print(f'{row["arm"]:34} seed {seed}  mIoU {row["miou"]:.1f}  look-alikes {row["lookalike_miou"]:.1f}  {row["seconds"]:.0f} s', flush=True)
+            append_rows(
+                a.out,
+                [dict(task=task.name, note=note, config=json.dumps(about), **row, **provenance(torch.device('cpu')))],
+                COLUMNS,
+            )
+            scores = f'mIoU {row["miou"]:.1f}  look-alikes {row["lookalike_miou"]:.1f}'
+            print(f'{row["arm"]:34} seed {seed}  {scores}  {row["seconds"]:.0f} s', flush=True)
 
 if __name__=='__main__': main()

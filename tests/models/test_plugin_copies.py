@@ -1,4 +1,5 @@
-"""How people really wrap, copy, cast and save a model that has IDR: the copy that runs learns, or it is said why not."""
+"""How people really wrap, copy, cast and save a model that has IDR: the copy that runs learns, or an error says why."""
+
 import copy, json, pickle, warnings
 from pathlib import Path
 
@@ -91,7 +92,8 @@ def test_peft_saves_and_reads_its_own(tmp_path):
     model.save_pretrained(tmp_path)
     again = peft.PeftModel.from_pretrained(add_idr(segformer()), tmp_path)
     assert alike(again, model, x) and picks(again)==picks(model)
-    with pytest.raises(ValueError, match='trained with pool=2, keep_answer=True.*plug it with the same stride and keep_answer'):
+    said = 'trained with pool=2, keep_answer=True.*plug it with the same stride and keep_answer'
+    with pytest.raises(ValueError, match=said):
         peft.PeftModel.from_pretrained(add_idr(segformer(), keep_answer=False), tmp_path)
     with pytest.raises(ValueError, match='was written by peft; read it with PeftModel.from_pretrained'):
         load_plugged(segformer(), tmp_path)
@@ -166,8 +168,8 @@ def test_nothing_tells_which_is_meant():
     for prepare in (lambda: None, lambda: (model.a(x), model.b(x))):
         prepare()
         for f in (get_idr, lambda m: idr_loss(m, y)):
-            with pytest.raises(ValueError, match=r"ModuleDict has IDR 2 times, at \['a.3', 'b.3'\], and nothing tells which is meant"):
-                f(model)
+            said = r"ModuleDict has IDR 2 times, at \['a.3', 'b.3'\], and nothing tells which is meant"
+            with pytest.raises(ValueError, match=said): f(model)
     idr_loss(model.a, y)
     idr_loss(model, y) # one is left
     assert picks(model)=={'a.3':2, 'b.3':2}
@@ -182,7 +184,11 @@ def test_averaged_models(tmp_path):
             train(model, lambda: whole(model, x, y), 1)
             mean.update_parameters(model)
         learnt = get_idr(model).idr.deletion_count.sum()
-        assert abs(learnt-4)<1e-3 and 0<get_idr(mean).idr.deletion_count.sum()<=learnt and get_idr(mean) is get_idr(mean.module)
+        assert (
+            abs(learnt - 4) < 1e-3
+            and 0 < get_idr(mean).idr.deletion_count.sum() <= learnt
+            and get_idr(mean) is get_idr(mean.module)
+        )
         assert answer(mean, x).isfinite().all() and not alike(mean, model, x)
         with pytest.raises(ValueError, match=r'AveragedModel is a wrapper; give what it wraps \(model.module\)'):
             save_plugged(mean, tmp_path/'a')
@@ -200,7 +206,11 @@ def test_a_copy_knows_nothing_of_the_past(copied):
     assert len(told(lambda: [own(model, x, y).backward() for _ in range(5)]))==1
     model(x)
     twin = copied(model)
-    assert get_idr(twin).last is None and not told(lambda: train(twin, lambda: own(twin, x, y), 3)) and len(told(lambda: twin(x)))==1
+    assert (
+        get_idr(twin).last is None
+        and not told(lambda: train(twin, lambda: own(twin, x, y), 3))
+        and len(told(lambda: twin(x))) == 1
+    )
     assert twin is not model and get_idr(twin).forwards is not get_idr(model).forwards
 
 def test_hooks_go_with_their_model():
@@ -220,7 +230,11 @@ def test_hooks_go_with_their_model():
 def test_training_without_the_loss_is_told_once():
     model, (x,y) = plugged(), batch()
     said = told(lambda: train(model, lambda: own(model, x, y), 20))
-    assert len(said)==1 and said[0].startswith('3 training steps went by without idr_loss') and 'remove_idr(model)' in said[0]
+    assert (
+        len(said) == 1
+        and said[0].startswith('3 training steps went by without idr_loss')
+        and 'remove_idr(model)' in said[0]
+    )
     hf = add_idr(segformer()).train()
     assert len(told(lambda: train(hf, lambda: hf(x).logits.mean(), 8)))==1
 
@@ -277,11 +291,16 @@ def test_compiled_training_without_the_loss():
     torch._dynamo.reset()
     model, (x,y) = plugged(), batch()
     fast = torch.compile(model, backend='eager', fullgraph=True)
-    assert not told(lambda: train(fast, lambda: own(fast, x, y), 4)) and len(told(lambda: (fast.eval(), fast.train())))==1
+    assert (
+        not told(lambda: train(fast, lambda: own(fast, x, y), 4))
+        and len(told(lambda: (fast.eval(), fast.train()))) == 1
+    )
     torch._dynamo.reset()
     hf = add_idr(segformer()).train()
     fast = torch.compile(hf, backend='eager')
-    assert not told(lambda: (train(fast, lambda: fast(x, labels=y).loss, 3), fast.eval())) and [*picks(hf).values()]==[6]
+    assert not told(lambda: (train(fast, lambda: fast(x, labels=y).loss, 3), fast.eval())) and [
+        *picks(hf).values()
+    ] == [6]
 
 def test_two_forwards_before_one_loss():
     model, (x,y) = plugged(), batch()
@@ -333,7 +352,9 @@ def test_trainer_of_transformers_and_its_checkpoints(tmp_path):
     hf.Trainer(resumed, args, train_dataset=Rows()).train(resume_from_checkpoint=str(tmp_path/'checkpoint-4'))
     assert picks(resumed)=={'decode_head.classifier':12}
     with pytest.raises(ValueError, match='trained with pool=4, keep_answer=False'):
-        hf.Trainer(add_idr(hf_upernet()), args, train_dataset=Rows()).train(resume_from_checkpoint=str(tmp_path/'checkpoint-4'))
+        hf.Trainer(add_idr(hf_upernet()), args, train_dataset=Rows()).train(
+            resume_from_checkpoint=str(tmp_path / 'checkpoint-4')
+        )
 
 # --- save_pretrained of other libraries
 
@@ -341,7 +362,7 @@ def test_trainer_of_transformers_and_its_checkpoints(tmp_path):
 def test_a_folder_of_transformers_is_read_back(maker, tmp_path):
     x, y = batch()
     config = maker().config
-    make = lambda: type(maker())(copy.deepcopy(config))
+    def make(): return type(maker())(copy.deepcopy(config))
     model = add_idr(make(), width=8, stride=4, dropout=.2).train()
     model(x, labels=y).loss.backward()
     twin = copy.deepcopy(model)
@@ -374,7 +395,10 @@ def test_a_folder_that_does_not_fit(tmp_path):
         model = make()
         before = {n:t.clone() for n,t in model.state_dict().items()}
         with pytest.raises(ValueError, match=words): load_plugged(model, tmp_path/'a')
-        assert all(t.equal(before[n]) for n,t in model.state_dict().items()) and model.state_dict().keys()==before.keys()
+        assert (
+            all(t.equal(before[n]) for n, t in model.state_dict().items())
+            and model.state_dict().keys() == before.keys()
+        )
     (tmp_path/'a'/'model.safetensors').unlink()
     with pytest.raises(ValueError, match=r'has no model\*.safetensors'): load_plugged(segformer(), tmp_path/'a')
     for text in ('', '[]', '{}', '['*100_000, '{"idrnet_nb_plug": 3}', '{"idrnet_nb_plug": {"format": 1}}'):
@@ -458,9 +482,12 @@ def test_strange_headers(change, words, tmp_path):
     model = toy()
     with pytest.raises(ValueError, match=words): load_plugged(model, rewrite(path, json.dumps({**note, **change})))
     assert model.state_dict().keys()==toy().state_dict().keys()
-    assert get_idr(load_plugged(model, rewrite(path, json.dumps(note)))).settings==SETTINGS # and nothing was left behind
+    assert (
+        get_idr(load_plugged(model, rewrite(path, json.dumps(note)))).settings == SETTINGS
+    )  # and nothing was left behind
 
-@pytest.mark.parametrize('text', ['', 'null', '3', '"x"', '[]', '{}', '{"format": 1}', '['*100_000, '{', '{"format": ' + '9'*5000 + '}'])
+@pytest.mark.parametrize('text', ['', 'null', '3', '"x"', '[]', '{}', '{"format": 1}', '['*100_000, '{',
+                                  '{"format": ' + '9'*5000 + '}'])
 def test_strange_notes(text, tmp_path):
     path = save_plugged(plugged(), tmp_path/'a.safetensors')
     with pytest.raises(ValueError, match='was not written by save_plugged'): load_plugged(toy(), rewrite(path, text))
@@ -492,9 +519,14 @@ def test_casting_keeps_what_was_learnt():
     for cast in (lambda m: m.half(), lambda m: m.bfloat16(), lambda m: m.float(), lambda m: m.to('cpu', torch.bfloat16),
                  lambda m: nn.Sequential(m).half()[0]):
         for n,b in cast(context).named_buffers(recurse=False): assert b.dtype==torch.float32 and b.equal(before[n])
-    assert context.attention.out.conv.weight.dtype==torch.float16 and context.double().deletion_count.dtype==torch.float64
+    assert (
+        context.attention.out.conv.weight.dtype == torch.float16
+        and context.double().deletion_count.dtype == torch.float64
+    )
     assert {b.device.type for b in IDRContext(3, 4, 2).to('meta').buffers()}=={'meta'}
-    assert {b.dtype for b in IDRContext(3, 4, 2).to('meta').to_empty(device='cpu').buffers(recurse=False)}=={torch.float32}
+    assert {b.dtype for b in IDRContext(3, 4, 2).to('meta').to_empty(device='cpu').buffers(recurse=False)} == {
+        torch.float32
+    }
 
 def test_our_own_model_in_half_precision():
     model = build_segmentor('fcn', 'tiny', K, width=8, attention_width=6, aux_width=4).bfloat16().train()
@@ -545,21 +577,26 @@ def test_arguments_that_cannot_be():
     model, (x,y) = plugged(), batch()
     model(x)
     for args,words in (
-        (dict(ignore=2), 'ignore=2 is the id of one of the 4 classes'), (dict(ignore=None), 'ignore=None'), (dict(ignore='x'), "ignore='x'"),
+        (dict(ignore=2), 'ignore=2 is the id of one of the 4 classes'), (dict(ignore=None), 'ignore=None'),
+        (dict(ignore='x'), "ignore='x'"),
         (dict(coarse_weight=-1), 'coarse_weight=-1'), (dict(coarse_weight=float('nan')), 'coarse_weight=nan'),
         (dict(relation_momentum=2), 'relation_momentum=2'), (dict(memory_momentum=-.1), 'memory_momentum=-0.1'),
-        (dict(uniform=torch.rand(3,K)), r'uniform must be `b k`, \(2, 4\)'), (dict(deleted=torch.zeros(5).long()), 'must be 2 class ids'),
-        (dict(deleted=torch.zeros(2)), 'of torch.float32'), (dict(deleted=torch.tensor([9,0])), r'deleted=\[9, 0\] must be class ids, 0 to 3'),
+        (dict(uniform=torch.rand(3,K)), r'uniform must be `b k`, \(2, 4\)'),
+        (dict(deleted=torch.zeros(5).long()), 'must be 2 class ids'),
+        (dict(deleted=torch.zeros(2)), 'of torch.float32'),
+        (dict(deleted=torch.tensor([9,0])), r'deleted=\[9, 0\] must be class ids, 0 to 3'),
     ):
         with pytest.raises(ValueError, match=words): idr_loss(model, y, **args)
     for label,words in (
-        (y.numpy(), 'a tensor'), (None, 'a tensor'), (y[:,None], r'drop the channel axis: label\[:,0\]'), (y[0], 'b H W'),
+        (y.numpy(), 'a tensor'), (None, 'a tensor'), (y[:,None], r'drop the channel axis: label\[:,0\]'),
+        (y[0], 'b H W'),
     ):
         with pytest.raises(ValueError, match=words): idr_loss(model, label)
     assert idr_loss(model, y).isfinite() and picks(model)=={'3':2}
     for args in (
-        dict(width='8'), dict(width=2.5), dict(width=10**9), dict(dim=True), dict(stride='8'), dict(stride=None), dict(dropout='x'),
-        dict(dropout=float('nan')), dict(keep_answer=1), dict(example=(2,3)), dict(example=torch.zeros(3,8,8)), dict(at=3),
+        dict(width='8'), dict(width=2.5), dict(width=10**9), dict(dim=True), dict(stride='8'), dict(stride=None),
+        dict(dropout='x'), dict(dropout=float('nan')), dict(keep_answer=1), dict(example=(2,3)),
+        dict(example=torch.zeros(3,8,8)), dict(at=3),
     ):
         with pytest.raises(ValueError, match=next(iter(args))): add_idr(toy(), **{'at':'3', **args})
 

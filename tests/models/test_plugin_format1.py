@@ -13,9 +13,15 @@ from idrnet_nb.models.segmentor import build_segmentor
 from test_plugin import answer, batch, hf_segformer, toy
 
 RECORDED = Path(__file__).resolve().parents[1]/'recorded'/'plugged1'
-NAMES = ( # the beginning of a name inside of IDR: today, in format 1
-    ('idr.attention.', 'context.refiner.'), ('idr.deletion_count', 'context.count'), ('idr.', 'context.'),
-    ('seam.', 'coarse.'), ('bottleneck.', 'squeeze.'), ('final.hidden.', 'final.conv.'), ('final.logits.', 'final.score.'))
+NAMES = (  # the beginning of a name inside of IDR: today, in format 1
+    ('idr.attention.', 'context.refiner.'),
+    ('idr.deletion_count', 'context.count'),
+    ('idr.', 'context.'),
+    ('seam.', 'coarse.'),
+    ('bottleneck.', 'squeeze.'),
+    ('final.hidden.', 'final.conv.'),
+    ('final.logits.', 'final.score.'),
+)
 
 pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::DeprecationWarning')
 
@@ -57,7 +63,12 @@ def test_our_own_model_of_format_1(tmp_path):
     torch.testing.assert_close(logits, recorded['logits'], rtol=1e-5, atol=1e-5)
     assert get_idr(model).idr.deletion_count.sum().round()==3 and get_idr(model).idr.memory.any()
     again, warned = told(lambda: load_plugged(ours(), save_plugged(model, tmp_path/'a.safetensors')))
-    assert warned==0 and PluginNote(**json.loads(read_header(tmp_path/'a.safetensors').metadata[HEADER_KEY])).format==PLUGIN_FORMAT==2
+    assert (
+        warned == 0
+        and PluginNote(**json.loads(read_header(tmp_path / 'a.safetensors').metadata[HEADER_KEY])).format
+        == PLUGIN_FORMAT
+        == 2
+    )
     with torch.no_grad(): assert again.eval()(recorded['images']).logits.equal(logits)
 
 def test_a_model_of_format_1_that_does_not_fit_is_left_alone():
@@ -104,6 +115,8 @@ def test_a_state_dict_of_our_own_model():
 def test_names_of_today_stay():
     names = list(add_idr(toy(), at='3').state_dict())
     inside = [n.removeprefix('3.') for n in names if n.startswith('3.')]
-    assert [current_plugin_name(n) for n in inside]==inside and [current_plugin_name(name_then(n)) for n in inside]==inside
+    assert [current_plugin_name(n) for n in inside] == inside and [
+        current_plugin_name(name_then(n)) for n in inside
+    ] == inside
     assert names_today(names, '3', False)=={n:n for n in names}
     assert current_name('head.final.score.context.count')=='head.classifier.logits.context.count'
