@@ -21,7 +21,7 @@ from idrnet_nb.experiments.runner import key, run_missing
 from idrnet_nb.experiments.statistics import Difference, pair_rows
 from idrnet_nb.experiments.trials import config_of
 from idrnet_nb.models.head import FRAMEWORKS, HeadConfig
-from idrnet_nb.models.plugin import IDRClassifier
+from idrnet_nb.models.plugin_module import IDRClassifier
 from idrnet_nb.models.segmentor import build_segmentor
 from idrnet_nb.models.variants import parse_variant
 from idrnet_nb.training.inference import EvalProtocol

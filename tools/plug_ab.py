@@ -62,9 +62,9 @@ def plug(name, model, arm):
     if ARMS[arm] is None: return model
     final = get_idr(add_idr(model, at=MODELS[name][1], **ARMS[arm][0])).final
     if arm=='idr, D2 of zeros':
-        final.conv.conv.reset_parameters()
-        nn.init.zeros_(final.score.weight)
-        nn.init.zeros_(final.score.bias)
+        final.hidden.conv.reset_parameters()
+        nn.init.zeros_(final.logits.weight)
+        nn.init.zeros_(final.logits.bias)
     return model
 
 def predict(model, images):

@@ -140,7 +140,7 @@ def run_trial(
 
     def save_counts(meter):
         Path(out).mkdir(parents=True, exist_ok=True)
-        counts = {'counts':meter.per_picture}
+        counts = {'counts':meter.per_image}
         write_atomic(counts_file(run, out), lambda path: save_file(counts, str(path)))
 
     _, scores = run_variant(run['arm'], task, config_of(run, len(task.train)), device,
