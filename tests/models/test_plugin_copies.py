@@ -458,7 +458,7 @@ HEADERS = [ # what the header says, words of the error
     *[({n:v}, f'says {n}=.*, must be a word') for n,v in (('version',3), ('model',[]), ('at',3), ('at',None))],
     (dict(at='../../etc'), "at '../../etc'.*the file has None"),
     *[(dict(k=v), 'says k=.*, must be a whole number of classes') for v in ('4', None, 4.5, 1, 10**12, True)],
-    (dict(k=5), r'would be \[5, 6\]; the file has \[4, 6\]'),
+    (dict(k=5), r'would be \(5, 6\); the file has \(4, 6\)'),
     *[(dict(settings=v), 'says settings=.*must be a dict') for v in (None, 'x', [1], 3)],
     (dict(settings={}), 'unknown or missing: dim, dropout, keep_answer, pool, width'),
     (said(colour=1), 'unknown or missing: colour'),
@@ -466,8 +466,8 @@ HEADERS = [ # what the header says, words of the error
       for v in (None, '6', 0, -1, 2.5, True, [], 10**9)],
     *[(said(keep_answer=v), 'its header: keep_answer=.*True or False') for v in (None, 1, 'yes')],
     *[(said(dropout=v), 'its header: dropout=.*from 0 to below 1') for v in (None, '0.1', 1, -.1, float('nan'), True)],
-    (said(width=60000), r'width=60000.*would be \[4, 60000\]; the file has \[4, 6\]'),
-    (said(dim=60000), r'dim=60000.*would be \[60000, 36, 1, 1\]; the file has \[6, 36, 1, 1\]'),
+    (said(width=60000), r'width=60000.*would be \(4, 60000\); the file has \(4, 6\)'),
+    (said(dim=60000), r'dim=60000.*would be \(60000, 36, 1, 1\); the file has \(6, 36, 1, 1\)'),
     (said(pool=4), 'trained with pool=8'),
 ]
 

@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from idrnet_nb.models.format1 import current_name, current_plugin_name, upgrade_state
 from idrnet_nb.models.plugin import PLUGIN_FORMAT, PluginNote, add_idr, get_idr, idr_loss
-from idrnet_nb.models.plugin_files import HEADER_KEY, load_plugged, names_today, read_header, save_plugged
+from idrnet_nb.common.files import read_safetensors_header
+from idrnet_nb.models.plugin_files import HEADER_KEY, load_plugged, names_today, save_plugged
 from idrnet_nb.models.segmentor import build_segmentor
 from test_plugin import answer, batch, hf_segformer, toy
 
@@ -65,7 +66,7 @@ def test_our_own_model_of_format_1(tmp_path):
     again, warned = told(lambda: load_plugged(ours(), save_plugged(model, tmp_path/'a.safetensors')))
     assert (
         warned == 0
-        and PluginNote(**json.loads(read_header(tmp_path / 'a.safetensors').metadata[HEADER_KEY])).format
+        and PluginNote(**json.loads(read_safetensors_header(tmp_path / 'a.safetensors').metadata[HEADER_KEY])).format
         == PLUGIN_FORMAT
         == 2
     )
