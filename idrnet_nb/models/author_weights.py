@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['HEAD_NAMES', 'HIDDEN', 'POSITIONS', 'PUBLISHED', 'RESNET_NAMES', 'SWIN_NAMES', 'author_key', 'permute_patch_merging',
-           'settings_of', 'backbone_key', 'author_names', 'recomputed_buffers', 'load_author_state', 'convert']
+           'settings_of', 'backbone_key', 'author_names', 'recomputed_buffers', 'load_author_state',
+           'check_num_classes']
 
 # %% ../../nbs/2_models/11_author_weights.ipynb #c003
 import difflib
 import json
-import os
 import re
-from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 import torch
@@ -20,13 +19,10 @@ from torch import Tensor
 
 from ..data.datasets import DATASETS
 from ..data.label_spaces import LABEL_SPACES
-from .author_checkpoints import read_checkpoint
 from .backbone import Backbone
 from .head import HeadConfig
-from .hub import CARD, CONFIG, WEIGHTS, check_folder
 from .segmentor import Segmentor
 from .weights import weight_faults
-from ..training.inference import EvalProtocol, save_model
 
 # %% ../../nbs/2_models/11_author_weights.ipynb #c008
 # How the names of `SegHead.state_dict()` begin -> the authors' beginning. Only this cell knows our names.
@@ -86,7 +82,7 @@ _LISTED = (f'`idrnet convert --list` prints all {len(PUBLISHED)} names '
 
 def settings_of(
     name:str, # one of `PUBLISHED`
-)->dict: # backbone (arguments of `Backbone`), head (`HeadConfig`), space (`LabelSpace`), protocol (`EvalProtocol`)
+)->dict: # backbone (arguments of `Backbone`), head (`HeadConfig`), space (`LabelSpace`), protocol (fields of `EvalProtocol`)
     """How a published model was built and evaluated. Raises ValueError for another name, with
     those that are like it."""
     if name not in PUBLISHED:
@@ -97,7 +93,7 @@ def settings_of(
     space, flip_pairs = LABEL_SPACES[model['space']], DATASETS[model['space']].flip_pairs
     return dict(
         backbone=dict(model['backbone']), head=HeadConfig(space.num_classes, **model['head']),
-        space=space, protocol=EvalProtocol(**model['protocol'], flip_pairs=flip_pairs))
+        space=space, protocol={**model['protocol'], 'flip_pairs':flip_pairs})
 
 # %% ../../nbs/2_models/11_author_weights.ipynb #c055
 RESNET_NAMES = { # timm's -> the authors', as regular expressions, one after the other
@@ -153,7 +149,7 @@ def load_author_state(
     """Put the authors' weights into a model: every name of theirs used, every weight of ours
     filled, every shape right, every value finite. Raises ValueError listing what is missing,
     unexpected, of another shape, or of another label set."""
-    _check_classes(state, model.head.config.num_classes)
+    check_num_classes(state, model.head.config.num_classes)
     names, ours = author_names(model), model.state_dict()
     want = {theirs:ours[name] for name,theirs in names.items()}
     for theirs,shape in recomputed_buffers(model).items():
@@ -168,7 +164,7 @@ def load_author_state(
     model.load_state_dict({name:ordered(name, state[theirs]) for name,theirs in names.items()})
     return len(state)
 
-def _check_classes(state, num_classes):
+def check_num_classes(state, num_classes):
     "Raises ValueError where the last layer of a checkpoint is of another label set."
     last = state.get('decoder_stage2.4.weight')
     if last is None or len(last)==num_classes: return
@@ -177,39 +173,3 @@ def _check_classes(state, num_classes):
         f'checkpoint: it was trained for {len(last)} classes{like and f" (as {like} has)"}, the '
         f'model named has {num_classes}; relation matrices mean nothing for another label set. '
         f'Name the model that the file is of; {_LISTED}')
-
-# %% ../../nbs/2_models/11_author_weights.ipynb #c058
-def convert(
-    checkpoint:'str|Path', # the authors' .pth file
-    name:str, # one of `PUBLISHED`
-    out:'str|Path', # folder for model.safetensors, config.json and the card
-)->int: # tensors taken
-    """Turn a published checkpoint into a model of this package, all or nothing. Raises as
-    `settings_of`, `hub.check_folder`, `read_checkpoint` and `load_author_state`; ValueError where
-    `out` holds another model, or the checkpoint itself."""
-    settings = settings_of(name)
-    _check_out(Path(out), Path(checkpoint), name)
-    state = read_checkpoint(checkpoint)
-    _check_classes(state, settings['head'].num_classes) # before a large network is built
-    check_folder(out, size=sum(t.numel()*t.element_size() for t in state.values()))
-    model = Segmentor(Backbone(**settings['backbone']), settings['head'])
-    taken = load_author_state(model, state)
-    source = dict(model=name, toolbox='SSSegmentation',
-                  paper='IDRNet, NeurIPS 2023, arXiv 2310.10755')
-    protocol = asdict(settings['protocol'])
-    save_model(model.eval(), out, settings['space'], protocol=protocol, source=source)
-    return taken
-
-def _check_out(out, checkpoint, name):
-    "Raises ValueError, before a minute of work, where something else would be written over."
-    if os.path.isdir(out) and checkpoint.resolve() in [
-            (out/file).resolve() for file in (WEIGHTS, CONFIG, CARD)]:
-        raise ValueError(f'{str(checkpoint)!r} would be written over; '
-                         'give the model another folder (--out)')
-    check_folder(out)
-    if not (out/CONFIG).is_file(): return
-    try: held = json.loads((out/CONFIG).read_text(encoding='utf-8'))['source']['model']
-    except (ValueError, KeyError, TypeError): held = 'a model that was not converted'
-    if held!=name:
-        raise ValueError(f'{str(out)!r} holds another model ({held}); '
-                         'give this one a folder of its own (--out)')
