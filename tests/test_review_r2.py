@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from idrnet_nb.models.author_checkpoints import read_checkpoint
-from idrnet_nb.models.author_weights import convert
+from idrnet_nb.training.convert import convert
 from idrnet_nb.models.backbone import Backbone
 from idrnet_nb.models.weights import colour_stats
 from idrnet_nb.data.labels import LabelSpace
