@@ -366,7 +366,7 @@ class HubMixin(PyTorchModelHubMixin):
         ValueError for settings that JSON cannot hold, or that a model says itself."""
         if any(type(m).__name__=='IDRClassifier' for m in self.modules()):
             raise ValueError('this model has IDR added from outside (add_idr), of which its '
-                             'settings say nothing: save it with plugin.save_plugged')
+                             'settings say nothing: save it with plugin_files.save_plugged')
         settings = self.to_config()
         clash = sorted({'format', 'version', *settings} & self.about.keys())
         if clash:
