@@ -34,10 +34,10 @@ def make(framework='fcn', idr=True, seed=0):
     for _ in range(6): model(patches(3), torch.randint(K, (3,*SIZE)))
     model.eval()
     with torch.no_grad():
-        for key,part in (('coarse',model.head.coarse_classifier), ('out',model.head.classifier)):
+        for key,part in (('coarse_logits',model.head.coarse_classifier), ('logits',model.head.classifier)):
             if part is None: continue
-            part.score.weight.mul_(4)
-            part.score.bias.sub_(model(patches(4))[key].mean((0,2,3)))
+            part.logits.weight.mul_(4)
+            part.logits.bias.sub_(getattr(model(patches(4)), key).mean((0,2,3)))
         if model.head.idr is not None:
             for t in (*model.relations, model.head.idr.memory): t.add_(.4*torch.randn_like(t))
     return model
