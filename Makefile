@@ -39,7 +39,7 @@ test: $(STAMP)  ## check everything: notebooks, modules, README, style, then pyt
 	@echo '== every notebook, $(WORKERS) at a time'
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 "$(BIN)/nbdev-test" --n-workers $(WORKERS)
 	@echo '== two notebooks in a real Jupyter kernel'
-	@HF_HUB_OFFLINE=1 "$(PY)" tools/kernel.py nbs/index.ipynb nbs/5_experiments/03_toy_world.ipynb
+	@HF_HUB_OFFLINE=1 "$(PY)" tools/kernel.py nbs/index.ipynb nbs/5_experiments/07_toy_world.ipynb
 	@echo '== pytest'
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 "$(PY)" -m pytest -q $(PYTEST_ARGS) tests
 

@@ -104,7 +104,17 @@ def close(got, want, tolerance=1e-5): torch.testing.assert_close(got, want, rtol
 
 def test_an_old_model_says_the_same(): close(tool.answer(tool.model_of(FOLDER), IMAGES), SAID['model'])
 def test_an_old_checkpoint_says_the_same(): close(tool.answer(tool.checkpointed(FOLDER), IMAGES), SAID['checkpoint'])
-def test_an_old_plugged_model_says_the_same(): close(tool.answer(tool.plugged(FOLDER), IMAGES.float()), SAID['plugged'])
+def test_an_old_plugged_model_says_the_same():
+    with pytest.warns(UserWarning, match='was written in format 1, and is read by a map of names'):
+        model = tool.plugged(FOLDER)
+    close(tool.answer(model, IMAGES.float()), SAID['plugged'])
+
+@pytest.mark.parametrize('library', tool.LIBRARIES)
+def test_idr_in_another_model_has_the_names_on_record(library, was):
+    "In the same order, too: an optimiser numbers the parameters by it."
+    try: now = tool.plugged_names(library)
+    except ImportError: pytest.skip(f'{library} is not installed')
+    assert list(now.items())==list(was['plugged'][library].items())
 
 def test_an_old_training_goes_on(tmp_path):
     "The next step has the loss that it had, and its end is the one that it had: optimiser, chance and all."

@@ -21,7 +21,7 @@ from idrnet_nb.experiments.runner import key, run_missing
 from idrnet_nb.experiments.statistics import Difference, pair_rows
 from idrnet_nb.experiments.trials import config_of
 from idrnet_nb.models.head import FRAMEWORKS, HeadConfig
-from idrnet_nb.models.plugin import IDRClassifier
+from idrnet_nb.models.plugin_module import IDRClassifier
 from idrnet_nb.models.segmentor import build_segmentor
 from idrnet_nb.models.variants import parse_variant
 from idrnet_nb.training.inference import EvalProtocol
@@ -114,7 +114,7 @@ def of_plug(row, config):
 
 def of_speed(row, run):
     assert (row['kind'], row['k'], row['grid'])==(run['kind'], str(run['k']), 'x'.join(map(str, run['grid'])))
-    return run['kind'] in [r['kind'] for r in speed.plan(False)], run.get('framework', 'fcn') in FRAMEWORKS
+    return run['kind'] in [r['kind'] for r in speed.planned(False)], run.get('framework', 'fcn') in FRAMEWORKS
 
 BUILD = {
     **dict.fromkeys(('bench.csv','ablation.csv'), of_run),
@@ -171,7 +171,7 @@ BENCH = [run for trial in TRIALS for run in trial.runs]
 COSTS = [run for trial in TRIALS for run in cost_runs(trial)]
 ABLATION = [run for runs, _ in ablation_tool.groups(5).values() for run in runs]
 JUDGED = [run for run in ABLATION if 'every' not in run] # and not watched
-SPEED = speed.plan(True)+speed.plan(False)
+SPEED = speed.planned(True)+speed.planned(False)
 FCN, UPERNET = ('fcn','fcn+idr'), ('upernet','upernet+idr')
 SWITCHES = 'fcn', 'fcn+attention', 'fcn+frozen', 'fcn+tracked', 'fcn+idr'
 PLUGGED = [f'{model} + {arm}'.removesuffix(' + plain') for model in plug_ab.MODELS for arm in plug_ab.ARMS]

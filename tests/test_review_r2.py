@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from idrnet_nb.models.author_checkpoints import read_checkpoint
-from idrnet_nb.models.author_weights import convert
+from idrnet_nb.training.convert import convert
 from idrnet_nb.models.backbone import Backbone
 from idrnet_nb.models.weights import colour_stats
 from idrnet_nb.data.labels import LabelSpace
@@ -22,7 +22,8 @@ from idrnet_nb.training.inference import EvalProtocol, evaluate, load_model, sav
 from idrnet_nb.training.predictions import save_ids
 from idrnet_nb.training.losses import Criterion, lovasz, soft_dice
 from idrnet_nb.training.metrics import Meter
-from idrnet_nb.models.plugin import add_idr, save_plugged
+from idrnet_nb.models.plugin import add_idr
+from idrnet_nb.models.plugin_files import save_plugged
 from idrnet_nb.models.hub import check_folder
 
 SMALL = dict(width=8, attention_width=4, aux_width=4)

@@ -214,7 +214,7 @@ def test_order_of_make_test():
     lines = [l.strip() for l in (ROOT/'Makefile').read_text().split('\ntest: ')[1].split('\n\n')[0].splitlines()[1:]]
     runs = [l for l in lines if not l.startswith("@echo '== ")]
     assert len(runs)*2 == len(lines)
-    words = ['check.py clean', 'check.py export', 'check.py readme', 'ruff check', 'lint-imports', 'livable.py --check', 'nbdev-test', 'kernel.py nbs/index.ipynb nbs/5_experiments/03_toy_world.ipynb', '-m pytest']
+    words = ['check.py clean', 'check.py export', 'check.py readme', 'ruff check', 'lint-imports', 'livable.py --check', 'nbdev-test', 'kernel.py nbs/index.ipynb nbs/5_experiments/07_toy_world.ipynb', '-m pytest']
     assert [w for r,w in zip(runs, words) if w in r] == words and len(runs) == len(words)
 
 def test_help_names_each_command():

@@ -1,6 +1,6 @@
 """Run notebooks in a real Jupyter kernel, as JupyterLab would, and throw the result away.
 
-    python tools/kernel.py nbs/index.ipynb nbs/5_experiments/03_toy_world.ipynb
+    python tools/kernel.py nbs/index.ipynb nbs/5_experiments/07_toy_world.ipynb
 
 nbdev-test runs cells in its own shell; this shows that they also run where a reader runs them. It works on a copy of nbs/,
 leaves out the cells that nbdev-test leaves out (slow, cuda, online), and keeps nbdev-export from writing."""

@@ -12,7 +12,7 @@ ResNet-50 (stride 8) by the published recipe; a row that does not fit into memor
 named. Loader, step and both together take turns, --rounds times, each for --seconds and two batches
 at least. What workers had fetched before the clock ran is not counted: their first batches are
 thrown away. Rows go to nbs/results/loader.csv, a row that is measured again replaces its older
-self; nbs/3_data/10_dataset.ipynb shows the table. Its columns:
+self; nbs/3_data/12_dataset.ipynb shows the table. Its columns:
 
     row, model, crop, batch, workers    what was measured; crop is h x w, batch in images
     loader, step, together              images a second, median of the rounds: read only; trained on
@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from record import here, put
 from idrnet_nb.common.device import pick_device, seed_everything
 from idrnet_nb.data.dataset import SegmentationDataset
-from idrnet_nb.data.datasets import pascal_voc
+from idrnet_nb.data.datasets import DATASETS
 from idrnet_nb.data.fake_datasets import write_fake_dataset
 from idrnet_nb.data.label_spaces import LABEL_SPACES
 from idrnet_nb.data.transforms import Augment
@@ -153,7 +153,7 @@ def main():
     device, missed = pick_device(a.device), []
     with tempfile.TemporaryDirectory() as folder:
         root = write_fake_dataset('pascal_voc', Path(folder)/'VOC2012', SPACE, 24, 1, (480,640))
-        images = pascal_voc(root, 'train')
+        images = DATASETS['pascal_voc'].load(root, 'train')
         for row in a.rows:
             *_, crop, augment = ROWS[row]
             pairs = SegmentationDataset(images, SPACE, augment=Augment(crop, **augment))

@@ -8,7 +8,7 @@
 `local` is a hand-written network that sees seven pixels around it, `unet` one of
 segmentation_models.pytorch. With --before the model is trained as it is first, and IDR is put in
 then. Same first weights, same images in the same order, same schedule, one thread. Rows are added
-to the CSV, which nbs/2_models/09_plugin.ipynb reads; a run that is repeated belongs in another
+to the CSV, which nbs/2_models/13_plugin.ipynb reads; a run that is repeated belongs in another
 file."""
 import argparse
 import json
@@ -62,9 +62,9 @@ def plug(name, model, arm):
     if ARMS[arm] is None: return model
     final = get_idr(add_idr(model, at=MODELS[name][1], **ARMS[arm][0])).final
     if arm=='idr, D2 of zeros':
-        final.conv.conv.reset_parameters()
-        nn.init.zeros_(final.score.weight)
-        nn.init.zeros_(final.score.bias)
+        final.hidden.conv.reset_parameters()
+        nn.init.zeros_(final.logits.weight)
+        nn.init.zeros_(final.logits.bias)
     return model
 
 def predict(model, images):

@@ -27,7 +27,8 @@ from idrnet_nb.models.segmentor import build_segmentor
 from idrnet_nb.training.inference import EvalProtocol, load_model, save_model
 from idrnet_nb.training.config import TrainConfig
 from idrnet_nb.training.schedule import param_groups
-from idrnet_nb.models.plugin import add_idr, load_plugged, save_plugged
+from idrnet_nb.models.plugin import add_idr
+from idrnet_nb.models.plugin_files import load_plugged, save_plugged
 from idrnet_nb.training.trainer import train
 
 DATA = Path(__file__).resolve().parents[1]/'tests'/'recorded'
@@ -36,10 +37,19 @@ BACKBONES = 'tiny', 'resnet18'
 FIRST = 'step-00000001.safetensors' # checkpoint of the sample training
 
 def to_recorded(name):
-    """The name that a tensor had at format 1, from the name that it has now: in a model ('head.…',
-    'backbone.…'), or inside of IDR in somebody else's model ('context.…', 'coarse.…').
-    The same today. When tensors are renamed, this takes the map that reads old weights, the other way
+    """The name that a tensor had at format 1, from the name that it has now, in a model ('head.…',
+    'backbone.…'). The same today. When tensors are renamed, this takes the map that reads old weights, the other way
     round, and the record of format 1 stays as it is."""
+    return name
+
+PLUGIN_NAMES = ( # the beginning of a name inside of IDR in somebody else's model: today, at format 1
+    ('idr.attention.', 'context.refiner.'), ('idr.deletion_count', 'context.count'), ('idr.', 'context.'),
+    ('seam.', 'coarse.'), ('bottleneck.', 'squeeze.'), ('final.hidden.', 'final.conv.'), ('final.logits.', 'final.score.'))
+
+def to_recorded_plugin(name):
+    "The name that a tensor had at format 1 inside of IDR in somebody else's model, from the name that it has now."
+    for today,then in PLUGIN_NAMES:
+        if name.startswith(today): return then + name.removeprefix(today)
     return name
 
 # --- samples: what somebody may have on disk
@@ -166,7 +176,7 @@ def plugged_names(library):
     state = add_idr(model).state_dict()
     if [n for n in state if not n.startswith(inside)]!=outside:
         raise AssertionError(f'{library}: names outside of {at} have changed')
-    return names_of({n.removeprefix(inside):t for n,t in state.items() if n.startswith(inside)})
+    return {to_recorded_plugin(n.removeprefix(inside)):spec(t) for n,t in state.items() if n.startswith(inside)}
 
 def checkpoint_names(file):
     "Tensors of a checkpoint; weights are those under 'model/' and 'ema/module.'."

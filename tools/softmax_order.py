@@ -7,7 +7,7 @@ own grid, or logits, with the same weights.
 
 A model is trained for a short time and then judged in six ways: three words of
 `EvalProtocol.average`, each at one scale and at several. Rows are added to the CSV, which
-nbs/4_training/09_inference.ipynb reads; a run that is repeated belongs in another file."""
+nbs/4_training/13_inference.ipynb reads; a run that is repeated belongs in another file."""
 import argparse
 import json
 import time

@@ -11,7 +11,8 @@ from typing import Annotated, Optional
 
 from .options import Arg, Command, File, Folder, Name
 from ..data.datasets import DATASETS
-from ..models.author_weights import PUBLISHED, convert, settings_of
+from ..models.author_weights import PUBLISHED, settings_of
+from ..training.convert import convert
 
 # %% ../../nbs/7_cli/14_convert.ipynb #c006
 @dataclass(kw_only=True)

@@ -171,7 +171,7 @@ class Train(RecipeOptions, DataOptions, OwnTrainingOptions, ReadOptions, DeviceO
         try:
             trainer.train(model, task.train, config, self.device, not self.quiet,
                 out=self.out, resume=self.resume, save_every=self.save_every, keep=self.keep,
-                judge=evaluator, tensorboard=self.tensorboard)
+                eval_fn=evaluator, tensorboard=self.tensorboard)
         except FileExistsError as e:
             raise ValueError(f'--out: {e}'.replace('give resume=True', 'give --resume')) from e
         for pair in getattr(task.train, 'skipped', list)():

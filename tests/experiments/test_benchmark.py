@@ -78,7 +78,7 @@ def test_covers_no_difference():
         rng = np.random.default_rng(100+seed)
         f = paired(counts(rng, 4, 12, 3, 1.), counts(rng, 4, 12, 3, 1.), 200, seed=seed)
         held += f.low<=0<=f.high
-    assert held >= 46, held # nominal 57; few seeds make the bootstrap narrow, which 5_experiments/04_benchmark says
+    assert held >= 46, held # nominal 57; few seeds make the bootstrap narrow, which 5_experiments/09_benchmark says
 
 def test_absent_class_is_nobodys_loss():
     rng = np.random.default_rng(2)

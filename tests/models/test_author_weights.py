@@ -7,8 +7,9 @@ from safetensors.torch import save_file
 import author_backbones
 from idrnet_nb.models import author_weights as author
 from idrnet_nb.models.author_checkpoints import read_checkpoint
-from idrnet_nb.models.author_weights import (PUBLISHED, convert, load_author_state,
-    settings_of, author_key, permute_patch_merging)
+from idrnet_nb.models.author_weights import (
+    PUBLISHED, load_author_state, settings_of, author_key, permute_patch_merging)
+from idrnet_nb.training.convert import convert
 from idrnet_nb.models.backbone import Backbone
 from idrnet_nb.cli import main
 from idrnet_nb.method.layers import upsample

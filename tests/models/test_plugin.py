@@ -1,4 +1,5 @@
-"""The plug in other people's models: the same answer at first, a loss that falls, tables that move, off again, on disk; and the diagnostics read by plain loops."""
+"""IDR in other people's models: the same prediction at first, a loss that falls, relation matrices that move,
+off again, on disk; and the diagnostics by plain loops."""
 import copy, json, os, pickle, socket, subprocess, sys
 from functools import partial
 import pytest, torch
@@ -10,8 +11,10 @@ from torch import nn
 from idrnet_nb.common.device import seed_everything
 from idrnet_nb.models.head import FRAMEWORKS
 from idrnet_nb.models.segmentor import build_segmentor
-from idrnet_nb.models.plugin import (IDRClassifier, IDRHead, add_idr, find_seam, idr_loss, get_idr,
-    load_plugged, remove_idr, save_plugged)
+from idrnet_nb.models.plugin import IDRHead, add_idr, get_idr, idr_loss, remove_idr
+from idrnet_nb.models.plugin_files import load_plugged, save_plugged
+from idrnet_nb.models.plugin_module import IDRClassifier
+from idrnet_nb.models.plugin_seam import find_seam
 
 K = 4
 
@@ -32,15 +35,30 @@ STAGES = dict(depths=[1]*4, hidden_sizes=[8,8,16,16])
 
 def hf_segformer(k=K, **config):
     hf = pytest.importorskip('transformers')
-    return hf.SegformerForSemanticSegmentation(hf.SegformerConfig(num_labels=k, num_attention_heads=[1,1,2,2], decoder_hidden_size=16, **STAGES, **config))
+    return hf.SegformerForSemanticSegmentation(
+        hf.SegformerConfig(num_labels=k, num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=16, **STAGES, **config)
+    )
 
 def hf_upernet(k=K, **config):
     hf = pytest.importorskip('transformers')
     body = hf.ConvNextConfig(out_features=['stage1','stage2','stage3','stage4'], **STAGES)
-    return hf.UperNetForSemanticSegmentation(hf.UperNetConfig(backbone_config=body, hidden_size=16, num_labels=k, use_auxiliary_head=True, auxiliary_in_channels=16, **config))
+    return hf.UperNetForSemanticSegmentation(
+        hf.UperNetConfig(
+            backbone_config=body,
+            hidden_size=16,
+            num_labels=k,
+            use_auxiliary_head=True,
+            auxiliary_in_channels=16,
+            **config,
+        )
+    )
 
-LIBRARIES = dict(smp=(smp_unet, 'segmentation_head.0', 8), torchvision=(tv_fcn, 'classifier.4', 1),
-                 segformer=(hf_segformer, 'decode_head.classifier', 2), upernet=(hf_upernet, 'decode_head.classifier', 2)) # maker, seam, pool
+LIBRARIES = dict(
+    smp=(smp_unet, 'segmentation_head.0', 8),
+    torchvision=(tv_fcn, 'classifier.4', 1),
+    segformer=(hf_segformer, 'decode_head.classifier', 2),
+    upernet=(hf_upernet, 'decode_head.classifier', 2),
+)  # maker, seam, pool
 each_library = pytest.mark.parametrize('name', LIBRARIES)
 def make(name, **settings): return LIBRARIES[name][0](**settings)
 def is_hf(name): return name in ('segformer','upernet')
@@ -63,9 +81,10 @@ def batch(b=2, h=32, w=32, k=K):
     return x, y
 
 def toy(k=K, c=6): return nn.Sequential(nn.Conv2d(3,c,3,padding=1), nn.BatchNorm2d(c), nn.ReLU(), nn.Conv2d(c,k,1))
-def tables(model): return {n:b.clone() for n,b in get_idr(model).context.named_buffers(recurse=False)}
+def tables(model): return {n:b.clone() for n,b in get_idr(model).idr.named_buffers(recurse=False)}
 def state(model): return {n:t.clone() for n,t in model.state_dict().items()}
-def same_state(model, before): return list(model.state_dict())==list(before) and all(t.equal(before[n]) for n,t in model.state_dict().items())
+def same_state(model, before):
+    return list(model.state_dict()) == list(before) and all(t.equal(before[n]) for n, t in model.state_dict().items())
 
 @pytest.fixture(autouse=True)
 def _seeded(): torch.manual_seed(0)
@@ -75,13 +94,21 @@ def _seeded(): torch.manual_seed(0)
 @each_library
 def test_same_answer_at_first(name):
     model, (x,_) = make(name), batch()
-    model.train(); next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)).eval() # a frozen norm stays frozen
+    model.train()
+    next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)).eval()  # a frozen norm stays frozen
     modes, before = [(m, m.training) for m in model.modules()], state(model)
     plain = answer(copy.deepcopy(model), x)
     assert add_idr(model) is model and all(m.training==t for m,t in modes)
-    assert {n.replace('.coarse.','.'):t for n,t in model.state_dict().items()}.keys() >= before.keys()
-    assert all(t.equal(before[n.replace('.coarse.','.')]) for n,t in model.state_dict().items() if n.replace('.coarse.','.') in before) # statistics too
-    assert isinstance(model.get_submodule(LIBRARIES[name][1]), IDRClassifier) and get_idr(model).settings['pool']==LIBRARIES[name][2]
+    assert {n.replace('.seam.','.'):t for n,t in model.state_dict().items()}.keys() >= before.keys()
+    assert all(
+        t.equal(before[n.replace('.seam.', '.')])
+        for n, t in model.state_dict().items()
+        if n.replace('.seam.', '.') in before
+    )  # statistics too
+    assert (
+        isinstance(model.get_submodule(LIBRARIES[name][1]), IDRClassifier)
+        and get_idr(model).settings['pool'] == LIBRARIES[name][2]
+    )
     torch.testing.assert_close(answer(model, x), plain, rtol=1e-6, atol=1e-6)
     assert type(model(x)) is type(make(name).eval()(x))
 
@@ -91,21 +118,33 @@ def test_ten_steps(name):
     opt, losses = torch.optim.Adam(model.parameters(), 3e-3), []
     for _ in range(10):
         loss = whole_loss(name, model, x, y)
-        opt.zero_grad(); loss.backward(); opt.step(); losses.append(loss.item())
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        losses.append(loss.item())
     assert all(abs(v)<1e4 for v in losses) and losses[-1]<losses[0]
     idr = get_idr(model)
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in idr.parameters()) and all(b.isfinite().all() for b in model.buffers())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in idr.parameters()) and all(
+        b.isfinite().all() for b in model.buffers()
+    )
     for table in idr.relations: assert (table-torch.eye(K)).abs().max()>.1 and table[~torch.eye(K).bool()].any()
-    assert idr.context.memory.any() and idr.context.count.sum().sub(40).abs()<1e-3 and idr.last is None
+    assert idr.idr.memory.any() and idr.idr.deletion_count.sum().sub(40).abs()<1e-3 and idr.last is None
 
 @each_library
 def test_save_and_load(name, tmp_path):
     model, (x,y) = add_idr(make(name), width=8, dim=6, stride=4, keep_answer=False, dropout=.2).train(), batch()
     opt = torch.optim.SGD(model.parameters(), .1)
-    for _ in range(2): opt.zero_grad(); whole_loss(name, model, x, y).backward(); opt.step()
+    for _ in range(2):
+        opt.zero_grad()
+        whole_loss(name, model, x, y).backward()
+        opt.step()
     path = save_plugged(model, tmp_path/'m.safetensors')
     other = load_plugged(make(name), path)
-    assert answer(other, x).equal(answer(model, x)) and get_idr(other).settings==get_idr(model).settings and same_state(other, state(model))
+    assert (
+        answer(other, x).equal(answer(model, x))
+        and get_idr(other).settings == get_idr(model).settings
+        and same_state(other, state(model))
+    )
     whole_loss(name, other.train(), x, y).backward() # it goes on learning, with its hook
 
 @each_library
@@ -114,13 +153,21 @@ def test_off_again(name):
     keys, plain = list(model.state_dict()), answer(model, x)
     assert list(remove_idr(add_idr(model)).state_dict())==keys and answer(model, x).equal(plain)
     opt = torch.optim.SGD(add_idr(model).train().parameters(), .1)
-    whole_loss(name, model, x, y).backward(); opt.step()
+    whole_loss(name, model, x, y).backward()
+    opt.step()
     remove_idr(model)
-    fresh = make(name); fresh.load_state_dict(model.state_dict())
-    assert list(model.state_dict())==keys and answer(fresh, x).equal(answer(model, x)) and not answer(model, x).equal(plain)
+    fresh = make(name)
+    fresh.load_state_dict(model.state_dict())
+    assert (
+        list(model.state_dict()) == keys
+        and answer(fresh, x).equal(answer(model, x))
+        and not answer(model, x).equal(plain)
+    )
     if is_hf(name):
-        torch.manual_seed(1); out = model.train()(x, labels=y)
-        torch.manual_seed(1); torch.testing.assert_close(out.loss, fresh.train()(x, labels=y).loss) # the hook is gone
+        torch.manual_seed(1)
+        out = model.train()(x, labels=y)
+        torch.manual_seed(1)
+        torch.testing.assert_close(out.loss, fresh.train()(x, labels=y).loss)  # the hook is gone
     assert not model._forward_hooks and not model._forward_hooks_with_kwargs
 
 @each_library
@@ -153,7 +200,7 @@ def test_sizes_batch_one_and_void(name):
     before = tables(model)
     model(x)
     void = idr_loss(model, torch.full_like(y, 255))
-    assert void.item()==0 and all(b.equal(before[n]) for n,b in tables(model).items() if n!='count')
+    assert void.item()==0 and all(b.equal(before[n]) for n,b in tables(model).items() if n!='deletion_count')
     (void + 0*scores(model(x)).sum()).backward()
     assert answer(model, x).shape[-2:]==scores(model(x)).shape[-2:] and answer(model, x).isfinite().all()
 
@@ -179,7 +226,11 @@ def test_deeplab_keeps_its_auxiliary_answer_and_lraspp_is_asked_about():
 
 def test_a_subclass_is_known():
     class Mine(type(smp_unet())): pass
-    assert find_seam(Mine('resnet18', encoder_weights=None, classes=K, encoder_depth=3, decoder_channels=(16,8,8)))=='segmentation_head.0'
+
+    assert (
+        find_seam(Mine('resnet18', encoder_weights=None, classes=K, encoder_depth=3, decoder_channels=(16, 8, 8)))
+        == 'segmentation_head.0'
+    )
 
 # --- transformers: the loss in the answer
 
@@ -199,11 +250,14 @@ def test_labels_however_they_are_given(name):
         torch.testing.assert_close(loss, want)
         if not isinstance(out, tuple): assert out.loss is out['loss'] and out.logits is out['logits']
     own, extra = remove_idr(copy.deepcopy(model)).train(), copy.deepcopy(model).train()
-    torch.manual_seed(5); extra(x); torch.manual_seed(5)
+    torch.manual_seed(5)
+    extra(x)
+    torch.manual_seed(5)
     part = idr_loss(extra, y)
     assert part>.1 and abs(want-own(x, labels=y).loss-part)<.3 # dropout differs, and P_o from P_c
     with pytest.raises(RuntimeError, match='labels= have it in their loss already'):
-        model.train()(x, labels=y); idr_loss(model, y)
+        model.train()(x, labels=y)
+        idr_loss(model, y)
 
 @pytest.mark.parametrize('name', ['segformer','upernet'])
 def test_evaluation_and_no_labels_are_as_ever(name):
@@ -212,7 +266,8 @@ def test_evaluation_and_no_labels_are_as_ever(name):
     add_idr(model)
     still = tables(model)
     out = model(x, labels=y)
-    torch.testing.assert_close(out.loss, before.loss); torch.testing.assert_close(out.logits, before.logits, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(out.loss, before.loss)
+    torch.testing.assert_close(out.logits, before.logits, rtol=1e-5, atol=1e-6)
     assert model.train()(x).loss is None
     model.eval()(x)
     with pytest.raises(RuntimeError, match='no forward in training mode'): idr_loss(model, y)
@@ -223,9 +278,11 @@ def test_their_id_of_void(maker, word):
     model, (x,y) = add_idr(maker(**{word:0})).train(), batch()
     y[y==255] = 0
     assert model(x, labels=y).loss.isfinite()
-    relations, memory = get_idr(model).relations[0], get_idr(model).context.memory
+    relations, memory = get_idr(model).relations[0], get_idr(model).idr.memory
     off = relations-relations.diag().diag()
-    assert not off[:,0].any() and not memory[0].any() and off[:,1:].any() and memory[1:].any() # class 0 is void: nobody learns of it
+    assert (
+        not off[:, 0].any() and not memory[0].any() and off[:, 1:].any() and memory[1:].any()
+    )  # class 0 is void: nobody learns of it
 
 # --- the diagnostics, by plain loops
 
@@ -255,67 +312,93 @@ def loops(idr, feat, R, coarse, label, deleted, keep, logits, before, ignore):
             heard[k] = torch.cat([sum(s*g[j] for s,j in zip(t, rest)) for t in (soft, vary)])
         for i in range(h):
             for j in range(w): Z[n,:,i,j] = torch.cat([R[n,:,i,j], Q[a[i,j]], heard[int(a[i,j])]])
-    R_id = idr.context.refiner(Z)
-    up = lambda m: F.interpolate(m, (h*pool, w*pool), mode='bilinear', align_corners=False)[:,:,:feat.shape[-2],:feat.shape[-1]]
-    y = idr.final.conv.conv(torch.cat([feat, up(R), up(R_id)], 1))
-    lost = idr.final.score(idr.final.conv.norm(y).relu()*keep) + (coarse if idr.settings['keep_answer'] else 0)
-    each = lambda s: F.cross_entropy(F.interpolate(s, (H,W), mode='bilinear', align_corners=False), label, ignore_index=ignore, reduction='none')
+    R_id = idr.idr.attention(Z)
+    def up(m):
+        large = F.interpolate(m, (h*pool, w*pool), mode='bilinear', align_corners=False)
+        return large[:,:,:feat.shape[-2],:feat.shape[-1]]
+    y = idr.final.hidden.conv(torch.cat([feat, up(R), up(R_id)], 1))
+    lost = idr.final.logits(idr.final.hidden.norm(y).relu()*keep) + (coarse if idr.settings['keep_answer'] else 0)
+    def each(s):
+        large = F.interpolate(s, (H,W), mode='bilinear', align_corners=False)
+        return F.cross_entropy(large, label, ignore_index=ignore, reduction='none')
     l, l_ = each(logits), each(lost)
     for n in range(b):
         d = int(deleted[n])
         for k in range(K):
             omega = (label[n]==k)&(label[n]!=ignore)
             if omega.sum()>0: M['mean'][d,k] = .9*M['mean'][d,k] + .1*(l_[n][omega].mean()-l[n][omega].mean())
-            if omega.sum()>1: M['var'][d,k] = .9*M['var'][d,k] + .1*(l_[n][omega].var(unbiased=False)-l[n][omega].var(unbiased=False))
+            if omega.sum() > 1:
+                M['var'][d, k] = 0.9 * M['var'][d, k] + 0.1 * (
+                    l_[n][omega].var(unbiased=False) - l[n][omega].var(unbiased=False)
+                )
     new, big = Q.clone(), F.interpolate(R, (H,W), mode='bilinear', align_corners=False)
     for k in range(K):
         omega = (label==k)&(label!=ignore)
         if omega.any(): new[k] = .9*Q[k] + .1*big.movedim(1,-1)[omega].mean(0)
     return M, new
 
+def detached(values):
+    "A tuple of tensors and of such tuples, cut off from their graph."
+    return type(values)(*(v.detach() if isinstance(v, torch.Tensor) else detached(v) for v in values))
+
 @pytest.mark.parametrize('pool,keep,ignore', [(1,True,255), (2,True,255), (2,False,255), (3,True,200), (8,False,255)])
 def test_diagnostics_are_those_of_the_loops(pool, keep, ignore):
     torch.manual_seed(pool)
     k, c = 5, 6
     idr = IDRClassifier(nn.Conv2d(c,k,3,padding=1), width=7, dim=5, pool=pool, keep_answer=keep, dropout=.4).train()
-    for t in (idr.context.relation_mean, idr.context.relation_var, idr.context.memory): nn.init.normal_(t)
-    nn.init.normal_(idr.final.score.weight)
+    for t in (idr.idr.relation_mean, idr.idr.relation_var, idr.idr.memory): nn.init.normal_(t)
+    nn.init.normal_(idr.final.logits.weight)
     model, feat, label = nn.Sequential(idr), torch.randn(3,c,9,10), torch.randint(0,k,(3,17,19))
-    label[:,:4] = ignore; label[2] = 3; label[2,0,0] = 0
+    label[:, :4] = ignore
+    label[2] = 3
+    label[2, 0, 0] = 0
     model(feat)
-    last, before = {n:v if n=='view' else v.detach().clone() for n,v in idr.last.items()}, tables(model)
-    deleted = torch.stack([last['view'].label[0,0], last['view'].label[1,-1], last['view'].label[2,0]])
+    last, before = copy.deepcopy(detached(idr.last)), tables(model)
+    pred, coarse, keep_mask = last.grouping.pred, last.fixed.coarse_logits, last.fixed.dropout_mask
+    deleted = torch.stack([pred[0,0], pred[1,-1], pred[2,0]])
     loss = idr_loss(model, label, ignore=ignore, deleted=deleted)
-    want = F.cross_entropy(F.interpolate(last['coarse'], label.shape[-2:], mode='bilinear', align_corners=False), label, ignore_index=ignore)
+    want = F.cross_entropy(
+        F.interpolate(coarse, label.shape[-2:], mode='bilinear', align_corners=False), label, ignore_index=ignore
+    )
     torch.testing.assert_close(loss.detach(), .4*want)
-    with torch.no_grad(): M, memory = loops(idr, feat, last['feat'], last['coarse'], label, deleted, last['keep'], last['logits'], before, ignore)
+    with torch.no_grad():
+        M, memory = loops(idr, feat, last.feats, coarse, label, deleted, keep_mask, last.logits, before, ignore)
     for n in ('mean','var'):
-        torch.testing.assert_close(getattr(idr.context, f'relation_{n}'), M[n], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(getattr(idr.idr, f'relation_{n}'), M[n], rtol=1e-4, atol=1e-5)
         assert (M[n]-before[f'relation_{n}']).abs().max()>.01
-    torch.testing.assert_close(idr.context.memory, memory, rtol=1e-4, atol=1e-5)
-    assert (idr.context.count-before['count']).round().long().equal(torch.bincount(deleted, minlength=k))
-    assert (last['keep']==0).any() and not idr.final.score.weight.grad
+    torch.testing.assert_close(idr.idr.memory, memory, rtol=1e-4, atol=1e-5)
+    assert (idr.idr.deletion_count-before['deletion_count']).round().long().equal(torch.bincount(deleted, minlength=k))
+    assert (keep_mask==0).any() and not idr.final.logits.weight.grad
 
 def test_only_the_deletion_differs():
-    "Refinement that can change nothing, heavy dropout: no class's loss moves; and the statistics of the norms saw one forward."
+    "Refinement that can change nothing, heavy dropout: no class's loss moves; the norms' statistics saw one forward."
     model, (x,y) = add_idr(toy(), at='3', width=8, dropout=.5).train(), batch()
-    nn.init.zeros_(get_idr(model).context.refiner.out.norm.weight)
-    nn.init.normal_(get_idr(model).final.score.weight)
-    for _ in range(3): model(x); idr_loss(model, y)
+    nn.init.zeros_(get_idr(model).idr.attention.out.norm.weight)
+    nn.init.normal_(get_idr(model).final.logits.weight)
+    for _ in range(3):
+        model(x)
+        idr_loss(model, y)
     assert not get_idr(model).relations[0][~torch.eye(K).bool()].any()
     assert {b.item() for n,b in get_idr(model).named_buffers() if n.endswith('num_batches_tracked')}=={3}
 
-def test_momenta_noise_and_weight():
+def test_momenta_uniform_and_weight():
     x, y = batch()
     for args in (dict(relation_momentum=0.), dict(memory_momentum=0.), dict(coarse_weight=0.)):
-        model = add_idr(toy(), at='3').train(); model(x)
-        loss, context = idr_loss(model, y, **args), get_idr(model).context
-        assert context.relation_mean.equal(torch.eye(K))==('relation_momentum' in args) and (not context.memory.any())==('memory_momentum' in args)
+        model = add_idr(toy(), at='3').train()
+        model(x)
+        loss, context = idr_loss(model, y, **args), get_idr(model).idr
+        assert context.relation_mean.equal(torch.eye(K)) == ('relation_momentum' in args) and (
+            not context.memory.any()
+        ) == ('memory_momentum' in args)
         assert (loss==0)==('coarse_weight' in args)
     picks = []
     for junk in (1,2):
-        torch.manual_seed(0); model = add_idr(toy(), at='3', dropout=0.).train(); model(x)
-        torch.manual_seed(junk); idr_loss(model, y, noise=torch.linspace(0,1,2*K).view(2,K)); picks.append(get_idr(model).context.count)
+        torch.manual_seed(0)
+        model = add_idr(toy(), at='3', dropout=0.0).train()
+        model(x)
+        torch.manual_seed(junk)
+        idr_loss(model, y, uniform=torch.linspace(0, 1, 2 * K).view(2, K))
+        picks.append(get_idr(model).idr.deletion_count)
     assert picks[0].equal(picks[1])
 
 # --- how D2 starts
@@ -323,15 +406,16 @@ def test_momenta_noise_and_weight():
 @pytest.mark.parametrize('c,width', [(6,6), (7,9), (1,4), (8,1), (16,64)])
 def test_twins(c, width):
     idr, feat = IDRClassifier(nn.Conv2d(c,K,1), width=width), torch.randn(2,c,5,6)
-    torch.testing.assert_close(idr.eval()(feat), idr.coarse(feat), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(idr.eval()(feat), idr.seam(feat), rtol=1e-5, atol=1e-6)
     y = torch.randint(0,K,(2,5,6))
     F.cross_entropy(idr(feat), y).backward()
-    assert all(p.grad is not None for p in idr.parameters()) and idr.final.conv.conv.weight.grad.abs().max()>1e-4
-    assert idr.squeeze.conv.weight.grad.abs().max()<1e-6 # the twins cancel what comes back, too, up to rounding …
-    (opt := torch.optim.SGD(idr.parameters(), .1)).step(); opt.zero_grad()
-    assert (idr(feat)-idr.coarse(feat)).abs().max()>1e-4
+    assert all(p.grad is not None for p in idr.parameters()) and idr.final.hidden.conv.weight.grad.abs().max()>1e-4
+    assert idr.bottleneck.conv.weight.grad.abs().max()<1e-6  # the twins cancel what comes back, too, up to rounding …
+    (opt := torch.optim.SGD(idr.parameters(), 0.1)).step()
+    opt.zero_grad()
+    assert (idr(feat)-idr.seam(feat)).abs().max()>1e-4
     F.cross_entropy(idr(feat), y).backward()
-    assert idr.squeeze.conv.weight.grad.abs().max()>1e-5 # … in the first step only
+    assert idr.bottleneck.conv.weight.grad.abs().max()>1e-5 # … in the first step only
 
 # --- what a notebook cannot see
 
@@ -347,10 +431,10 @@ def test_nothing_reads_a_value():
 def test_compiled():
     torch._dynamo.reset()
     model, (x,y) = add_idr(toy(), at='3', width=8, dropout=0.).train(), batch()
-    twin, noise = copy.deepcopy(model), torch.rand(2,K)
+    twin, uniform = copy.deepcopy(model), torch.rand(2,K)
     fast = torch.compile(model, backend='eager', fullgraph=True)
     for _ in range(2):
-        a, b = (F.cross_entropy(m(x), y, ignore_index=255) + idr_loss(m, y, noise=noise) for m in (fast, twin))
+        a, b = (F.cross_entropy(m(x), y, ignore_index=255) + idr_loss(m, y, uniform=uniform) for m in (fast, twin))
         torch.testing.assert_close(a, b)
     assert get_idr(fast) is get_idr(model)
     for n,b in tables(model).items(): torch.testing.assert_close(b, tables(twin)[n], rtol=1e-4, atol=1e-5)
@@ -367,12 +451,18 @@ def test_autocast(dtype, inside):
             if inside: extra = idr_loss(model, y)
         if not inside: extra = idr_loss(model, y)
         loss = F.cross_entropy(out.float(), y, ignore_index=255) + extra
-        opt.zero_grad(); loss.backward(); opt.step(); losses.append(loss.item())
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        losses.append(loss.item())
     assert losses[-1]<losses[0] and all(b.isfinite().all() and b.dtype!=dtype for b in tables(model).values())
 
 def test_half_the_bits():
     model = add_idr(toy().bfloat16(), at='3')
-    assert all(p.dtype==torch.bfloat16 for p in model.parameters()) and model.eval()(torch.randn(1,3,9,9).bfloat16()).isfinite().all()
+    assert (
+        all(p.dtype == torch.bfloat16 for p in model.parameters())
+        and model.eval()(torch.randn(1, 3, 9, 9).bfloat16()).isfinite().all()
+    )
 
 def test_no_wide_map_on_the_fine_grid():
     "The features have 6 channels; on their grid nothing is made that is wider than features and scores."
@@ -381,7 +471,11 @@ def test_no_wide_map_on_the_fine_grid():
         seen = set()
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
-            self.seen |= {tuple(t.shape) for t in (out if isinstance(out, (tuple,list)) else [out]) if isinstance(t, torch.Tensor)}
+            self.seen |= {
+                tuple(t.shape)
+                for t in (out if isinstance(out, (tuple, list)) else [out])
+                if isinstance(t, torch.Tensor)
+            }
             return out
     model, y = add_idr(toy(), at='3', width=20, dim=21).train(), torch.randint(0,K,(2,48,40))
     with Shapes() as shapes: (F.cross_entropy(model(torch.randn(2,3,48,40)), y) + idr_loss(model, y)).backward()
@@ -391,52 +485,76 @@ def test_no_wide_map_on_the_fine_grid():
     assert not [s for s in shapes.seen if s.count(48*40)>1 or s.count(30)>1], 'an N×N map was built'
 
 def _work(rank, port, queue):
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port)); torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    torch.set_num_threads(1)
     dist.init_process_group('gloo', rank=rank, world_size=2)
     torch.manual_seed(0)
     model = add_idr(toy(), at='3', width=8)
     both = nn.parallel.DistributedDataParallel(model)
     torch.manual_seed(rank)
     opt, (x,y) = torch.optim.SGD(both.parameters(), .1), batch()
-    for _ in range(2): opt.zero_grad(); whole_loss('', both, x, y).backward(); opt.step()
+    for _ in range(2):
+        opt.zero_grad()
+        whole_loss('', both, x, y).backward()
+        opt.step()
     idr = get_idr(both)
-    queue.put([t.tolist() for t in (*idr.relations, idr.context.memory, idr.context.count, idr.coarse.weight, idr.final.score.weight)])
-    dist.barrier(); dist.destroy_process_group()
+    queue.put([
+        t.tolist()
+        for t in (*idr.relations, idr.idr.memory, idr.idr.deletion_count, idr.seam.weight, idr.final.logits.weight)
+    ])
+    dist.barrier()
+    dist.destroy_process_group()
 
 def test_two_processes():
-    "The coarse loss does not come out of the wrapped forward; weights, tables and memory stay the same in both all the same."
-    with socket.socket() as s: s.bind(('127.0.0.1',0)); port = s.getsockname()[1]
-    ctx = mp.get_context('spawn'); queue = ctx.Queue()
+    "The coarse loss does not come out of the wrapped forward; yet weights, matrices and memory stay equal in both."
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    ctx = mp.get_context('spawn')
+    queue = ctx.Queue()
     procs = [ctx.Process(target=_work, args=(r,port,queue)) for r in range(2)]
     for p in procs: p.start()
     one, other = (queue.get(timeout=120) for _ in procs)
-    for p in procs: p.join(60); assert p.exitcode==0
+    for p in procs:
+        p.join(60)
+        assert p.exitcode == 0
     assert one==other and abs(sum(one[3])-8)<1e-3
 
 def test_own_models():
     for framework in ('fcn','upernet'):
-        model, (x,y) = build_segmentor(framework, 'tiny', K, idr=False, width=8, attention_width=6, aux_width=4), batch()
+        model, (x, y) = (
+            build_segmentor(framework, 'tiny', K, idr=False, width=8, attention_width=6, aux_width=4),
+            batch(),
+        )
         x = (100*x+50).clamp(0, 255) # our own normalise themselves
-        plain = model.eval()(x)['out']
-        assert find_seam(model)=='head.final.score' and find_seam(model.head)=='final.score'
-        torch.testing.assert_close(add_idr(model)(x)['out'], plain, rtol=1e-5, atol=1e-6)
-        (model.train()(x, y)['loss'] + idr_loss(model, y)).backward()
-    with pytest.raises(ValueError, match='has IDR built in; build it with idr=False'): add_idr(build_segmentor('fcn', 'tiny', K, width=8, attention_width=6, aux_width=4))
+        plain = model.eval()(x).logits
+        assert find_seam(model)=='head.classifier.logits' and find_seam(model.head)=='classifier.logits'
+        torch.testing.assert_close(add_idr(model)(x).logits, plain, rtol=1e-5, atol=1e-6)
+        (model.train()(x, y).loss + idr_loss(model, y)).backward()
+    with pytest.raises(ValueError, match='has IDR built in; build it with idr=False'):
+        add_idr(build_segmentor('fcn', 'tiny', K, width=8, attention_width=6, aux_width=4))
 
 def test_only_the_plug_learns():
     model, (x,y) = toy().requires_grad_(False), batch()
     add_idr(model, at='3').train()
     whole_loss('', model, x, y).backward()
-    assert all((p.grad is None)==(not p.requires_grad) for p in model.parameters()) and get_idr(model).squeeze.conv.weight.grad.any()
+    assert (
+        all((p.grad is None) == (not p.requires_grad) for p in model.parameters())
+        and get_idr(model).bottleneck.conv.weight.grad.any()
+    )
 
 def test_imports_nothing_of_theirs():
-    code = "import sys, idrnet_nb.models.plugin; print([m for m in ('segmentation_models_pytorch','transformers','torchvision') if m in sys.modules])"
+    theirs = ('segmentation_models_pytorch', 'transformers', 'torchvision')
+    code = f'import sys, idrnet_nb.models.plugin_files; print([m for m in {theirs} if m in sys.modules])'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()=='[]'
 
 # --- what a user may get wrong: a message that says so, and a model as it was
 
 class Twice(nn.Module):
-    def __init__(self, n=2): super().__init__(); self.n, self.body, self.score = n, nn.Conv2d(3,6,3), nn.Conv2d(6,K,1)
+    def __init__(self, n=2):
+        super().__init__()
+        self.n, self.body, self.score = n, nn.Conv2d(3, 6, 3), nn.Conv2d(6, K, 1)
+
     def forward(self, x):
         for _ in range(self.n): out = self.score(self.body(x))
         return out if self.n else F.conv2d(self.body(x), self.score.weight)
@@ -446,21 +564,46 @@ def broken():
     with torch.no_grad(): model[3].bias[0] = torch.nan
     return model
 
-WRONG = { # what -> (model, arguments, error, words)
-    'unknown model': (toy, {}, ValueError, r"Sequential is no model that we know; say at='path'.*'3' \(6 to 4 channels\)"),
-    'wrong path': (smp_unet, dict(at='segmentation_head.O'), ValueError, r"nothing at 'segmentation_head.O'; near: \['segmentation_head"),
-    'no convolution': (toy, dict(at='1'), ValueError, r"'1' is a BatchNorm2d; the seam must be the Conv2d.*\['0', '3'\]"),
-    'not the last': (toy, dict(at='0'), ValueError, r"'0' gives 6 channels, the answer of the model has \[4\]"),
+WRONG = {  # what -> (model, arguments, error, words)
+    'unknown model': (
+        toy,
+        {},
+        ValueError,
+        r"Sequential is no model that we know; say at='path'.*'3' \(6 to 4 channels\)",
+    ),
+    'wrong path': (
+        smp_unet,
+        dict(at='segmentation_head.O'),
+        ValueError,
+        r"nothing at 'segmentation_head.O'; near: \['segmentation_head",
+    ),
+    'no convolution': (
+        toy,
+        dict(at='1'),
+        ValueError,
+        r"'1' is a BatchNorm2d; the seam must be the Conv2d.*\['0', '3'\]",
+    ),
+    'not the last': (toy, dict(at='0'), ValueError, r"'0' gives 6 channels, the output of the model has \[4\]"),
     'one class': (partial(toy, k=1), dict(at='3'), ValueError, "'3' gives 1 class; IDR needs 2 or more"),
     'called twice': (Twice, dict(at='score'), ValueError, "calls 'score' 2 times"),
     'never called': (partial(Twice, 0), dict(at='score'), ValueError, "calls 'score' 0 times"),
-    'another grid': (lambda: nn.Sequential(nn.Conv2d(3,K,3,stride=2)), dict(at='0'), ValueError, r"turns a grid \(64, 64\) into \(31, 31\)"),
-    'nan': (broken, dict(at='3'), FloatingPointError, "add_idr: scores at '3': 4096 of 16384 values are nan"),
-    'a picture it does not take': (toy, dict(at='3', example=torch.zeros(1,1,8,8)), ValueError, r'fails on a picture \(1, 1, 8, 8\).*example=tensor'),
+    'another grid': (
+        lambda: nn.Sequential(nn.Conv2d(3, K, 3, stride=2)),
+        dict(at='0'),
+        ValueError,
+        r"turns a grid \(64, 64\) into \(31, 31\)",
+    ),
+    'nan': (broken, dict(at='3'), FloatingPointError, "add_idr: logits at '3': 4096 of 16384 values are nan"),
+    'images it does not take': (
+        toy,
+        dict(at='3', example=torch.zeros(1, 1, 8, 8)),
+        ValueError,
+        r'fails on images \(1, 1, 8, 8\).*example=tensor',
+    ),
     'stride': (toy, dict(at='3', stride=0), ValueError, 'stride=0.*must be positive'),
     'width': (toy, dict(at='3', width=-1), ValueError, 'width=-1.*must be positive'),
     'twice': (lambda: add_idr(toy(), at='3'), dict(at='3'), ValueError, "has IDR already, at '3'; call remove_idr"),
-    'dropout': (toy, dict(at='3', dropout=7.), ValueError, 'dropout'),
+    'dropout': (toy, dict(at='3', dropout=7.0), ValueError, 'dropout'),
 }
 
 @pytest.mark.parametrize('what', WRONG)
@@ -470,20 +613,30 @@ def test_add_idr_refuses(what):
     before, kinds = state(model), [type(m) for m in model.modules()]
     with pytest.raises(error, match=words): add_idr(model, **args)
     assert [type(m) for m in model.modules()]==kinds and all(m.training for m in model.modules())
-    assert list(before)==list(model.state_dict()) and all(t.equal(before[n]) or t.isnan().any() for n,t in model.state_dict().items())
+    assert list(before) == list(model.state_dict()) and all(
+        t.equal(before[n]) or t.isnan().any() for n, t in model.state_dict().items()
+    )
     assert not any(m._forward_hooks for m in model.modules())
 
-def test_a_picture_of_the_right_kind():
+def test_images_of_the_right_kind():
     "Channels are those of the first convolution; a model that wants more than 64 pixels gets them; or the caller says."
     class Choosy(nn.Module):
-        def __init__(self, least): super().__init__(); self.least, self.seen, self.net = least, [], nn.Sequential(nn.Conv2d(5,6,3,stride=4,padding=1), nn.Conv2d(6,K,1))
+        def __init__(self, least):
+            super().__init__()
+            self.least, self.seen, self.net = (
+                least,
+                [],
+                nn.Sequential(nn.Conv2d(5, 6, 3, stride=4, padding=1), nn.Conv2d(6, K, 1)),
+            )
+
         def forward(self, x):
             self.seen.append(tuple(x.shape))
             if x.shape[-1]<self.least: raise RuntimeError('too small')
             return self.net(x)
     model = add_idr(Choosy(100), at='net.1')
     assert model.seen==[(1,5,64,64),(1,5,256,256)] and get_idr(model).settings['pool']==2
-    with pytest.raises(ValueError, match=r'fails on a picture \(1, 5, 256, 256\) \(RuntimeError: too small\)'): add_idr(Choosy(300), at='net.1')
+    with pytest.raises(ValueError, match=r'fails on images \(1, 5, 256, 256\) \(RuntimeError: too small\)'):
+        add_idr(Choosy(300), at='net.1')
     assert get_idr(add_idr(Choosy(300), at='net.1', example=torch.zeros(2,5,400,304), stride=16)).settings['pool']==4
 
 def test_no_idr():
@@ -494,9 +647,10 @@ def test_idr_loss_refuses():
     model, (x,y) = add_idr(toy(), at='3').train(), batch()
     before = tables(model)
     model(x)
-    for wrong,words in ((y[:1], r'for the 2 images of the last forward, got \(1, 32, 32\)'), (y[:,None], r'got \(2, 1, 32, 32\)'),
-                        (y.float(), 'torch.float32'), (y>0, 'torch.bool'),
-                        (y.clamp(max=K), rf'ids outside 0\.\.3 and not ignore \(255\): {K} \(128 pixels\)'), (y-1, r'-1 \(')):
+    for wrong,words in ((y[:1], r'for the 2 images of the last forward, got \(1, 32, 32\)'),
+                        (y[:,None], r'got \(2, 1, 32, 32\)'), (y.float(), 'torch.float32'), (y>0, 'torch.bool'),
+                        (y.clamp(max=K), rf'ids outside 0\.\.3 and not ignore \(255\): {K} \(128 pixels\)'),
+                        (y-1, r'-1 \(')):
         with pytest.raises(ValueError, match=words): idr_loss(model, wrong)
     assert all(b.equal(before[n]) for n,b in tables(model).items())
     assert idr_loss(model, y.to(torch.uint8)).isfinite() # after all this the forward is still there, once
@@ -505,9 +659,9 @@ def test_idr_loss_refuses():
         with pytest.raises(RuntimeError, match='no forward in training mode since the last call'): idr_loss(model, y)
     with pytest.raises(FloatingPointError, match='features at the seam'): model.train()(x*torch.nan)
     model(x)
-    with torch.no_grad(): get_idr(model).last['logits'][0,0,0,0] = torch.nan
+    with torch.no_grad(): get_idr(model).last.logits[0,0,0,0] = torch.nan
     now = tables(model)
-    with pytest.raises(FloatingPointError, match='scores at the seam: 1 of'): idr_loss(model, y)
+    with pytest.raises(FloatingPointError, match='logits at the seam: 1 of'): idr_loss(model, y)
     assert all(b.equal(now[n]) for n,b in tables(model).items())
 
 def file_of(tmp_path, **note):
@@ -518,12 +672,24 @@ def file_of(tmp_path, **note):
         save_file(load_file(path), path, metadata={'idrnet_nb.plug':json.dumps({**old, **note})})
     return path
 
-FILES = { # what -> (model, note in the file, words)
+FILES = {  # what -> (model, note in the file, words)
     'classes': (partial(toy, 5), {}, r'saved from a Sequential with 4 classes, this Sequential has 5; build it with 4'),
-    'channels': (partial(toy, 4, 9), {}, r'saved from a Sequential with 4 classes, and does not fit this Sequential.*nothing was loaded.*wrong shape'),
-    'another architecture': (tv_fcn, {}, r"saved from a Sequential with 4 classes and its seam at '3', where this FCN has no convolution"),
-    'newer format': (toy, dict(format=99), r'has format 99, .*reads up to 1; update idrnet_nb'),
-    'settings nobody knows': (toy, dict(settings=dict(colour='red')), r'settings of its header are unknown or missing: colour'),
+    'channels': (
+        partial(toy, 4, 9),
+        {},
+        r'saved from a Sequential with 4 classes, and does not fit this Sequential.*nothing was loaded.*wrong shape',
+    ),
+    'another architecture': (
+        tv_fcn,
+        {},
+        r"saved from a Sequential with 4 classes and its seam at '3', where this FCN has no convolution",
+    ),
+    'newer format': (toy, dict(format=99), r'has format 99, .*reads up to 2; update idrnet_nb'),
+    'settings nobody knows': (
+        toy,
+        dict(settings=dict(colour='red')),
+        r'settings of its header are unknown or missing: colour',
+    ),
     'plugged already': (lambda: add_idr(toy(), at='3'), {}, 'has IDR already'),
 }
 
@@ -540,17 +706,20 @@ def test_broken_files(tmp_path):
     before, whole = state(model), path.read_bytes()
     for n in (0, 5, 100, len(whole)//2, len(whole)-1):
         path.write_bytes(whole[:n])
-        with pytest.raises(ValueError, match=r'a\.safetensors.* cannot be read as safetensors.*cut short'): load_plugged(model, path)
+        with pytest.raises(ValueError, match=r'a\.safetensors.* cannot be read as safetensors.*cut short'):
+            load_plugged(model, path)
     save_file(before, path)
     with pytest.raises(ValueError, match='was not written by save_plugged'): load_plugged(model, path)
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r'no file .*a\.safetensors'): load_plugged(model, path)
-    with pytest.raises(FileNotFoundError, match='no folder'): save_plugged(add_idr(toy(), at='3'), tmp_path/'no'/'a.safetensors')
+    with pytest.raises(FileNotFoundError, match='no folder'):
+        save_plugged(add_idr(toy(), at='3'), tmp_path / 'no' / 'a.safetensors')
     assert same_state(model, before) and not [*tmp_path.iterdir()]
 
 def test_tied_weights_can_be_saved(tmp_path):
     def tied():
-        model = nn.Sequential(nn.Conv2d(3,3,1), nn.Conv2d(3,3,1), nn.Conv2d(3,K,1)); model[1].weight = model[0].weight
+        model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Conv2d(3, K, 1))
+        model[1].weight = model[0].weight
         return model
     model, x = add_idr(tied(), at='2'), torch.randn(1,3,8,8)
     assert answer(load_plugged(tied(), save_plugged(model, tmp_path/'a.safetensors')), x).equal(answer(model, x))
@@ -558,7 +727,11 @@ def test_tied_weights_can_be_saved(tmp_path):
 def test_save_is_whole_or_not_at_all(tmp_path, monkeypatch):
     path = file_of(tmp_path)
     before = path.read_bytes()
-    def fail(tensors, p, **_): open(p, 'wb').write(b'half'); raise OSError('disk full')
+
+    def fail(tensors, p, **_):
+        open(p, 'wb').write(b'half')
+        raise OSError('disk full')
+
     monkeypatch.setattr('safetensors.torch.save_file', fail)
     with pytest.raises(OSError, match='disk full'): save_plugged(add_idr(toy(), at='3'), path)
     assert path.read_bytes()==before and [p.name for p in tmp_path.iterdir()]==['a.safetensors']
@@ -570,28 +743,35 @@ def test_head(framework):
     maps, y = [torch.randn(2,c,n,n+1) for c,n in ((5,16),(6,8),(7,4),(8,4))], torch.randint(0,K,(2,32,32))
     head = IDRHead([5,6,7,8], K, framework, width=8, attention_width=6, aux_width=4)
     out = head(maps, y)
-    out['loss'].backward()
-    assert out['loss'].isfinite() and 'diagnosis' in out and set(out['losses'])=={'aux','coarse','final'}
-    assert head.eval()(dict(enumerate(maps)), size=(9,9))['out'].shape==(2,K,9,9)
-    for wrong,words in ((maps[1:], r'channels \[6, 7, 8\], the head was built for \[5, 6, 7, 8\]'), (maps+maps[:1], 'built for'),
-                        (maps[::-1], r'\[8, 7, 6, 5\]'), ([m[0] for m in maps], 'b c h w'), ([], r'channels \[\]')):
+    out.loss.backward()
+    assert out.loss.isfinite() and out.deletion is not None and set(out.losses)=={'aux','coarse','final'}
+    assert head.eval()(dict(enumerate(maps)), size=(9,9)).logits.shape==(2,K,9,9)
+    for wrong,words in ((maps[1:], r'channels \[6, 7, 8\], the head was built for \[5, 6, 7, 8\]'),
+                        (maps+maps[:1], 'built for'), (maps[::-1], r'\[8, 7, 6, 5\]'), ([m[0] for m in maps], 'b c h w'), ([], r'channels \[\]')):
         with pytest.raises(ValueError, match=words): head(wrong, y)
     same = IDRHead([6,6], K, width=8, attention_width=6, aux_width=4)
-    with pytest.raises(ValueError, match='pixels wide; give the finest first'): same([torch.randn(1,6,2,2), torch.randn(1,6,4,4)])
+    with pytest.raises(ValueError, match='pixels wide; give the finest first'):
+        same([torch.randn(1, 6, 2, 2), torch.randn(1, 6, 4, 4)])
 
 def test_head_settings():
     with pytest.raises(ValueError, match="unknown framework 'unet'; there are fcn"): IDRHead([4,4], K, 'unet')
     with pytest.raises(ValueError, match='two maps or more'): IDRHead([4], K)
-    assert IDRHead([4,4], K, idr=False, width=4, aux_width=4).refiner is None and IDRHead([4,4], K, 'deeplabv3', width=4, attention_width=4, aux_width=4).config.context=='aspp'
-    seed_everything(1); assert IDRHead([4,4], K, width=4, attention_width=4, aux_width=4, dropout=.3).config.dropout==.3
-
+    assert (
+        IDRHead([4, 4], K, idr=False, width=4, aux_width=4).idr is None
+        and IDRHead([4, 4], K, 'deeplabv3', width=4, attention_width=4, aux_width=4).config.context == 'aspp'
+    )
+    seed_everything(1)
+    assert IDRHead([4, 4], K, width=4, attention_width=4, aux_width=4, dropout=0.3).config.dropout == 0.3
 
 # --- found by a reader who tried
 
 class Two(torch.nn.Module):
     def __init__(self, reentrant=None):
-        super().__init__(); self.reentrant = reentrant
-        self.body = torch.nn.Sequential(torch.nn.Conv2d(3,8,3,padding=1), torch.nn.BatchNorm2d(8), torch.nn.ReLU()); self.cls = torch.nn.Conv2d(8,4,1)
+        super().__init__()
+        self.reentrant = reentrant
+        self.body = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
+        self.cls = torch.nn.Conv2d(8, 4, 1)
+
     def forward(self, x):
         from torch.utils.checkpoint import checkpoint
         feat = self.body(x)
@@ -599,10 +779,12 @@ class Two(torch.nn.Module):
 
 def test_checkpointing_around_the_seam_is_refused():
     x, y = torch.randn(2,3,12,12), torch.randint(0,4,(2,12,12))
-    model = add_idr(Two(), at='cls').train(); model.reentrant = False
+    model = add_idr(Two(), at='cls').train()
+    model.reentrant = False
     loss = model(x).mean() + idr_loss(model, y)
     with pytest.raises(RuntimeError, match='gradient checkpointing around the seam'): loss.backward()
-    model = add_idr(Two(), at='cls').train(); model.reentrant = True
+    model = add_idr(Two(), at='cls').train()
+    model.reentrant = True
     model(x)
     with pytest.raises(RuntimeError, match='ran without gradients'): idr_loss(model, y)
 
@@ -624,14 +806,22 @@ def test_a_transformers_model_inside_a_module_of_ones_own(tmp_path):
         def __init__(self):
             super().__init__()
             torch.manual_seed(0)
-            self.net = transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(num_labels=4, depths=[1]*4, hidden_sizes=[8,8,16,16],
-                num_attention_heads=[1,1,2,2], decoder_hidden_size=16))
+            self.net = transformers.SegformerForSemanticSegmentation(
+                transformers.SegformerConfig(
+                    num_labels=4,
+                    depths=[1] * 4,
+                    hidden_sizes=[8, 8, 16, 16],
+                    num_attention_heads=[1, 1, 2, 2],
+                    decoder_hidden_size=16,
+                )
+            )
+
         def forward(self, x, labels=None): return self.net(x, labels=labels)
     x, y = torch.randn(2,3,64,64), torch.randint(0,4,(2,64,64))
     model = add_idr(Mine(), at='net.decode_head.classifier').train()
     model(x, y).loss.backward()
-    assert get_idr(model).context.count.sum()>1.9 # its diagnostics ran
+    assert get_idr(model).idr.deletion_count.sum()>1.9 # its diagnostics ran
     save_plugged(model, tmp_path/'m.safetensors')
     again = load_plugged(Mine(), tmp_path/'m.safetensors').train()
     again(x, y).loss.backward()
-    assert get_idr(again).context.count.sum()>3.9
+    assert get_idr(again).idr.deletion_count.sum()>3.9

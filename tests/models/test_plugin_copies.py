@@ -1,4 +1,5 @@
-"""How people really wrap, copy, cast and save a model that has IDR: the copy that runs learns, or it is said why not."""
+"""How people really wrap, copy, cast and save a model that has IDR: the copy that runs learns, or an error says why."""
+
 import copy, json, pickle, warnings
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from torch.nn.utils import parametrizations
 
 from idrnet_nb.method.idr import IDRContext
 from idrnet_nb.models.segmentor import build_segmentor
-from idrnet_nb.models.plugin import (IDRClassifier, add_idr, find_seam, idr_loss, get_idr,
-    load_plugged, remove_idr, save_plugged)
+from idrnet_nb.models.plugin import add_idr, get_idr, idr_loss, remove_idr
+from idrnet_nb.models.plugin_files import load_plugged, save_plugged
+from idrnet_nb.models.plugin_module import IDRClassifier
+from idrnet_nb.models.plugin_seam import find_seam
 from test_plugin import K, answer, batch, hf_segformer, hf_upernet, smp_unet, toy, tv_fcn
 
 pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::DeprecationWarning')
@@ -32,7 +35,7 @@ def whole(model, x, y): return own(model, x, y) + idr_loss(model, y)
 
 def picks(model):
     "How many classes were deleted in each copy: where it is 0, nothing was learnt."
-    return {n:round(m.context.count.sum().item()) for n,m in model.named_modules() if isinstance(m, IDRClassifier)}
+    return {n:round(m.idr.deletion_count.sum().item()) for n,m in model.named_modules() if isinstance(m, IDRClassifier)}
 
 def train(model, loss, steps=2):
     opt = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], .05)
@@ -89,7 +92,8 @@ def test_peft_saves_and_reads_its_own(tmp_path):
     model.save_pretrained(tmp_path)
     again = peft.PeftModel.from_pretrained(add_idr(segformer()), tmp_path)
     assert alike(again, model, x) and picks(again)==picks(model)
-    with pytest.raises(ValueError, match='trained with pool=2, keep_answer=True.*plug it with the same stride and keep_answer'):
+    said = 'trained with pool=2, keep_answer=True.*plug it with the same stride and keep_answer'
+    with pytest.raises(ValueError, match=said):
         peft.PeftModel.from_pretrained(add_idr(segformer(), keep_answer=False), tmp_path)
     with pytest.raises(ValueError, match='was written by peft; read it with PeftModel.from_pretrained'):
         load_plugged(segformer(), tmp_path)
@@ -116,9 +120,9 @@ def test_peft_that_freezes_idr_is_told():
 
 def test_low_rank_updates_of_the_seam_itself():
     peft, (x,y) = pytest.importorskip('peft', reason='peft is not installed'), batch()
-    model = peft.get_peft_model(add_idr(segformer()), peft.LoraConfig(target_modules=['q_proj','coarse'], r=2)).train()
+    model = peft.get_peft_model(add_idr(segformer()), peft.LoraConfig(target_modules=['q_proj','seam'], r=2)).train()
     train(model, lambda: model(pixel_values=x, labels=y).loss)
-    assert type(get_idr(model).coarse).__module__.startswith('peft') and [*picks(model).values()]==[4]
+    assert type(get_idr(model).seam).__module__.startswith('peft') and [*picks(model).values()]==[4]
     want = answer(model.base_model.model, x)
     torch.testing.assert_close(answer(model.merge_and_unload(), x), want, rtol=1e-4, atol=1e-5)
     late = peft.get_peft_model(segformer(), peft.LoraConfig(target_modules=['decode_head.classifier'], r=2))
@@ -164,8 +168,8 @@ def test_nothing_tells_which_is_meant():
     for prepare in (lambda: None, lambda: (model.a(x), model.b(x))):
         prepare()
         for f in (get_idr, lambda m: idr_loss(m, y)):
-            with pytest.raises(ValueError, match=r"ModuleDict has IDR 2 times, at \['a.3', 'b.3'\], and nothing tells which is meant"):
-                f(model)
+            said = r"ModuleDict has IDR 2 times, at \['a.3', 'b.3'\], and nothing tells which is meant"
+            with pytest.raises(ValueError, match=said): f(model)
     idr_loss(model.a, y)
     idr_loss(model, y) # one is left
     assert picks(model)=={'a.3':2, 'b.3':2}
@@ -179,8 +183,12 @@ def test_averaged_models(tmp_path):
         for _ in range(2):
             train(model, lambda: whole(model, x, y), 1)
             mean.update_parameters(model)
-        learnt = get_idr(model).context.count.sum()
-        assert abs(learnt-4)<1e-3 and 0<get_idr(mean).context.count.sum()<=learnt and get_idr(mean) is get_idr(mean.module)
+        learnt = get_idr(model).idr.deletion_count.sum()
+        assert (
+            abs(learnt - 4) < 1e-3
+            and 0 < get_idr(mean).idr.deletion_count.sum() <= learnt
+            and get_idr(mean) is get_idr(mean.module)
+        )
         assert answer(mean, x).isfinite().all() and not alike(mean, model, x)
         with pytest.raises(ValueError, match=r'AveragedModel is a wrapper; give what it wraps \(model.module\)'):
             save_plugged(mean, tmp_path/'a')
@@ -198,8 +206,12 @@ def test_a_copy_knows_nothing_of_the_past(copied):
     assert len(told(lambda: [own(model, x, y).backward() for _ in range(5)]))==1
     model(x)
     twin = copied(model)
-    assert get_idr(twin).last is None and not told(lambda: train(twin, lambda: own(twin, x, y), 3)) and len(told(lambda: twin(x)))==1
-    assert twin is not model and get_idr(twin).trail is not get_idr(model).trail
+    assert (
+        get_idr(twin).last is None
+        and not told(lambda: train(twin, lambda: own(twin, x, y), 3))
+        and len(told(lambda: twin(x))) == 1
+    )
+    assert twin is not model and get_idr(twin).forwards is not get_idr(model).forwards
 
 def test_hooks_go_with_their_model():
     model, (x,y) = add_idr(segformer()).train(), batch()
@@ -218,7 +230,11 @@ def test_hooks_go_with_their_model():
 def test_training_without_the_loss_is_told_once():
     model, (x,y) = plugged(), batch()
     said = told(lambda: train(model, lambda: own(model, x, y), 20))
-    assert len(said)==1 and said[0].startswith('3 training steps went by without idr_loss') and 'remove_idr(model)' in said[0]
+    assert (
+        len(said) == 1
+        and said[0].startswith('3 training steps went by without idr_loss')
+        and 'remove_idr(model)' in said[0]
+    )
     hf = add_idr(segformer()).train()
     assert len(told(lambda: train(hf, lambda: hf(x).logits.mean(), 8)))==1
 
@@ -275,11 +291,16 @@ def test_compiled_training_without_the_loss():
     torch._dynamo.reset()
     model, (x,y) = plugged(), batch()
     fast = torch.compile(model, backend='eager', fullgraph=True)
-    assert not told(lambda: train(fast, lambda: own(fast, x, y), 4)) and len(told(lambda: (fast.eval(), fast.train())))==1
+    assert (
+        not told(lambda: train(fast, lambda: own(fast, x, y), 4))
+        and len(told(lambda: (fast.eval(), fast.train()))) == 1
+    )
     torch._dynamo.reset()
     hf = add_idr(segformer()).train()
     fast = torch.compile(hf, backend='eager')
-    assert not told(lambda: (train(fast, lambda: fast(x, labels=y).loss, 3), fast.eval())) and [*picks(hf).values()]==[6]
+    assert not told(lambda: (train(fast, lambda: fast(x, labels=y).loss, 3), fast.eval())) and [
+        *picks(hf).values()
+    ] == [6]
 
 def test_two_forwards_before_one_loss():
     model, (x,y) = plugged(), batch()
@@ -331,7 +352,9 @@ def test_trainer_of_transformers_and_its_checkpoints(tmp_path):
     hf.Trainer(resumed, args, train_dataset=Rows()).train(resume_from_checkpoint=str(tmp_path/'checkpoint-4'))
     assert picks(resumed)=={'decode_head.classifier':12}
     with pytest.raises(ValueError, match='trained with pool=4, keep_answer=False'):
-        hf.Trainer(add_idr(hf_upernet()), args, train_dataset=Rows()).train(resume_from_checkpoint=str(tmp_path/'checkpoint-4'))
+        hf.Trainer(add_idr(hf_upernet()), args, train_dataset=Rows()).train(
+            resume_from_checkpoint=str(tmp_path / 'checkpoint-4')
+        )
 
 # --- save_pretrained of other libraries
 
@@ -339,7 +362,7 @@ def test_trainer_of_transformers_and_its_checkpoints(tmp_path):
 def test_a_folder_of_transformers_is_read_back(maker, tmp_path):
     x, y = batch()
     config = maker().config
-    make = lambda: type(maker())(copy.deepcopy(config))
+    def make(): return type(maker())(copy.deepcopy(config))
     model = add_idr(make(), width=8, stride=4, dropout=.2).train()
     model(x, labels=y).loss.backward()
     twin = copy.deepcopy(model)
@@ -372,7 +395,10 @@ def test_a_folder_that_does_not_fit(tmp_path):
         model = make()
         before = {n:t.clone() for n,t in model.state_dict().items()}
         with pytest.raises(ValueError, match=words): load_plugged(model, tmp_path/'a')
-        assert all(t.equal(before[n]) for n,t in model.state_dict().items()) and model.state_dict().keys()==before.keys()
+        assert (
+            all(t.equal(before[n]) for n, t in model.state_dict().items())
+            and model.state_dict().keys() == before.keys()
+        )
     (tmp_path/'a'/'model.safetensors').unlink()
     with pytest.raises(ValueError, match=r'has no model\*.safetensors'): load_plugged(segformer(), tmp_path/'a')
     for text in ('', '[]', '{}', '['*100_000, '{"idrnet_nb_plug": 3}', '{"idrnet_nb_plug": {"format": 1}}'):
@@ -433,7 +459,7 @@ HEADERS = [ # what the header says, words of the error
     (dict(at='../../etc'), "at '../../etc'.*the file has None"),
     *[(dict(k=v), 'says k=.*, must be a whole number of classes') for v in ('4', None, 4.5, 1, 10**12, True)],
     (dict(k=5), r'would be \[5, 6\]; the file has \[4, 6\]'),
-    *[(dict(settings=v), 'says settings=.*must be a table') for v in (None, 'x', [1], 3)],
+    *[(dict(settings=v), 'says settings=.*must be a dict') for v in (None, 'x', [1], 3)],
     (dict(settings={}), 'unknown or missing: dim, dropout, keep_answer, pool, width'),
     (said(colour=1), 'unknown or missing: colour'),
     *[(said(**{n:v}), f'its header: {n}=.*must be positive') for n in ('width','dim','pool')
@@ -456,9 +482,12 @@ def test_strange_headers(change, words, tmp_path):
     model = toy()
     with pytest.raises(ValueError, match=words): load_plugged(model, rewrite(path, json.dumps({**note, **change})))
     assert model.state_dict().keys()==toy().state_dict().keys()
-    assert get_idr(load_plugged(model, rewrite(path, json.dumps(note)))).settings==SETTINGS # and nothing was left behind
+    assert (
+        get_idr(load_plugged(model, rewrite(path, json.dumps(note)))).settings == SETTINGS
+    )  # and nothing was left behind
 
-@pytest.mark.parametrize('text', ['', 'null', '3', '"x"', '[]', '{}', '{"format": 1}', '['*100_000, '{', '{"format": ' + '9'*5000 + '}'])
+@pytest.mark.parametrize('text', ['', 'null', '3', '"x"', '[]', '{}', '{"format": 1}', '['*100_000, '{',
+                                  '{"format": ' + '9'*5000 + '}'])
 def test_strange_notes(text, tmp_path):
     path = save_plugged(plugged(), tmp_path/'a.safetensors')
     with pytest.raises(ValueError, match='was not written by save_plugged'): load_plugged(toy(), rewrite(path, text))
@@ -475,12 +504,12 @@ def test_only_the_file_is_opened(tmp_path, monkeypatch):
 @pytest.mark.parametrize('dtype', (torch.bfloat16, torch.float16))
 def test_tables_stay_exact_in_a_model_of_half_precision(dtype):
     model, (x,y) = plugged().to(dtype), batch(4)
-    for b in get_idr(model).context.buffers(recurse=False): assert b.dtype==torch.float32
+    for b in get_idr(model).idr.buffers(recurse=False): assert b.dtype==torch.float32
     assert {p.dtype for p in model.parameters()}=={dtype}
     for _ in range(140):
         F.cross_entropy(model(x.to(dtype)).float(), y, ignore_index=255)
         idr_loss(model, y)
-    assert get_idr(model).context.count.sum().round()==560
+    assert get_idr(model).idr.deletion_count.sum().round()==560
     assert all(b.isfinite().all() for b in model.buffers())
 
 def test_casting_keeps_what_was_learnt():
@@ -490,20 +519,25 @@ def test_casting_keeps_what_was_learnt():
     for cast in (lambda m: m.half(), lambda m: m.bfloat16(), lambda m: m.float(), lambda m: m.to('cpu', torch.bfloat16),
                  lambda m: nn.Sequential(m).half()[0]):
         for n,b in cast(context).named_buffers(recurse=False): assert b.dtype==torch.float32 and b.equal(before[n])
-    assert context.refiner.out.conv.weight.dtype==torch.float16 and context.double().count.dtype==torch.float64
+    assert (
+        context.attention.out.conv.weight.dtype == torch.float16
+        and context.double().deletion_count.dtype == torch.float64
+    )
     assert {b.device.type for b in IDRContext(3, 4, 2).to('meta').buffers()}=={'meta'}
-    assert {b.dtype for b in IDRContext(3, 4, 2).to('meta').to_empty(device='cpu').buffers(recurse=False)}=={torch.float32}
+    assert {b.dtype for b in IDRContext(3, 4, 2).to('meta').to_empty(device='cpu').buffers(recurse=False)} == {
+        torch.float32
+    }
 
 def test_our_own_model_in_half_precision():
     model = build_segmentor('fcn', 'tiny', K, width=8, attention_width=6, aux_width=4).bfloat16().train()
     x, y = torch.randint(0, 256, (2,3,32,32)), torch.randint(0, K, (2,32,32))
-    for _ in range(2): model(x.bfloat16(), y)['loss'].backward()
-    assert model.head.refiner.count.dtype==torch.float32 and model.head.refiner.count.sum().round()==4
+    for _ in range(2): model(x.bfloat16(), y).loss.backward()
+    assert model.head.idr.deletion_count.dtype==torch.float32 and model.head.idr.deletion_count.sum().round()==4
 
 def test_plugging_a_model_of_half_precision():
     model, (x,y) = add_idr(toy().bfloat16(), at='3').train(), batch()
     train(model, lambda: F.cross_entropy(model(x.bfloat16()).float(), y, ignore_index=255)+idr_loss(model, y))
-    assert get_idr(model).context.memory.dtype==torch.float32 and get_idr(model).context.memory.any()
+    assert get_idr(model).idr.memory.dtype==torch.float32 and get_idr(model).idr.memory.any()
 
 # --- labels and void
 
@@ -528,7 +562,7 @@ def test_void_is_never_a_class(k):
     x, y = batch()
     model = add_idr(toy(k), at='3').train()
     model(x)
-    with pytest.raises(ValueError, match=rf'ignore=255 is the id of a class, the model has {k} .*ignore={k}, or -1'):
+    with pytest.raises(ValueError, match=rf'ignore=255 is the id of one of the {k} classes.*give ignore={k} or beyond'):
         idr_loss(model, y.clamp(max=3))
     y[:,:4] = k
     assert idr_loss(model, y, ignore=k).isfinite()
@@ -543,21 +577,26 @@ def test_arguments_that_cannot_be():
     model, (x,y) = plugged(), batch()
     model(x)
     for args,words in (
-        (dict(ignore=2), 'ignore=2 is the id of a class'), (dict(ignore=None), 'ignore=None'), (dict(ignore='x'), "ignore='x'"),
+        (dict(ignore=2), 'ignore=2 is the id of one of the 4 classes'), (dict(ignore=None), 'ignore=None'),
+        (dict(ignore='x'), "ignore='x'"),
         (dict(coarse_weight=-1), 'coarse_weight=-1'), (dict(coarse_weight=float('nan')), 'coarse_weight=nan'),
         (dict(relation_momentum=2), 'relation_momentum=2'), (dict(memory_momentum=-.1), 'memory_momentum=-0.1'),
-        (dict(noise=torch.rand(3,K)), r'noise must be `b k`, \(2, 4\)'), (dict(deleted=torch.zeros(5).long()), 'must be 2 class ids'),
-        (dict(deleted=torch.zeros(2)), 'of torch.float32'), (dict(deleted=torch.tensor([9,0])), r'deleted=\[9, 0\] must be class ids, 0 to 3'),
+        (dict(uniform=torch.rand(3,K)), r'uniform must be `b k`, \(2, 4\)'),
+        (dict(deleted=torch.zeros(5).long()), 'must be 2 class ids'),
+        (dict(deleted=torch.zeros(2)), 'of torch.float32'),
+        (dict(deleted=torch.tensor([9,0])), r'deleted=\[9, 0\] must be class ids, 0 to 3'),
     ):
         with pytest.raises(ValueError, match=words): idr_loss(model, y, **args)
     for label,words in (
-        (y.numpy(), 'a tensor'), (None, 'a tensor'), (y[:,None], r'label\[:,0\] takes the extra axis away'), (y[0], 'b H W'),
+        (y.numpy(), 'a tensor'), (None, 'a tensor'), (y[:,None], r'drop the channel axis: label\[:,0\]'),
+        (y[0], 'b H W'),
     ):
         with pytest.raises(ValueError, match=words): idr_loss(model, label)
     assert idr_loss(model, y).isfinite() and picks(model)=={'3':2}
     for args in (
-        dict(width='8'), dict(width=2.5), dict(width=10**9), dict(dim=True), dict(stride='8'), dict(stride=None), dict(dropout='x'),
-        dict(dropout=float('nan')), dict(keep_answer=1), dict(example=(2,3)), dict(example=torch.zeros(3,8,8)), dict(at=3),
+        dict(width='8'), dict(width=2.5), dict(width=10**9), dict(dim=True), dict(stride='8'), dict(stride=None),
+        dict(dropout='x'), dict(dropout=float('nan')), dict(keep_answer=1), dict(example=(2,3)),
+        dict(example=torch.zeros(3,8,8)), dict(at=3),
     ):
         with pytest.raises(ValueError, match=next(iter(args))): add_idr(toy(), **{'at':'3', **args})
 
@@ -589,7 +628,7 @@ def test_a_seam_whose_weight_is_shared(tmp_path):
     model, (x,y) = add_idr(Tied(), at='last').train(), batch()
     train(model, lambda: whole(model, x, y))
     other = load_plugged(Tied(), save_plugged(model, tmp_path/'a.safetensors'))
-    for m in (model, other): assert get_idr(m).coarse.weight is m.first.weight
+    for m in (model, other): assert get_idr(m).seam.weight is m.first.weight
     assert alike(other, model, x)
 
 @pytest.mark.parametrize('last,words', [
@@ -613,6 +652,6 @@ def test_other_seams_and_states():
     frozen = toy().requires_grad_(False)
     model = add_idr(frozen, at='3').train()
     train(model, lambda: whole(model, x, y))
-    assert picks(model)=={'3':4} and get_idr(model).final.score.weight.requires_grad
+    assert picks(model)=={'3':4} and get_idr(model).final.logits.weight.requires_grad
     model.requires_grad_(False)
     assert len(told(lambda: [(model(x), idr_loss(model, y)) for _ in range(2)]))==1

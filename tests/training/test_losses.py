@@ -184,10 +184,10 @@ def test_settings_travel():
         assert d==c and hash(d)==hash(c) and torch.equal(d(z, label), c(z, label))
     assert torch.equal(replace(c, loss='dice')(z, label), soft_dice(z, label)) and c!=replace(c, loss='dice')
 
-# ---- cross-entropy of upsampled logits, strip by strip
+# ---- cross-entropy of upsampled logits, tile by tile
 
 @pytest.mark.parametrize('seed', range(40))
-def test_strips_are_the_whole_map(seed, monkeypatch):
+def test_tiles_are_the_whole_map(seed, monkeypatch):
     "Random sizes, up and down, several strips a picture: losses, mean and gradient are those of the long way."
     from idrnet_nb.method import layers
     from idrnet_nb.models import tiled_cross_entropy
@@ -195,8 +195,8 @@ def test_strips_are_the_whole_map(seed, monkeypatch):
     n = lambda low, high: int(torch.randint(low, high, (), generator=g))
     b, k, h, w, H, W = n(1,4), n(1,7), n(1,9), n(1,9), n(1,40), n(1,40)
     most = n(1,300)
-    real = tiled_cross_entropy._strips
-    monkeypatch.setattr(tiled_cross_entropy, '_strips', lambda h, H, size, _: real(h, H, size, most*k))
+    real = tiled_cross_entropy.tiles
+    monkeypatch.setattr(tiled_cross_entropy, 'tiles', lambda h, H, size, _: real(h, H, size, most*k))
     z = (3*torch.randn(b, k, h, w, generator=g, dtype=torch.float64)).requires_grad_()
     y = torch.randint(0, k, (b,H,W), generator=g); y[torch.rand(y.shape, generator=g)<.3] = 255
     each = layers.pixel_losses(layers.upsample(z, (H,W)), y)
@@ -206,7 +206,7 @@ def test_strips_are_the_whole_map(seed, monkeypatch):
     got, = torch.autograd.grad(ours*2, z)
     assert torch.allclose(mine, each) and torch.allclose(ours, mean) and torch.allclose(got, 2*want, atol=1e-12)
 
-def test_strips_against_finite_differences():
+def test_tiles_against_finite_differences():
     from idrnet_nb.models.tiled_cross_entropy import tiled_cross_entropy
     z, y = torch.randn(1, 3, 2, 3, dtype=torch.float64, requires_grad=True), torch.randint(0, 3, (1,7,8))
     assert torch.autograd.gradcheck(lambda z: tiled_cross_entropy(z, y)[0], z)
@@ -214,7 +214,7 @@ def test_strips_against_finite_differences():
     with pytest.raises(RuntimeError): first.sum().backward() # said, and not silently zero
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_strips_under_autocast(dtype):
+def test_tiles_under_autocast(dtype):
     from idrnet_nb.method.layers import mean_loss, pixel_losses, upsample
     from idrnet_nb.models.tiled_cross_entropy import tiled_cross_entropy
     torch.manual_seed(0)
@@ -226,7 +226,7 @@ def test_strips_under_autocast(dtype):
     got, = torch.autograd.grad(mean, z)
     assert got.dtype==dtype and torch.allclose(got.float(), torch.autograd.grad(long, z)[0].float(), atol=1e-3)
 
-def test_strips_under_a_loss_scale():
+def test_tiles_under_a_loss_scale():
     "fp16 with GradScaler's scale to begin with: many pixels have a small slope each, and 65536 is more than fp16 can say."
     from idrnet_nb.models.tiled_cross_entropy import tiled_cross_entropy
     torch.manual_seed(0)
@@ -241,7 +241,7 @@ def test_labels_of_other_pictures():
     with pytest.raises(ValueError, match='logits of 1 pictures, labels of 2'): tiled_cross_entropy(torch.randn(1,3,4,4), torch.zeros(2,8,8, dtype=torch.long))
 
 @pytest.mark.parametrize('compiled', [False, True])
-def test_strips_hold_little(compiled):
+def test_tiles_hold_little(compiled):
     "150 classes at eight times the grid: less than an eighth of what whole maps hold, also where a compiler builds the step."
     from idrnet_nb.method.layers import mean_loss, pixel_losses, upsample
     from idrnet_nb.models.tiled_cross_entropy import tiled_cross_entropy
@@ -266,13 +266,13 @@ def test_a_grid_answer_has_the_same_losses():
     assert all(p.grad is None and q.grad is None or torch.equal(p.grad, q.grad) for p,q in zip(one.parameters(), two.parameters()))
     assert all(torch.equal(p, q) for p,q in zip(one.buffers(), two.buffers()))
 
-def test_strips_read_nothing_from_the_device():
+def test_tiles_read_nothing_from_the_device():
     "Tensors without values: whatever asked for one would raise."
     from torch._subclasses import FakeTensorMode
     from torch._subclasses.fake_tensor import DataDependentOutputException
-    from idrnet_nb.data.pairing import _walk
+    from idrnet_nb.models.tiled_cross_entropy import tile_by_tile
     with FakeTensorMode():
         z, y = torch.randn(2,150,16,16), torch.randint(0,150,(2,128,128))
-        mean, each, slope = _walk(z, y, 255, True)
+        mean, each, slope = tile_by_tile(z, y, 255, True)
         with pytest.raises(DataDependentOutputException): mean.item()
     assert (mean.shape, each.shape, slope.shape)==((), y.shape, z.shape)
