@@ -12,7 +12,8 @@ from torch import nn
 
 from ..data.labels import LabelSpace
 from ..data.visualize import show_image, show_legend, show_mask
-from .what_if import HOWS, Probe, show_scattered
+from .what_if import HOWS, Probe
+from .what_if_result import show_scattered
 from ..training.inference import EvalProtocol
 
 # %% ../../nbs/5_experiments/20_explorer.ipynb #c067

@@ -11,7 +11,8 @@ from idrnet_nb.models.head import FRAMEWORKS
 from idrnet_nb.models.segmentor import build_segmentor
 from idrnet_nb.training.inference import EvalProtocol, load_model, probabilities, save_model
 from idrnet_nb.experiments.explorer import explorer, explorer_static, show_changed
-from idrnet_nb.experiments.what_if import HOWS, Probe, WhatIf, changed_by, what_if, what_if_all
+from idrnet_nb.experiments.what_if import HOWS, Probe, changed_by, what_if, what_if_all
+from idrnet_nb.experiments.what_if_result import WhatIf
 
 K, SMALL, SIZE = 5, dict(width=8, attention_width=6, aux_width=8), (33,47)
 SPACE = LabelSpace('five', ('sky','road','car','tree','pole'), palette(K))
