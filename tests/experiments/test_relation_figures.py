@@ -19,13 +19,16 @@ def texts(ax): return [t.get_text() for t in ax.texts]
 
 @pytest.mark.parametrize('k', [1, 2, 3, 12, 41, 150])
 def test_matrices_of_any_size(k):
-    t = torch.randn(k, k, generator=torch.Generator().manual_seed(k)); t[0,-1] = torch.nan
+    t = torch.randn(k, k, generator=torch.Generator().manual_seed(k))
+    t[0,-1] = torch.nan
     names = [f'class {i}' for i in range(k)]
     ax = show_matrix_clustered(t, names).axes[1]
     n = min(k, 40)
-    assert ax.images[0].get_array().shape == (n,n) and len(ax.get_yticklabels()) == n and ax.images[0].norm.vmin == -ax.images[0].norm.vmax
+    assert ax.images[0].get_array().shape == (n,n) and len(ax.get_yticklabels()) == n
+    assert ax.images[0].norm.vmin == -ax.images[0].norm.vmax
     order = [names.index(l.get_text()) for l in ax.get_yticklabels()]
-    assert len(set(order)) == n and torch.equal(torch.as_tensor(ax.images[0].get_array().data.copy()), t.nan_to_num(0)[order][:,order])
+    drawn = torch.as_tensor(ax.images[0].get_array().data.copy())
+    assert len(set(order)) == n and torch.equal(drawn, t.nan_to_num(0)[order][:,order])
     off = t.nan_to_num(0).masked_fill(torch.eye(k).bool(), 0)
     assert len(show_graph(t, names, 7).axes[0].patches) == min(7, int((off>0).sum()))
     film = animate([t, t+1], [0,1], names)
@@ -43,8 +46,10 @@ def test_clusters_lie_together():
 def test_graph_draws_the_strongest():
     t = torch.tensor([[9.,3,0],[0,9,-8],[1,2,9]])
     f = show_graph(t, ['a','b','c'], 2).axes[0]
-    assert len(f.patches) == 2 and sorted(texts(f)) == ['a','b','c'] and max(p.get_linewidth() for p in f.patches) == pytest.approx(4.6)
-    known = torch.zeros(3,3).bool(); known[0,1] = True
+    assert len(f.patches) == 2 and sorted(texts(f)) == ['a','b','c']
+    assert max(p.get_linewidth() for p in f.patches) == pytest.approx(4.6)
+    known = torch.zeros(3,3).bool()
+    known[0,1] = True
     styles = [p.get_linestyle() for p in show_graph(t, 'abc', 2, known).axes[0].patches]
     assert len(set(map(str, styles))) == 2
     assert not show_graph(torch.zeros(3,3), 'abc').axes[0].patches
@@ -60,7 +65,8 @@ def test_animation():
 
 @pytest.mark.parametrize('k', [2, 12, 150])
 def test_memory_names_do_not_overlap(k):
-    q = torch.randn(k, 8, generator=torch.Generator().manual_seed(k)); q[0] = q[1]
+    q = torch.randn(k, 8, generator=torch.Generator().manual_seed(k))
+    q[0] = q[1]
     fig = show_memory(q, [f'class number {i}' for i in range(k)], palette(k))
     fig.canvas.draw()
     boxes = [Text.get_window_extent(t) for t in fig.axes[0].texts]
