@@ -2171,6 +2171,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'idrnet_nb/training/inference.py'),
                                               'idrnet_nb.training.inference.load_model': ( '4_training/inference.html#load_model',
                                                                                            'idrnet_nb/training/inference.py'),
+                                              'idrnet_nb.training.inference.predict': ( '4_training/inference.html#predict',
+                                                                                        'idrnet_nb/training/inference.py'),
                                               'idrnet_nb.training.inference.probabilities': ( '4_training/inference.html#probabilities',
                                                                                               'idrnet_nb/training/inference.py'),
                                               'idrnet_nb.training.inference.save_model': ( '4_training/inference.html#save_model',

@@ -118,7 +118,7 @@ def test_maps_nobody_reads():
 
 @pytest.mark.parametrize('shape', [(3,16,16), (2,1,16,16), (2,4,16,16), (2,16,16,3)])
 def test_no_rgb_picture(shape):
-    with pytest.raises(ValueError, match='must be `b 3 H W` RGB.*grey and RGBA images: idrnet_nb.data.dataset.read_image'): model_of()(torch.rand(shape))
+    with pytest.raises(ValueError, match='must be `b 3 H W` RGB.*grey and RGBA images: idrnet_nb.data.readers.read_image'): model_of()(torch.rand(shape))
 
 def test_empty_picture():
     with pytest.raises(ValueError, match=r'image is empty, shape \(2, 3, 0, 16\)'): model_of()(pictures(h=0))

@@ -31,6 +31,7 @@ from ..experiments.compare import build, judged_by, measured
 from ..experiments.results import provenance
 from ..models.segmentor import Segmentor
 from ..models.variants import parse_variant, variant_name
+from ..data import splits
 from ..training import inference, recipes, trainer
 from ..training.config import TrainConfig
 from ..training.recipes import Recipe
@@ -65,7 +66,7 @@ class OwnTrainingOptions(ClassListOptions):
         if named:
             raise ValueError('unseen images: give --unseen-images DIR with --unseen-labels DIR, '
                              'or --unseen-pairs FILE alone')
-        return *recipes.hold_out(pairs, self.hold_out, 0), space
+        return *splits.hold_out(pairs, self.hold_out, 0), space
 
 # %% ../../nbs/7_cli/07_train.ipynb #c009
 @dataclass(kw_only=True)

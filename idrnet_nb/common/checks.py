@@ -105,8 +105,8 @@ def check_images(
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f'{where}: images must be `b 3 H W` RGB in 0..255, '
                          f'got {tuple(images.shape)}; {_image_advice(images.shape)}; '
-                         'from files, grey and RGBA images: idrnet_nb.data.dataset.read_image')
-    if not len(images): raise ValueError(f'{where}: no images, the batch is empty')
+                         'from files, grey and RGBA images: idrnet_nb.data.readers.read_image')
+    if not images.shape[0]: raise ValueError(f'{where}: no images, the batch is empty')
 
 def _image_advice(shape):
     "What to do with images of another shape."

@@ -81,7 +81,7 @@ class IDRContext(nn.Module):
         """Self-attention over [feats; memory; context] of every pixel (step 8). Five of the six blocks
         depend on a pixel through its class alone, so they are projected once per class and gathered:
         the 6c-channel map is never built."""
-        memory = self.memory.to(context).expand(len(context), -1, -1)
+        memory = self.memory.to(context).expand(context.shape[0], -1, -1)
         per_class = rearrange(torch.cat([memory, context], -1), 'b k c -> b c k 1')
         per_class = rearrange(self.attention.project(per_class, start=self.channels), 'b d k 1 -> b k d')
         per_pixel = to_pixels(per_class, grouping.pred).view_as(projected)

@@ -23,7 +23,7 @@ def relation_weights(
                          f'{present.shape[1]} classes; it belongs to another label set')
     if drop_negative: relation = relation.masked_fill(relation <= 0, torch.finfo(relation.dtype).min)
     column = rearrange(present, 'b j -> b 1 j')
-    scores = relation.expand(len(present), -1, -1).masked_fill(~column, -torch.inf)
+    scores = relation.expand(present.shape[0], -1, -1).masked_fill(~column, -torch.inf)
     return scores.softmax(-1).masked_fill(~column.any(-1, keepdim=True), 0)
 
 # %% ../../nbs/1_method/07_relation.ipynb #c023

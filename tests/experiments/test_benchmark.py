@@ -226,7 +226,7 @@ def test_other_file_is_left_alone(toy, tmp_path, capsys):
 
 def test_speed_command(tmp_path, capsys, monkeypatch):
     from idrnet_nb.experiments import speed as gauge
-    monkeypatch.setattr(gauge, 'plan', lambda quick, device: [dict(kind='loops', k=5, grid=[8,8], c=16, b=2, rounds=1)]*quick)
+    monkeypatch.setattr(gauge, 'planned', lambda quick, device: [dict(kind='loops', k=5, grid=[8,8], c=16, b=2, rounds=1)]*quick)
     assert main(['speed', '--quick', '--out', str(tmp_path), '--device', 'cpu'])==0
     said = capsys.readouterr().out
     assert 'loops' in said and 'not measured' in said and len(read_rows(tmp_path/'speed.csv'))==1
