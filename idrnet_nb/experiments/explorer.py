@@ -6,6 +6,7 @@
 __all__ = ['show_changed', 'explorer_static', 'ExplorerWidgets', 'explorer']
 
 # %% ../../nbs/5_experiments/20_explorer.ipynb #c005
+import importlib
 import io
 from typing import Optional
 from torch import nn
@@ -105,7 +106,7 @@ class ExplorerWidgets:
         how:Optional[str]=None, # what is deleted at first
         protocol:Optional[EvalProtocol]=None, # as `what_if`
     ):
-        try: import ipywidgets as widgets
+        try: widgets = importlib.import_module('ipywidgets') # no requirement of the package
         except ImportError as e:
             raise ImportError('explorer needs ipywidgets and a Jupyter kernel: pip install '
                               'ipywidgets; explorer_static draws the same without them') from e

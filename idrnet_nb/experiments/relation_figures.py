@@ -29,7 +29,8 @@ def as_matrix(
 
 def off_diagonal(
     matrix:Tensor, # `k k`
-)->Tensor: # `k k`, 0 on the diagonal
+)->Tensor: # `k k`
+    "The same with 0 on the diagonal."
     return matrix.masked_fill(torch.eye(len(matrix), dtype=torch.bool), 0)
 
 # %% ../../nbs/5_experiments/19_relation_figures.ipynb #c047
