@@ -19,7 +19,7 @@ def as_matrix(
     names, # `k` class names
     where:str, # named in the error
 )->Tensor: # `k k`, float, on the CPU, 0 for nan
-    "Raises ValueError if it is not `k k`."
+    "One relation matrix as a tensor. Raises ValueError if it is not `k k`."
     if not isinstance(matrix, Tensor): matrix = torch.as_tensor(np.array(matrix))
     matrix, k = matrix.detach().cpu().float().nan_to_num(0), len(names)
     if matrix.shape != (k, k):
@@ -96,7 +96,6 @@ def show_graph(
     """Arrows from a deleted class to the class whose loss rose, the stronger the wider; falls are
     not drawn. Raises ValueError if the matrix is not `k k`."""
     import matplotlib.pyplot as plt
-    from matplotlib.patches import FancyArrowPatch
     matrix = off_diagonal(as_matrix(matrix, names, 'show_graph'))
     strongest = matrix.flatten().argsort(descending=True, stable=True)[:top].tolist()
     arrows = [divmod(i, len(names)) for i in strongest]
@@ -106,12 +105,7 @@ def show_graph(
     fig, ax = plt.subplots(figsize=(5.6, 4.4), dpi=80, layout='constrained')
     for d,c in reversed(arrows):
         strength = (matrix[d,c]/matrix.max()).item()
-        solid = known is None or bool(known[d,c])
-        ax.add_patch(FancyArrowPatch(
-            place[d], place[c], connectionstyle='arc3,rad=.15', arrowstyle='-|>',
-            mutation_scale=9+7*strength, lw=.6+4*strength, shrinkA=7, shrinkB=7,
-            color='#5E3C99' if solid else 'grey', linestyle='-' if solid else (0, (3, 2)),
-            alpha=.55+.45*strength))
+        _draw_arrow(ax, place[d], place[c], strength, known is None or bool(known[d,c]))
     for c,(x,y) in place.items():
         ax.plot(x, y, 'o', color='#0072B2', ms=9, zorder=3)
         ax.text(1.12*x, 1.12*y, names[c], fontsize=9,
@@ -133,6 +127,14 @@ def _on_circle(matrix, ids): # class -> (x, y); those with strong entries betwee
     angle = np.pi/2 - 2*np.pi*np.arange(len(ids))/max(len(ids), 1)
     return {c: (np.cos(a), np.sin(a)) for c,a in zip(ids, angle.tolist())}
 
+def _draw_arrow(ax, start, end, strength, solid): # strength 0..1
+    from matplotlib.patches import FancyArrowPatch
+    ax.add_patch(FancyArrowPatch(
+        start, end, connectionstyle='arc3,rad=.15', arrowstyle='-|>',
+        mutation_scale=9+7*strength, lw=.6+4*strength, shrinkA=7, shrinkB=7,
+        color='#5E3C99' if solid else 'grey', linestyle='-' if solid else (0, (3, 2)),
+        alpha=.55+.45*strength))
+
 # %% ../../nbs/5_experiments/19_relation_figures.ipynb #c056
 def as_series(
     matrices, # `k k` each
@@ -140,7 +142,8 @@ def as_series(
     names, # `k` class names
     where:str, # named in the error
 )->tuple: # (`n k k`, the strongest entry off the diagonal, 1 where all are 0)
-    "Raises ValueError for wrong shapes, no matrix, and numbers of matrices and steps that differ."
+    """Relation matrices of one training. Raises ValueError for wrong shapes, no matrix, and numbers
+    of matrices and steps that differ."""
     if len(matrices) != len(steps) or not len(steps):
         raise ValueError(f'{where}: {len(matrices)} matrices and {len(steps)} steps; '
                          'give one step for each matrix, at least one')

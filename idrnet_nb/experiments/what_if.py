@@ -48,7 +48,8 @@ def model_space(
 def as_image(
     image, # `3 h w` or `h w 3`, RGB in 0..255, or a file; where both fit, a tensor is `3 h w`, an array `h w 3`
 )->Tensor: # `3 h w`, float, on the CPU
-    "Raises ValueError for another shape or scale, FloatingPointError for nan."
+    """One image as a tensor. Raises ValueError for another shape or scale, FloatingPointError for
+    nan."""
     if isinstance(image, (str, Path)): image = read_image(image)
     is_tensor = isinstance(image, Tensor)
     x = image.detach().cpu() if is_tensor else torch.as_tensor(np.array(image))
@@ -68,7 +69,8 @@ def as_label(
     size:tuple, # (h, w) of the image
     space:LabelSpace, # of the ids
 )->Tensor: # `h w`, int64, on the CPU
-    "Raises ValueError for another size, numbers that are no ids, and ids outside the space."
+    """The label of one image as a tensor. Raises ValueError for another size, numbers that are no
+    ids, and ids outside the space."""
     if not isinstance(label, Tensor): label = torch.as_tensor(np.array(label))
     label = label.detach().cpu()
     if tuple(label.shape) != tuple(size) or label.is_floating_point():
@@ -146,16 +148,21 @@ class Probe:
     def read(self,
         image:Tensor, # `3 h w`, on the model's device
     )->list: # the backbone's maps
+        "Resize, normalise, pad and encode an image."
         model, x = self.model, image[None]
         if self.size != tuple(x.shape[-2:]): x = upsample(x, self.size).round()
         x = (x.to(model.mean.dtype)-model.mean)/model.std
         return model.backbone(pad_to_multiple(x, model.backbone.pad_to)[0])
 
-    def predict(self, pyramid): return self.model.head(pyramid, size=self.padded_size)
+    def predict(self,
+        pyramid:list, # the backbone's maps
+    ): # `HeadOutput`
+        return self.model.head(pyramid, size=self.padded_size)
 
     def to_probabilities(self,
         logits:Tensor, # `1 k . .`
-    )->Tensor: # `k h w`, at the image's own size, on the CPU
+    )->Tensor: # `k h w`, on the CPU
+        "Cut the padding off, and bring them to the size of the image."
         prob = crop(upsample(logits, self.padded_size), self.size).float().softmax(1)
         return upsample(prob, self.image.shape[1:])[0].cpu()
 
