@@ -21,11 +21,12 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
 from ..common.device import pick_device
+from ..common.state import keep_modes
 from ..data.labels import LabelSpace, palette
 from .trials import Trial, run_trial, task_of
 from .statistics import pair_rows
 from .tasks import Task
-from .what_if import eval_mode, without_class
+from .what_if import without_class
 from ..method.deletion import class_loss_stats
 from ..method.grouping import Grouping, class_features, one_hot_members
 from ..method.idr import IDRContext
@@ -316,7 +317,7 @@ def interaction_inputs(
         return class_feats, memory, relation_mean, relation_var, present
     hook = idr.interaction.register_forward_pre_hook(changed)
     try:
-        with eval_mode(model): yield
+        with keep_modes(model, training=False): yield
     finally: hook.remove()
 
 def losses_by_class(
@@ -348,7 +349,7 @@ def deletion_matrix(
     """Every class deleted in every image: mean change of each class's loss, over the images that
     have both."""
     rows = []
-    with eval_mode(model):
+    with keep_modes(model, training=False):
         before, count, out = losses_by_class(model, images, labels)
         for d in range(model.head.config.num_classes): # an analysis, no training step: one pass per class
             deleted = torch.full((len(images),), d, device=images.device)
@@ -393,7 +394,7 @@ def attention_matrix(
     def keep(name): return lambda module, inputs, out: projected.update({name: out.flatten(2)})
     hooks = [getattr(attention, name)[1].register_forward_hook(keep(name)) for name in ('query', 'key')]
     try:
-        with eval_mode(model): grouping = model(images).grouping
+        with keep_modes(model, training=False): grouping = model(images).grouping
     finally:
         for hook in hooks: hook.remove()
     query, key = projected['query'], projected['key']

@@ -1,9 +1,9 @@
-"""What if: deletions against loops and against the training's own diagnostics, for every framework; nothing that was learnt moves; figures for any number of classes."""
+"""What if: deletions against loops and against the training's own diagnostics, for every framework;
+nothing that was learnt moves; the explorer and its figures."""
 import io, math, sys
 from dataclasses import asdict
 import pytest, torch
 import torch.nn.functional as F
-from matplotlib.text import Text
 from PIL import Image
 from idrnet_nb.data.labels import LabelSpace, palette
 from idrnet_nb.common.device import seed_everything
@@ -11,9 +11,9 @@ from idrnet_nb.method.layers import pixel_losses
 from idrnet_nb.models.head import FRAMEWORKS
 from idrnet_nb.models.segmentor import build_segmentor
 from idrnet_nb.training.inference import EvalProtocol, load_model, probabilities, save_model
-from idrnet_nb.experiments.what_if import (HOWS, WhatIf, _Look, animate, changed_by, explorer,
-    explorer_static, show_changed, show_graph, show_memory, show_steps, show_matrix_clustered,
-    what_if, what_if_all)
+from idrnet_nb.experiments.explorer import explorer, explorer_static, show_changed
+from idrnet_nb.experiments.what_if import HOWS, Probe, changed_by, what_if, what_if_all
+from idrnet_nb.experiments.what_if_result import WhatIf
 
 K, SMALL, SIZE = 5, dict(width=8, attention_width=6, aux_width=8), (33,47)
 SPACE = LabelSpace('five', ('sky','road','car','tree','pole'), palette(K))
@@ -28,35 +28,38 @@ def no_windows():
     plt.close('all')
 
 def make(framework='fcn', idr=True, seed=0):
-    "A model whose norms, tables and memory have seen something, and that says many classes."
+    "A model whose norms, tables and memory have seen something, and that predicts many classes."
     seed_everything(seed)
     model = build_segmentor(framework, 'tiny', K, idr=idr, **SMALL, dropout=0.)
     for _ in range(6): model(patches(3), torch.randint(K, (3,*SIZE)))
     model.eval()
     with torch.no_grad():
-        for key,part in (('coarse',model.head.coarse_classifier), ('out',model.head.classifier)):
+        for key,part in (('coarse_logits',model.head.coarse_classifier), ('logits',model.head.classifier)):
             if part is None: continue
-            part.score.weight.mul_(4)
-            part.score.bias.sub_(model(patches(4))[key].mean((0,2,3)))
+            part.logits.weight.mul_(4)
+            part.logits.bias.sub_(getattr(model(patches(4)), key).mean((0,2,3)))
         if model.head.idr is not None:
             for t in (*model.relations, model.head.idr.memory): t.add_(.4*torch.randn_like(t))
     return model
 
 def patches(n, size=SIZE, seed=0):
-    "Pictures of coloured patches."
+    "Images of coloured patches."
     g = torch.Generator().manual_seed(seed)
     return F.interpolate(256*torch.rand(n, 3, 4, 5, generator=g), size, mode='nearest')
 
 def some(model, seed=0):
-    "A picture on which the model says two classes or more, under every question."
+    "An image for which the model predicts two classes or more, in every way of deleting."
     for s in range(seed, seed+9):
         x = patches(1, seed=s)[0]
-        look = _Look(model, x, None)
-        if all(len(look.there(h))>1 for h in hows(model)): return x
-    raise AssertionError('the model says one class everywhere')
+        probe = Probe(model, x)
+        if all(len(probe.present(h))>1 for h in hows(model)): return x
+    raise AssertionError('the model predicts one class everywhere')
 
 def hows(model): return HOWS if model.head.idr is not None else HOWS[1:]
-def truth(seed=3): y = torch.randint(K, SIZE, generator=torch.Generator().manual_seed(seed)); y[0,:9] = 255; return y
+def truth(seed=3):
+    y = torch.randint(K, SIZE, generator=torch.Generator().manual_seed(seed))
+    y[0,:9] = 255
+    return y
 def frozen(model): return {n:t.clone() for n,t in model.state_dict().items()}
 
 # ---- every framework
@@ -65,28 +68,35 @@ def frozen(model): return {n:t.clone() for n,t in model.state_dict().items()}
 def test_every_framework(framework, idr):
     model = make(framework, idr)
     x, y = some(model), truth()
-    model.train(); model.backbone.eval()
+    model.train()
+    model.backbone.eval()
     was, modes, chance = frozen(model), [m.training for m in model.modules()], torch.get_rng_state()
     for how in hows(model):
-        for d in _Look(model, x, None).there(how):
+        for d in Probe(model, x).present(how):
             r = what_if(model, x, d, y, SPACE, how)
             assert [m.training for m in model.modules()] == modes
-            torch.testing.assert_close(r.before, probabilities(model.eval(), x[None])[0]); model.train(); model.backbone.eval()
-            torch.testing.assert_close(r.after.sum(0), torch.ones(SIZE)); assert not r.after.requires_grad
-            assert r.after.shape == (K,*SIZE) and r.deleted == d and r.how == how and r.name == SPACE.classes[d] and r.name in str(r)
+            torch.testing.assert_close(r.before, probabilities(model.eval(), x[None])[0])
+            model.train()
+            model.backbone.eval()
+            torch.testing.assert_close(r.after.sum(0), torch.ones(SIZE))
+            assert not r.after.requires_grad
+            assert r.after.shape == (K,*SIZE) and r.deleted == d and r.how == how
+            assert r.name == SPACE.classes[d] and r.name in str(r)
         assert (r.before != r.after).any()
     assert [m.training for m in model.modules()] == modes and torch.equal(torch.get_rng_state(), chance)
-    assert all(torch.equal(t, was[n]) for n,t in model.state_dict().items()) and all(p.grad is None or not p.grad.any() for p in model.parameters())
+    assert all(torch.equal(t, was[n]) for n,t in model.state_dict().items())
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
     assert (r.row is None) == (model.head.idr is None)
 
 @pytest.mark.parametrize('framework', FRAMEWORKS)
 def test_context_is_the_diagnostics_of_training(framework):
-    "The tables move, in a training step whose norms stand still, by what what_if_all says."
+    "The relation matrices change, in a training step whose norms stand still, by what what_if_all returns."
     model = make(framework)
     x, y = some(model), truth()
     asked = what_if_all(model, x, y, SPACE)
-    there = _Look(model, x, None).there('context')
-    assert asked[there].isfinite().all() and asked.isnan().all(1).sum() == K-len(there) and asked[there].abs().max() > 1e-4
+    there = Probe(model, x).present('context')
+    assert asked[there].isfinite().all() and asked[there].abs().max() > 1e-4
+    assert asked.isnan().all(1).sum() == K-len(there)
     was, start = frozen(model), model.relations[0].clone()
     for d in there:
         model.load_state_dict(was)
@@ -100,10 +110,11 @@ def test_context_is_the_diagnostics_of_training(framework):
         torch.testing.assert_close(model.relations[0][others], start[others])
 
 def loops(model, x, d=None):
-    "Steps 2 to 9 for an FCN, one picture whose sides are multiples of the stride, by loops; d: deleted."
+    "Steps 2 to 9 for an FCN, one image whose sides are multiples of the stride, by loops; d: deleted."
     head, idr = model.head, model.head.idr
     maps = model.backbone((x[None]-model.mean)/model.std)
-    R = head.bottleneck(maps[-1]); P = head.coarse_classifier(R)[0]
+    R = head.bottleneck(maps[-1])
+    P = head.coarse_classifier(R)[0]
     (_,C,h,w), spots = R.shape, [(i,j) for i in range(R.shape[2]) for j in range(R.shape[3])]
     a = {p:int(P[(slice(None),*p)].argmax()) for p in spots}
     V = [k for k in sorted(set(a.values())) if k != d]
@@ -112,16 +123,18 @@ def loops(model, x, d=None):
         mine = [p for p in spots if a[p]==k]
         weight = torch.stack([P[(k,*p)] for p in mine]).softmax(0)
         g[k] = sum(s*torch.cat([R[(0,slice(None),*p)], idr.memory[k]]) for s,p in zip(weight, mine))
-    def hear(i, table, positive):
+    def gather(i, relation, positive):
         if i==d or not V: return torch.zeros(2*C)
-        row = [float(table[i,j]) for j in V]
+        row = [float(relation[i,j]) for j in V]
         if positive: row = [v if v>0 else -1e30 for v in row]
-        top = max(row); e = [math.exp(v-top) for v in row]
+        top = max(row)
+        e = [math.exp(v-top) for v in row]
         return sum(v/sum(e)*g[j] for v,j in zip(e, V))
-    E = {i:torch.cat([hear(i, idr.relation_mean, True), hear(i, idr.relation_var, False)]) for i in set(a.values())}
+    E = {i:torch.cat([gather(i, idr.relation_mean, True), gather(i, idr.relation_var, False)]) for i in set(a.values())}
     Z = torch.zeros(1, 6*C, h, w)
     for p in spots: Z[(0,slice(None),*p)] = torch.cat([R[(0,slice(None),*p)], idr.memory[a[p]], E[a[p]]])
-    return F.interpolate(head.classifier(torch.cat([R, idr.attention(Z)], 1)), x.shape[-2:], mode='bilinear', align_corners=False)[0].softmax(0)
+    logits = head.classifier(torch.cat([R, idr.attention(Z)], 1))
+    return F.interpolate(logits, x.shape[-2:], mode='bilinear', align_corners=False)[0].softmax(0)
 
 @pytest.mark.parametrize('seed', range(3))
 def test_context_by_loops(seed):
@@ -129,17 +142,20 @@ def test_context_by_loops(seed):
     model.backbone.pad_to = 1
     x = some(model, seed)[:,:32,:44]
     with torch.no_grad():
-        torch.testing.assert_close(_Look(model, x, None).before, loops(model, x), atol=1e-5, rtol=1e-4)
-        for d in _Look(model, x, None).there('context'):
+        torch.testing.assert_close(Probe(model, x).before, loops(model, x), atol=1e-5, rtol=1e-4)
+        for d in Probe(model, x).present('context'):
             torch.testing.assert_close(what_if(model, x, d).after, loops(model, x, d), atol=1e-5, rtol=1e-4)
 
 def test_only_one_class():
-    "Deleting the only class leaves no context, nobody to average, and finite answers."
+    "Deleting the only class leaves no context, no other class to average, and finite predictions."
     model = make()
-    with torch.no_grad(): model.head.coarse_classifier.logits.bias[2] += 1e4; model.head.classifier.logits.bias[2] += 5
+    with torch.no_grad():
+        model.head.coarse_classifier.logits.bias[2] += 1e4
+        model.head.classifier.logits.bias[2] += 5
     model.backbone.pad_to = 1
     x = patches(1, (32,44))[0]
-    with torch.no_grad(): torch.testing.assert_close(what_if(model, x, 2).after, loops(model, x, 2), atol=1e-5, rtol=1e-4)
+    with torch.no_grad(): want = loops(model, x, 2)
+    torch.testing.assert_close(what_if(model, x, 2).after, want, atol=1e-5, rtol=1e-4)
     with torch.no_grad(): model.head.classifier.logits.bias[2] += 1e4
     for how in HOWS: assert what_if(model, x, 2, how=how).after.isfinite().all()
     with pytest.raises(ValueError, match='does not predict'): what_if(model, x, 1)
@@ -154,19 +170,20 @@ def test_only_one_class():
 def test_features_by_loops(framework, idr):
     model = make(framework, idr)
     x = some(model)
-    look = _Look(model, x, None)
-    got = []
-    look.answer = lambda maps: got.append(maps) or _Look.answer(look, maps)
-    for d in look.there('features'):
-        got.clear(); look.without(d, 'features')
-        gone = look.before.argmax(0)==d
-        for m,new in zip(look.maps, got[0]):
-            side, (h,w) = look.padded()[0]//m.shape[2], m.shape[2:]
-            assert side*h == look.padded()[0] and side*w == look.padded()[1]
+    probe = Probe(model, x)
+    for d in probe.present('features'):
+        erased = probe.erase(d)
+        with torch.no_grad(): want = probe.to_probabilities(probe.predict(erased).logits)
+        torch.testing.assert_close(probe.without(d, 'features'), want)
+        deleted = probe.before.argmax(0)==d
+        for m,new in zip(probe.pyramid, erased):
+            (H,W), (h,w) = probe.padded_size, m.shape[2:]
+            side = H//h
+            assert side*h == H and side*w == W
             share, weight = torch.zeros(h,w), torch.zeros(h,w)
             for i in range(h):
                 for j in range(w):
-                    cell = gone[i*side:(i+1)*side, j*side:(j+1)*side]
+                    cell = deleted[i*side:(i+1)*side, j*side:(j+1)*side]
                     if cell.numel(): share[i,j], weight[i,j] = cell.float().mean(), (~cell).sum()
             mean = (m[0]*weight).sum((1,2))/weight.sum()
             want = m[0]*(1-share) + mean[:,None,None]*share
@@ -175,10 +192,12 @@ def test_features_by_loops(framework, idr):
 def test_picture_by_hand():
     model = make('pspnet', False)
     x = some(model)
-    for d in _Look(model, x, None).there('picture'):
+    for d in Probe(model, x).present('picture'):
         gone = probabilities(model, x[None])[0].argmax(0)==d
-        painted = x.clone(); painted[:,gone] = x[:,~gone].mean(1, keepdim=True)
-        torch.testing.assert_close(what_if(model, x, d, how='picture').after, probabilities(model, painted[None])[0], atol=1e-5, rtol=1e-4)
+        painted = x.clone()
+        painted[:,gone] = x[:,~gone].mean(1, keepdim=True)
+        want = probabilities(model, painted[None])[0]
+        torch.testing.assert_close(what_if(model, x, d, how='picture').after, want, atol=1e-5, rtol=1e-4)
 
 # ---- what it says
 
@@ -186,28 +205,31 @@ def test_losses_and_moves():
     model = make()
     x, y = some(model), truth()
     y[y==4] = 255
-    d = _Look(model, x, None).there('context')[0]
+    d = Probe(model, x).present('context')[0]
     r = what_if(model, x, d, y, SPACE)
     each = pixel_losses(model(x[None]).logits, y[None])[0]
     for c in range(K):
         if (y==c).any(): torch.testing.assert_close(r.loss_before[c], each[y==c].mean(), atol=1e-5, rtol=1e-4)
         else: assert r.loss_before[c].isnan() and r.loss_after[c].isnan()
-    assert f'{int(r.changed.sum())} of {33*47} pixels' in str(r) and r.share == pytest.approx(r.changed.float().mean().item())
+    assert f'{int(r.changed.sum())} of {33*47} pixels' in str(r)
+    assert r.share == pytest.approx(r.changed.float().mean().item())
     pairs = [(int(a), int(b)) for a,b in zip(r.before.argmax(0)[r.changed], r.after.argmax(0)[r.changed])]
     most = max(pairs, key=pairs.count)
     assert f'{pairs.count(most)} {SPACE.classes[most[0]]} → {SPACE.classes[most[1]]}' in str(r)
     assert 'loss of pole' not in str(r) and 'loss of sky' in str(r) and repr(r) == str(r)
-    torch.testing.assert_close(r.row, model.relations[0][d]); assert r.row.data_ptr() != model.relations[0][d].data_ptr()
+    torch.testing.assert_close(r.row, model.relations[0][d])
+    assert r.row.data_ptr() != model.relations[0][d].data_ptr()
 
 @pytest.mark.parametrize('size', [(1,1), (3,50), (17,4), (64,64)])
 @pytest.mark.parametrize('kind', ['uint8', 'array', 'file', 'turned'])
 def test_sizes_and_kinds(size, kind, tmp_path):
     model = make()
     x = patches(1, size)[0].to(torch.uint8)
-    picture = dict(uint8=x, array=x.permute(1,2,0).numpy(), file=tmp_path/'x.png', turned=x.numpy() if size[1]!=3 else x)[kind]
-    if kind=='file': Image.fromarray(x.permute(1,2,0).numpy()).save(picture)
+    image = dict(uint8=x, array=x.permute(1,2,0).numpy(), file=tmp_path/'x.png',
+                 turned=x.numpy() if size[1]!=3 else x)[kind]
+    if kind=='file': Image.fromarray(x.permute(1,2,0).numpy()).save(image)
     for how in HOWS:
-        r = what_if(model, picture, _Look(model, x.float(), None).there(how)[0], how=how)
+        r = what_if(model, image, Probe(model, x.float()).present(how)[0], how=how)
         assert r.after.shape == (K,*size) and torch.equal(r.image, x.float())
         torch.testing.assert_close(r.before, probabilities(model, x[None])[0])
 
@@ -217,48 +239,57 @@ def test_protocol_and_space_travel(tmp_path):
     again, _ = load_model(tmp_path/'m')
     x = some(again)
     for how in HOWS:
-        d = _Look(again, x, None).there(how)[0]
+        d = Probe(again, x).present(how)[0]
         r = what_if(again, x, SPACE.classes[d], how=how)
-        torch.testing.assert_close(r.before, probabilities(model, x[None], p)[0]); assert r.space.name == 'five' and r.after.shape == (K,*SIZE)
-    torch.testing.assert_close(what_if(again, x, d, how='picture', protocol=EvalProtocol()).before, probabilities(model, x[None])[0])
+        torch.testing.assert_close(r.before, probabilities(model, x[None], p)[0])
+        assert r.space.name == 'five' and r.after.shape == (K,*SIZE)
+    r = what_if(again, x, d, how='picture', protocol=EvalProtocol())
+    torch.testing.assert_close(r.before, probabilities(model, x[None])[0])
 
 @pytest.mark.parametrize('seed', (0,2,3))
 def test_changed_by_loops(seed):
     model = make('deeplabv3', seed=seed)
     x = some(model, 10*seed)
     coarse, final, who = changed_by(model, x, SPACE)
-    look = _Look(model, x, None)
-    after = {d:what_if(model, x, d).after for d in look.there('context')}
-    assert (coarse!=final).any() and torch.equal(final, look.before.argmax(0))
+    probe = Probe(model, x)
+    after = {d:what_if(model, x, d).after for d in probe.present('context')}
+    assert (coarse!=final).any() and torch.equal(final, probe.before.argmax(0))
     for i in range(SIZE[0]):
         for j in range(i%2, SIZE[1], 2):
-            f = int(final[i,j]); falls = {d:float(look.before[f,i,j]-p[f,i,j]) for d,p in after.items()}
+            f = int(final[i,j])
+            falls = {d:float(probe.before[f,i,j]-p[f,i,j]) for d,p in after.items()}
             best = max(falls.values())
             if coarse[i,j]==f: assert who[i,j]==255
             elif best<=0: assert who[i,j]==K
             else: assert falls[int(who[i,j])]==best
     assert len(show_changed(model, x, truth(), SPACE).axes) == 5
-    assert len(changed_by(make('ocrnet', False), x)) == 3 # OCR has a coarse answer, too
+    assert len(changed_by(make('ocrnet', False), x)) == 3 # OCR has a coarse prediction, too
 
 # ---- mistakes
 
 @pytest.mark.parametrize('change,said', [
-    (dict(delete='raod'), 'there are road'), (dict(delete='x'), 'there are sky'), (dict(delete=5), '0..4'), (dict(delete=-1), '0..4'), (dict(delete=1.5), '0..4'),
-    (dict(delete=True), '0..4'), (dict(delete=None), '0..4'), (dict(how='soul'), 'context, features, picture'), (dict(picture=torch.zeros(1,3,8,8)), '`3 h w`'),
-    (dict(picture=torch.zeros(4,8,8)), '`3 h w`'), (dict(picture=torch.zeros(3,0,8)), '`3 h w`'), (dict(label=torch.zeros(8,8).long()), '33x47'),
-    (dict(label=torch.zeros(SIZE)), 'float32'), (dict(label=torch.full(SIZE, 7)), 'ids outside'), (dict(space=LabelSpace('two', ['a','b'], palette(2))), '2 classes, the model 5'),
+    (dict(delete='raod'), 'there are road'), (dict(delete='x'), 'there are sky'), (dict(delete=5), '0..4'),
+    (dict(delete=-1), '0..4'), (dict(delete=1.5), '0..4'), (dict(delete=True), '0..4'), (dict(delete=None), '0..4'),
+    (dict(how='soul'), 'context, features, picture'), (dict(image=torch.zeros(1,3,8,8)), '`3 h w`'),
+    (dict(image=torch.zeros(4,8,8)), '`3 h w`'), (dict(image=torch.zeros(3,0,8)), '`3 h w`'),
+    (dict(label=torch.zeros(8,8).long()), '33x47'), (dict(label=torch.zeros(SIZE)), 'float32'),
+    (dict(label=torch.full(SIZE, 7)), 'ids outside'),
+    (dict(space=LabelSpace('two', ['a','b'], palette(2))), '2 classes, the model 5'),
     (dict(model=torch.nn.Linear(1,1)), 'not a Segmentor'), (dict(model='plain', how='context'), 'no IDR')])
 def test_mistakes(change, said):
     model = make(idr=change.get('model')!='plain')
-    args = dict(model=model, picture=some(model), delete=1, label=truth(), space=SPACE) | {k:v for k,v in change.items() if v!='plain' or k!='model'}
+    args = dict(model=model, image=some(model), delete=1, label=truth(), space=SPACE)
+    args |= {k:v for k,v in change.items() if v!='plain' or k!='model'}
     with pytest.raises(ValueError, match=said.replace('.', r'\.').replace('(', r'\(')): what_if(**args)
 
 def test_more_mistakes(tmp_path):
-    model = make(); x = some(model)
-    absent = next(c for c in range(K+1) if c not in _Look(model, x, None).there('context'))
+    model = make()
+    x = some(model)
+    absent = next(c for c in range(K+1) if c not in Probe(model, x).present('context'))
     if absent<K:
-        with pytest.raises(ValueError, match='coarse answer'): what_if(model, x, absent, space=SPACE)
-    with pytest.raises(ValueError, match='no class .road.; there are class 0'): what_if(model, x, 'road') # nobody said the names
+        with pytest.raises(ValueError, match='coarse prediction'): what_if(model, x, absent, space=SPACE)
+    with pytest.raises(ValueError, match='no class .road.; there are class 0'): # nobody said the names
+        what_if(model, x, 'road')
     with pytest.raises(FloatingPointError, match='nan'): what_if(model, x*torch.nan, 1)
     with pytest.raises(FileNotFoundError): what_if(model, tmp_path/'none.png', 1)
     with pytest.raises(ValueError, match='needs the truth'): what_if_all(model, x, None)
@@ -270,98 +301,38 @@ def test_modes_come_back_after_an_error():
     with pytest.raises(ZeroDivisionError): what_if(model, patches(1)[0], 1)
     assert model.training and model.head.training
 
-# ---- figures
-
-def texts(ax): return [t.get_text() for t in ax.texts]
-
-@pytest.mark.parametrize('k', [1, 2, 3, 12, 41, 150])
-def test_tables_of_any_size(k):
-    t = torch.randn(k, k, generator=torch.Generator().manual_seed(k)); t[0,-1] = torch.nan
-    names = [f'class {i}' for i in range(k)]
-    ax = show_matrix_clustered(t, names).axes[1]
-    n = min(k, 40)
-    assert ax.images[0].get_array().shape == (n,n) and len(ax.get_yticklabels()) == n and ax.images[0].norm.vmin == -ax.images[0].norm.vmax
-    order = [names.index(l.get_text()) for l in ax.get_yticklabels()]
-    assert len(set(order)) == n and torch.equal(torch.as_tensor(ax.images[0].get_array().data.copy()), t.nan_to_num(0)[order][:,order])
-    off = t.nan_to_num(0).masked_fill(torch.eye(k).bool(), 0)
-    assert len(show_graph(t, names, 7).axes[0].patches) == min(7, int((off>0).sum()))
-    film = animate([t, t+1], [0,1], names)
-    assert len(film) <= 300_000 and Image.open(io.BytesIO(film)).n_frames == 2
-    assert len(show_steps([t], [0], names).axes) == 2
-
-def test_clusters_lie_together():
-    t = torch.zeros(6,6)
-    for a in (0,2,4):
-        for b in (1,3,5): t[a,b] = 1.
-    for a in (0,2,4): t[a] += .01*torch.arange(6)
-    order = [l.get_text() for l in show_matrix_clustered(t, list('abcdef')).axes[1].get_yticklabels()]
-    assert {*order[:3]} in ({*'ace'}, {*'bdf'})
-
-def test_graph_draws_the_strongest():
-    t = torch.tensor([[9.,3,0],[0,9,-8],[1,2,9]])
-    f = show_graph(t, ['a','b','c'], 2).axes[0]
-    assert len(f.patches) == 2 and sorted(texts(f)) == ['a','b','c'] and max(p.get_linewidth() for p in f.patches) == pytest.approx(4.6)
-    known = torch.zeros(3,3).bool(); known[0,1] = True
-    styles = [p.get_linestyle() for p in show_graph(t, 'abc', 2, known).axes[0].patches]
-    assert len(set(map(str, styles))) == 2
-    assert not show_graph(torch.zeros(3,3), 'abc').axes[0].patches
-
-def test_animation():
-    tables = [torch.eye(12)*i for i in range(21)]
-    film = Image.open(io.BytesIO(animate(tables, range(0,210,10), [f'c{i}' for i in range(12)])))
-    assert film.n_frames == 21 and film.format == 'GIF' and film.info.get('loop') == 0
-    noisy = [torch.randn(150,150, generator=torch.Generator().manual_seed(i)) for i in range(6)]
-    data = animate(noisy, range(6), range(150), most=100_000)
-    assert len(data) <= 100_000 or Image.open(io.BytesIO(data)).n_frames == 2
-    with pytest.raises(ValueError, match='at least one'): animate([], [], [])
-
-@pytest.mark.parametrize('k', [2, 12, 150])
-def test_memory_names_do_not_overlap(k):
-    q = torch.randn(k, 8, generator=torch.Generator().manual_seed(k)); q[0] = q[1]
-    fig = show_memory(q, [f'class number {i}' for i in range(k)], palette(k))
-    fig.canvas.draw()
-    boxes = [Text.get_window_extent(t) for t in fig.axes[0].texts]
-    assert 1 <= len(boxes) <= k and (k>12 or len(boxes)==k)
-    for i,a in enumerate(boxes):
-        assert a.x0 >= 0 and a.x1 <= fig.bbox.x1
-        assert not any(a.overlaps(b) for b in boxes[:i])
-    if len(boxes)<k: assert f'{k-len(boxes)} names left out' in fig.axes[0].get_title()
-
-def test_memory_by_eigenvectors():
-    q = torch.randn(9, 4, generator=torch.Generator().manual_seed(1)).double()
-    x = show_memory(q, list('abcdefghi')).axes[0].collections[0].get_offsets().data
-    values, vectors = torch.linalg.eigh((q-q.mean(0)).T@(q-q.mean(0)))
-    want = (q-q.mean(0))@vectors[:,[-1,-2]]
-    torch.testing.assert_close(torch.as_tensor(x).double().abs(), want.abs(), atol=1e-4, rtol=1e-4)
+# ---- the explorer
 
 @pytest.mark.parametrize('idr', [True, False])
 @pytest.mark.parametrize('known', [True, False])
 def test_twin_draws(idr, known):
-    model = make(idr=idr); x = some(model); y = truth() if known else None
+    model = make(idr=idr)
+    x = some(model)
+    y = truth() if known else None
     fig = explorer_static(model, x, y, SPACE, most=2)
-    fig.savefig(out := io.BytesIO(), format='png'); assert Image.open(out).format == 'PNG'
-    there = _Look(model, x, None).there('context' if idr else 'features')
+    fig.savefig(out := io.BytesIO(), format='png')
+    assert Image.open(out).format == 'PNG'
+    there = Probe(model, x).present('context' if idr else 'features')
     columns = max(4 if known else 3, 2+known+idr) # the legend of the losses has a place of its own
     assert len(fig.axes) == columns*(1+min(2, len(there)))
     r = what_if(model, x, there[0], y, SPACE)
     assert isinstance(r, WhatIf) and len([a for f in r.show().subfigs for a in f.axes]) == 4+known + known+idr
 
-# ---- explorer
-
 def test_explorer():
     pytest.importorskip('ipywidgets')
-    model = make(); x = some(model)
+    model = make()
+    x = some(model)
     data = [(x, truth()), (some(model, 60), None)] # the second without a truth
     box = explorer(model, data, SPACE)
-    (picture, delete, how), shown, words = box.children[0].children, box.children[1], box.children[2]
-    assert delete.value == _Look(model, x, None).there('context')[1] # the first is often the background
+    (index, delete, how), shown, words = box.children[0].children, box.children[1], box.children[2]
+    assert delete.value == Probe(model, x).present('context')[1] # the first is often the background
     was = frozen(model)
     for i in (0,1):
-        picture.value = i
+        index.value = i
         for h in HOWS:
             how.value = h
-            look = _Look(model, data[i][0], None)
-            assert [c for _,c in delete.options] == look.there(h) and [n for n,_ in delete.options] == [SPACE.classes[c] for c in look.there(h)]
+            there = Probe(model, data[i][0]).present(h)
+            assert list(delete.options) == [(SPACE.classes[c], c) for c in there]
             for _,c in delete.options:
                 delete.value = c
                 assert words.value == f'<pre>{what_if(model, data[i][0], c, data[i][1], SPACE, h)}</pre>'
@@ -375,7 +346,7 @@ def test_explorer_without_widgets(monkeypatch):
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_half_precision_models(dtype):
-    "A model kept in half precision answers float pictures, and can be asked what if."
+    "A model kept in half precision predicts for float images, and can be asked what if."
     model = build_segmentor('fcn', num_classes=4, width=16, attention_width=8, aux_width=8).eval().to(dtype)
     image = torch.rand(3,40,48)*255
     assert model(image[None]).logits.dtype==dtype
