@@ -25,8 +25,8 @@ def shaken(framework, idr=True, backbone='tiny', k=K, **settings):
         if name.endswith(('memory','relation_mean','relation_var')): b.normal_()
     with torch.no_grad():
         model(pictures(2,96,128)); model.eval()
-        for part,name in (model.head.coarse_classifier,'coarse'), (model.head.classifier,'out'):
-            if part is not None: part.score.bias -= model(pictures(2,96,128))[name].mean((0,2,3))
+        for part,name in (model.head.coarse_classifier,'coarse_logits'), (model.head.classifier,'logits'):
+            if part is not None: part.logits.bias -= getattr(model(pictures(2,96,128)), name).mean((0,2,3))
     return model.train()
 
 def pictures(b, h, w, dtype=torch.uint8):
