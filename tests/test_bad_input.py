@@ -176,7 +176,7 @@ def test_learning_refuses_nan(value):
 @pytest.mark.parametrize('where', ['picture', 'features', 'coarse', 'final'])
 def test_unchecked_nan_leaves_the_state_alone(where, monkeypatch):
     "The same through a whole training step, the checks switched off as they are off the CPU."
-    monkeypatch.setattr('idrnet_nb.method.idr.check_finite', lambda *_: None)
+    monkeypatch.setattr('idrnet_nb.models.head.check_finite', lambda *_: None)
     model, x = model_of().train(), pictures()
     model(x, labels())
     head = model.head
@@ -184,7 +184,7 @@ def test_unchecked_nan_leaves_the_state_alone(where, monkeypatch):
     if where=='picture': x[0,0,0,0] = math.nan
     with torch.no_grad():
         if where=='features': head.bottleneck.conv.weight.fill_(math.nan)
-        if where in ('coarse','final'): getattr(head, where).score.bias.fill_(math.nan)
+        if where in ('coarse','final'): dict(coarse=head.coarse_classifier, final=head.classifier)[where].logits.bias.fill_(math.nan)
     assert model(x, labels()).loss.isnan()
     assert finite(head.idr) and unchanged(head.idr, before, 'deletion_count', *(['memory'] if where in ('coarse','final') else []))
 

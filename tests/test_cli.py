@@ -5,8 +5,8 @@ from dataclasses import asdict, fields
 import pytest
 from PIL import Image
 from idrnet_nb import cli
-from idrnet_nb.cli.options import field_comments
-from idrnet_nb.cli.settings import setting_types
+from idrnet_nb.cli.option_types import field_comments
+from idrnet_nb.cli.set_option import setting_types
 from idrnet_nb.data.label_spaces import LABEL_SPACES
 from idrnet_nb.data.transforms import Augment
 from idrnet_nb.models.head import HeadConfig

@@ -251,8 +251,8 @@ def test_labels_of_any_integers(kind):
     for seed in (0,1):
         idr, other = IDRContext(K, 8), IDRContext(K, 8)
         for one, label in ((idr, z), (other, y)):
-            learn_memory(one, small.repeat(1,3,1,1)[:,:8], label)
-            learn_relations(one, deleted, logits[:,0], logits[:,1], label)
+            one.learn_memory(small.repeat(1,3,1,1)[:,:8], label)
+            one.learn_relations(deleted, logits[:,0], logits[:,1], label)
         assert all(torch.equal(a, b) for a,b in zip(idr.buffers(), other.buffers()))
     model = model_of(ignore=ignore, dropout=0.)
     for m in (copy.deepcopy(model).train(), model.eval()):

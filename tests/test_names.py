@@ -95,6 +95,14 @@ def test_the_tool_writes_over_no_other_record(was, tmp_path, monkeypatch, capsys
     call(was, folder='new')
     assert tool.read_record(tmp_path/'new'/'names.json')==was and not tool.sample_faults(tmp_path/'new')
 
+def test_the_map_of_names_reads_all_that_was_written(was):
+    "Each name of format 1 has the name of today from which it was found, and none is used twice."
+    from idrnet_nb.models.format1 import current_name
+    for name,tensors in was['models'].items():
+        today = [current_name(n) for n in tensors]
+        assert len(set(today))==len(today) and [tool.to_recorded(n) for n in today]==list(tensors), name
+    assert current_name('head.refiner.count')=='head.idr.deletion_count'
+
 # --- weights
 
 SAID = load_file(FOLDER/'outputs.safetensors')
@@ -125,7 +133,7 @@ def test_an_old_training_goes_on(tmp_path):
 
 def test_samples_are_of_a_trained_model_and_small():
     for model in (tool.model_of(FOLDER), tool.checkpointed(FOLDER)):
-        assert not torch.equal(model.relations[0], torch.eye(3)) and model.head.refiner.memory.abs().sum()>0
+        assert not torch.equal(model.relations[0], torch.eye(3)) and model.head.idr.memory.abs().sum()>0
     assert sum(f.stat().st_size for f in FOLDER.rglob('*') if f.is_file() and f.name!='names.json')<=200_000
     assert (FOLDER/'names.json').stat().st_size<100_000
 

@@ -19,7 +19,7 @@ from idrnet_nb.models.tiled_cross_entropy import tiled_cross_entropy
 from idrnet_nb.models.head import HeadConfig
 from idrnet_nb.models.segmentor import Segmentor, build_segmentor
 from idrnet_nb.training.inference import EvalProtocol, evaluate, load_model, save_model
-from idrnet_nb.training.predictions import save_ids
+from idrnet_nb.training.save_predictions import save_ids
 from idrnet_nb.training.losses import Criterion, lovasz, soft_dice
 from idrnet_nb.training.metrics import Meter
 from idrnet_nb.models.plugin import add_idr

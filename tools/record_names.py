@@ -1,7 +1,7 @@
 """What the package writes at its present format: names, shapes and dtypes of all tensors, names of all
 settings; and a small model, a checkpoint and a plugged model with the logits that they give.
 
-    python tools/record_names.py            write it to tests/recorded/format1 (1 is share.FORMAT)
+    python tools/record_names.py            write it to tests/recorded/format1, in the names of format 1
     python tools/record_names.py --check    say what differs from what was written; exit 1 if anything
 
 A tensor may get another name, but the weights that people have on their disks keep theirs: with other
@@ -36,10 +36,21 @@ KINDS = dict(plain=False, attention='attention', idr=True) # as `build_segmentor
 BACKBONES = 'tiny', 'resnet18'
 FIRST = 'step-00000001.safetensors' # checkpoint of the sample training
 
+HEAD_NAMES = ( # the beginning of a name inside of a head: today, at format 1
+    ('idr.attention.', 'refiner.refiner.'), ('idr.deletion_count', 'refiner.count'), ('idr.', 'refiner.'),
+    ('attention.', 'refiner.'), ('bottleneck.', 'squeeze.'), ('context_attention.', 'attend.'),
+    ('context.', 'place.'), ('decoder.', 'fpn.'),
+    ('coarse_classifier.hidden.', 'coarse.conv.'), ('coarse_classifier.logits.', 'coarse.score.'),
+    ('aux_classifier.hidden.', 'aux.conv.'), ('aux_classifier.logits.', 'aux.score.'),
+    ('classifier.hidden.', 'final.conv.'), ('classifier.logits.', 'final.score.'))
+
 def to_recorded(name):
     """The name that a tensor had at format 1, from the name that it has now, in a model ('head.…',
-    'backbone.…'). The same today. When tensors are renamed, this takes the map that reads old weights, the other way
-    round, and the record of format 1 stays as it is."""
+    'backbone.…'): `format1.current_name` the other way round. So the record of format 1 stays as it is."""
+    inside = name.removeprefix('head.')
+    if inside==name: return name
+    for today,then in HEAD_NAMES:
+        if inside.startswith(today): return 'head.'+then+inside.removeprefix(today)
     return name
 
 PLUGIN_NAMES = ( # the beginning of a name inside of IDR in somebody else's model: today, at format 1
@@ -77,7 +88,7 @@ def sample_pairs():
 @torch.no_grad()
 def answer(model, images):
     out = model.eval()(images)
-    return out.logits if isinstance(out, dict) else out
+    return out if isinstance(out, torch.Tensor) else out.logits
 
 def model_of(folder):
     "The sample of a saved model, read."
@@ -264,7 +275,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--check', action='store_true', help='compare, write nothing')
     p.add_argument('--force', action='store_true', help='write over a record that says something else')
-    p.add_argument('--folder', type=Path, default=DATA/f'format{share.FORMAT}')
+    p.add_argument('--folder', type=Path, default=DATA/'format1')
     a = p.parse_args()
     file, found = a.folder/'names.json', record()
     if a.check and not file.exists(): sys.exit(f'there is no record {file}; write it first')

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
-from .options import Arg, Count, File, Folder, Name
+from .option_types import Arg, Count, File, Folder, Name
 from .shared_options import DeviceOptions
-from .values import did_you_mean
+from .parse_values import did_you_mean
 from ..data.datasets import DATASETS
 from ..experiments import benchmark
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Optional
 
-from .options import Arg, File, Folder, Processes
+from .option_types import Arg, File, Folder, Processes
 from .reports import check_report, write_report
 from .shared_options import ClassListOptions, ReadOptions, published
 from ..data.class_lists import space_from_file

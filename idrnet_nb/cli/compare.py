@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Optional
 
-from .options import Arg, Count, File, Folder, Seed
-from .settings import Settings, list_settings
+from .option_types import Arg, Count, File, Folder, Seed
+from .set_option import Settings, list_settings
 from .shared_options import (VARIANT, WORLD_HAS_NO_FILES, DataOptions, DeviceOptions,
     ModelOptions, TrainingOptions)
 from ..experiments import compare

@@ -9,7 +9,7 @@ __all__ = ['Convert']
 from dataclasses import dataclass
 from typing import Annotated, Optional
 
-from .options import Arg, Command, File, Folder, Name
+from .option_types import Arg, Command, File, Folder, Name
 from ..data.datasets import DATASETS
 from ..models.author_weights import PUBLISHED, settings_of
 from ..training.convert import convert

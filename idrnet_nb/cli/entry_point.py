@@ -16,7 +16,7 @@ from .check_data import CheckData
 from .compare import Compare
 from .convert import Convert
 from .evaluate import Evaluate
-from .options import Command, make_parser
+from .option_types import Command, make_parser
 from .predict import Predict
 from .recipes import Recipes
 from .speed import Speed

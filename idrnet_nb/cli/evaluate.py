@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Literal, Optional
 from torch.utils.data import Subset
 
-from .options import Arg, Count, File, Folder, Processes
+from .option_types import Arg, Count, File, Folder, Processes
 from .reports import check_report, print_scores, write_report
 from .shared_options import (DataOptions, DeviceOptions, FolderOptions,
     InferenceOptions, ReadOptions, check_own_data, published)

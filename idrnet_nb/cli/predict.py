@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Annotated
 import torch
 
-from .options import Arg, Folder
+from .option_types import Arg, Folder
 from .shared_options import Device, InferenceOptions, ReadOptions
 from ..common.device import pick_device
 from ..data.readers import read_image
 from ..training.inference import load_model, probabilities
-from ..training.predictions import save_ids, save_prediction
+from ..training.save_predictions import save_ids, save_prediction
 
 # %% ../../nbs/7_cli/10_predict.ipynb #c006
 @dataclass(kw_only=True)

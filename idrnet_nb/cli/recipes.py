@@ -10,8 +10,8 @@ import json
 from dataclasses import dataclass
 from typing import Annotated, Optional
 
-from .options import Arg, Command
-from .values import did_you_mean
+from .option_types import Arg, Command
+from .parse_values import did_you_mean
 from ..training import recipes
 
 # %% ../../nbs/7_cli/11_recipes.ipynb #c006

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
-from .options import (Arg, Command, Count, File, Folder, Name, Processes, Rate, Seed,
+from .option_types import (Arg, Command, Count, File, Folder, Name, Processes, Rate, Seed,
     Size, Text, option_settings)
-from .settings import Settings, option_values, setting_types, sets
-from .values import Number, count, size_or_none
+from .set_option import Settings, option_values, setting_types, sets
+from .parse_values import Number, count, size_or_none
 from ..data.datasets import DATASETS, DatasetInfo
 from ..data.label_spaces import left_right
 from ..data.labels import LabelSpace

@@ -9,7 +9,7 @@ __all__ = ['Speed']
 from dataclasses import dataclass
 from pathlib import Path
 
-from .options import Folder
+from .option_types import Folder
 from .shared_options import DeviceOptions
 from ..experiments import speed
 

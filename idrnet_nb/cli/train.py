@@ -12,12 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Optional
 
-from .options import Arg, Count, File, Folder, Share, Word
+from .option_types import Arg, Count, File, Folder, Share, Word
 from .reports import print_scores
-from .settings import PARTS, Settings, list_settings, option_values
+from .set_option import PARTS, Settings, list_settings, option_values
 from .shared_options import (VARIANT, WORLD_HAS_NO_FILES, ClassListOptions, DataOptions,
     DeviceOptions, ModelOptions, ReadOptions, TrainingOptions, check_own_data, published)
-from .values import did_you_mean, parse_path
+from .parse_values import did_you_mean, parse_path
 from ..common.device import seed_everything
 from ..common.distributed import rank_and_world_size
 from ..data.class_lists import space_from_file

@@ -1,4 +1,5 @@
 """The protocol of a score: every part of it against a plain loop, on odd sizes, from Python and from the command line."""
+from types import SimpleNamespace
 import gc, json, math
 from dataclasses import asdict
 import numpy as np, pytest, torch
@@ -37,8 +38,9 @@ class Net(torch.nn.Module):
         self.backbone = torch.nn.Module(); self.backbone.pad_to = 1
     def forward(self, images, size=None, upsample_logits=True):
         assert images.dtype==torch.float32 and not self.training
-        if not enlarge: return dict(out=self.conv(images/64-2))
-        return dict(out=F.interpolate(self.conv(images/64-2), size=size or images.shape[-2:], mode='bilinear', align_corners=False))
+        logits = self.conv(images/64-2)
+        if not upsample_logits: return SimpleNamespace(logits=logits)
+        return SimpleNamespace(logits=F.interpolate(logits, size=size or images.shape[-2:], mode='bilinear', align_corners=False))
 
 def picture(h, w, seed=0): return torch.from_numpy(np.random.default_rng((h,w,seed)).integers(0, 256, (3,h,w), dtype=np.uint8))
 def truth(h, w, seed=0):
@@ -207,7 +209,7 @@ def test_resize_is_bilinear_on_bytes():
     "Half-pixel centres, two pixels by two whatever the factor, whole numbers: OpenCV's INTER_LINEAR but for its rounding."
     seen = []
     class Spy(Net):
-        def forward(self, images, size=None, upsample_logits=True): seen.append(images); return super().forward(images, size, enlarge)
+        def forward(self, images, size=None, upsample_logits=True): seen.append(images); return super().forward(images, size, upsample_logits)
     image = picture(20,31)
     probabilities(Spy().eval(), image[None], EvalProtocol((7,50)))
     (h,w), source = (7,50), image.numpy().astype(float)
