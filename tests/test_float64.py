@@ -136,4 +136,4 @@ def test_a_whole_step_is_that_of_a_loop():
     assert off(torch.from_numpy(idr_before['relation_mean']), judge_tables(old['relation_mean'], mean_-mean, deleted.tolist(), n>0, .1))<1e-13
     assert off(torch.from_numpy(idr_before['relation_var']), judge_tables(old['relation_var'], var_-var, deleted.tolist(), n>1, .1))<1e-13
     assert off(torch.from_numpy(idr_before['memory']), judge_memory(old['memory'], *judge_sums(out.feats, label.numpy(), K), .1))<1e-13
-    assert idr_before['count'].tolist()==[old['count'][0]+2, old['count'][1]+1, *old['count'][2:]]
+    assert idr_before['deletion_count'].tolist()==[old['count'][0]+2, old['count'][1]+1, *old['count'][2:]]

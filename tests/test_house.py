@@ -251,7 +251,7 @@ EDITS = { # what is wrong -> (edit, what is said)
     'one answer': (swap('try', FOLD.format('Thus.'), 'Thus.'), 'two answers'),
     'no Try': (swap('try', '## Try', '## Tries'), 'two answers'),
     'never run': (no_outputs, 'keeps no output'),
-    'not shown': (swap('show', 'two = add(1, ZERO)', '#| hide\ntwo = add(1, ZERO)'), 'not used in a cell that is shown'),
+    'not shown': (lambda nb: [cell(nb, i).update(source='#| hide\n'+cell(nb, i)['source']) for i in ('show', 'test')], 'not used in a cell that is shown'),
     'not tested': (swap('test', 'test_eq(ZERO, 0)', ''), 'ZERO is in no cell with a test'),
     'test never run': (swap('test', 'test_eq(add', '#| cuda\ntest_eq(add'), 'add is in no cell with a test'),
     'only exported': (swap('test', 'test_eq(add', '#| export\ntest_eq(add'), 'add is in no cell with a test'),

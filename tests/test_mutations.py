@@ -84,7 +84,9 @@ MUTATIONS = { # what is wrong -> (who must notice, edits)
         rewrite('forward', '_self.idr.group(_f, _c)', '''(_self.training and _self.idr.learn_memory(
             _f, _1, _self.config.memory_momentum), _self.idr.group(_f, _c))[1]''')),
     'memory learnt before the second pass reads it': ('golden',
-        move('forward', '_self.idr.learn_memory(...)', before='_self.idr.diagnose(...)')),
+        rewrite('forward', '_self.idr.learn_memory(_f, _l, _m)', 'None'),
+        rewrite('forward', '_self.fixed_part(_f, _d)', '''(_self.training and _self.idr.learn_memory(
+            _f, _1, _self.config.memory_momentum), _self.fixed_part(_f, _d))[1]''')),
     'absent classes forget': ('twin test_memory',
         rewrite('update_memory', '(_n > 0)[:,None] & _f', '_f')),
     'memory not upsampled by half pixels': ('golden',

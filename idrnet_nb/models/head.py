@@ -189,22 +189,23 @@ class SegHead(nn.Module):
 
         if size is None and label is not None: size = label.shape[-2:]
         large = upsample(logits, size) if size and upsample_logits else logits
-        out = HeadOutput(large, feats, coarse_logits, aux_logits, grouping=grouping, context=class_context)
-        if label is None: return out
-        losses, pixel_losses = self.compute_losses(logits, out, label, criterion)      # step 10
-        out = out._replace(loss=sum(losses.values()), losses=losses)
-        if self.idr is None or not self.training: return out
-        check_deleted(grouping.present, uniform, deleted, 'SegHead')
-        if self.config.learn_tables:
-            def losses_without(refined):
-                logits = self.classify(fixed.detach(), refined, mask, self.config.track_deleted)
-                return tiled_cross_entropy(logits, label, self.config.ignore)[1]
-            deletion = self.idr.diagnose(
-                projected, grouping, pixel_losses, losses_without, label, deleted, uniform,
-                self.config.deletions, self.config.relation_momentum, self.config.track_deleted)
-            out = out._replace(deletion=deletion)
-        self.idr.learn_memory(feats, label, self.config.memory_momentum)
-        return out
+        loss = losses = deletion = None
+        if label is not None:
+            losses, pixel_losses = self.compute_losses(                                # step 10
+                logits, coarse_logits, aux_logits, label, criterion)
+            loss = sum(losses.values())
+        if self.idr is not None and self.training and label is not None:
+            check_deleted(grouping.present, uniform, deleted, 'SegHead')
+            if self.config.learn_tables:
+                def losses_without(refined):
+                    logits = self.classify(fixed.detach(), refined, mask, self.config.track_deleted)
+                    return tiled_cross_entropy(logits, label, self.config.ignore)[1]
+                deletion = self.idr.diagnose(
+                    projected, grouping, pixel_losses, losses_without, label, deleted, uniform,
+                    self.config.deletions, self.config.relation_momentum, self.config.track_deleted)
+            self.idr.learn_memory(feats, label, self.config.memory_momentum)
+        return HeadOutput(large, feats, coarse_logits, aux_logits, loss, losses,
+                          grouping, class_context, deletion)
 
     def spatial_context(self,
         feats:Tensor, # `b c h w`, R
@@ -247,7 +248,8 @@ class SegHead(nn.Module):
 
     def compute_losses(self,
         logits:Tensor, # `b k h w`, final, as large as S
-        out:HeadOutput, # for coarse and auxiliary logits
+        coarse_logits:Optional[Tensor], # `b k h w`
+        aux_logits:Optional[Tensor], # `b k h w`
         label:Tensor, # `b H W`
         criterion, # see `forward`
     )->tuple: # (dict of weighted scalars, `b H W` cross-entropy of each pixel, or None where nobody needs it)
@@ -261,9 +263,9 @@ class SegHead(nn.Module):
             if criterion is None: return tiled_cross_entropy(logits, label, c.ignore)[0]
             return criterion(upsample(logits, size), label, c.ignore)
         losses = dict(final=c.final_weight*(mean_loss(logits) if final is None else final))
-        if out.coarse_logits is not None and c.coarse_weight:
-            losses['coarse'] = c.coarse_weight*mean_loss(out.coarse_logits)
-        if out.aux_logits is not None and c.aux_weight: losses['aux'] = c.aux_weight*mean_loss(out.aux_logits)
+        if coarse_logits is not None and c.coarse_weight:
+            losses['coarse'] = c.coarse_weight*mean_loss(coarse_logits)
+        if aux_logits is not None and c.aux_weight: losses['aux'] = c.aux_weight*mean_loss(aux_logits)
         for name in ('aux', 'coarse', 'final'): # the cause before its consequences
             if name in losses: check_finite(losses[name].detach(), f'loss part {name!r}')
         return losses, pixel_losses

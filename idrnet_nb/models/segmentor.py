@@ -70,10 +70,12 @@ class Segmentor(nn.Module, HubMixin):
         if not upsample_logits: return self.head(pyramid, label, upsample_logits=False, **head_args)
         padded_size = x.shape[-2:]
         if size and padded_size == own_size: # resized once
-            out = self.head(pyramid, label, size=size, **head_args)
-            return out._replace(logits=upsample(out.logits, size))
-        out = self.head(pyramid, label, size=padded_size, **head_args)
-        return out._replace(logits=upsample(crop(out.logits, own_size), size or own_size))
+            logits, *others = self.head(pyramid, label, size=size, **head_args)
+            logits = upsample(logits, size)
+        else:
+            logits, *others = self.head(pyramid, label, size=padded_size, **head_args)
+            logits = upsample(crop(logits, own_size), size or own_size)
+        return HeadOutput(logits, *others) # torch.compile of torch 2.11 cannot follow `_replace`
 
     def check_inputs(self, images, label, size):
         "Raise ValueError where images, labels, model and the wanted size do not fit together."

@@ -238,7 +238,7 @@ def test_tiles_under_a_loss_scale():
 
 def test_labels_of_other_pictures():
     from idrnet_nb.models.tiled_cross_entropy import tiled_cross_entropy
-    with pytest.raises(ValueError, match='logits of 1 pictures, labels of 2'): tiled_cross_entropy(torch.randn(1,3,4,4), torch.zeros(2,8,8, dtype=torch.long))
+    with pytest.raises(ValueError, match='logits of 1 images, labels of 2'): tiled_cross_entropy(torch.randn(1,3,4,4), torch.zeros(2,8,8, dtype=torch.long))
 
 @pytest.mark.parametrize('compiled', [False, True])
 def test_tiles_hold_little(compiled):

@@ -42,6 +42,7 @@ def tool():
 def test_a_published_recipe_is_the_published_model(name):
     "recipes.json and the settings that a converted checkpoint is built with say the same."
     recipe, of = RECIPES[name], settings_of(name)
+    of = dict(of, protocol=EvalProtocol(**of['protocol']))
     assert (recipe.space, recipe.backbone, recipe.head, recipe.protocol)==(of['space'], of['backbone'], of['head'], of['protocol'])
 
 def test_left_and_right_in_recipes():
