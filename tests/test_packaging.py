@@ -11,7 +11,6 @@ ROOT = Path(__file__).resolve().parents[1]
 LIB = 'idrnet_nb'
 FILES = 'settings.ini setup.py pyproject.toml MANIFEST.in LICENSE README.md'.split()
 DEVELOPMENT = 'nbdev fastcore execnb IPython ipykernel jupyter jupyter_core jupyter_client jupyterlab nbformat nbconvert pytest'.split()
-MODEL = 'core head context attention classes relation intervene idrnet'.split()      # torch and einops are all they may load
 
 conf = ConfigParser(interpolation=None)
 conf.read(ROOT/'settings.ini', encoding='utf-8')
@@ -56,12 +55,13 @@ def metadata_of(wheel):
 def test_sdist_holds_its_sources(built):
     with tarfile.open(built[0]) as t: names = {n.split('/', 1)[-1] for n in t.getnames()}
     assert not {f for f in FILES if (ROOT/f).exists()} - names
-    assert {f'nbs/{p.name}' for p in (ROOT/'nbs').glob('*.ipynb')} <= names
+    notebooks = {p.relative_to(ROOT).as_posix() for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts}
+    assert notebooks <= names
     assert not [n for n in names if n.startswith(('tests', '.ci', 'runs'))]
 
 def test_wheel_holds_every_module(built):
     names = metadata_of(built[1])[2]
-    assert {p.relative_to(ROOT).as_posix() for p in (ROOT/LIB).rglob('*.py')} <= set(names)
+    assert {p.relative_to(ROOT).as_posix() for end in ('py','json') for p in (ROOT/LIB).rglob(f'*.{end}')} <= set(names)
     assert f'{LIB}/sub/__init__.py' in names
     assert {n.split('/')[0] for n in names} == {LIB, f'{LIB}-{CFG["version"]}.dist-info'}
 

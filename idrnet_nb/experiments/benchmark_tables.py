@@ -9,7 +9,6 @@ __all__ = ['condition', 'comparison', 'show_runs', 'show_pairs', 'show_classes',
 # %% ../../nbs/5_experiments/10_benchmark_tables.ipynb #c003
 import json
 import math
-import pandas as pd
 
 from ..training.metrics import interval
 from .results import as_floats, interval_text
@@ -37,8 +36,9 @@ def comparison(
 
 def show_runs(
     rows:list, # of bench.csv or ablation.csv
-)->pd.DataFrame:
+): # DataFrame
     "Mean mIoU of each variant and its interval over seeds (Student's t), under each condition."
+    import pandas as pd # only tables need it
     scores = {} # condition -> variant -> mIoU of the seeds
     for row in rows:
         place = _place({**row, **describe(json.loads(row['run']))})
@@ -55,9 +55,10 @@ def show_runs(
 
 def show_pairs(
     rows:list, # of bench_pairs.csv or ablation_pairs.csv
-)->pd.DataFrame:
+): # DataFrame
     """Differences in points of mIoU under each condition: bootstrap interval, share of the
     resamples that gain, interval by t over seeds, seeds, `verdict`."""
+    import pandas as pd # only tables need it
     conditions = list(dict.fromkeys(map(condition, rows)))
     lines = []
     for row in sorted(rows, key=lambda row: conditions.index(condition(row))):
@@ -75,8 +76,9 @@ def show_classes(
     row:dict, # of bench_pairs.csv
     names:tuple, # of the classes
     most:int=12, # from the top and from the bottom together
-)->pd.DataFrame: # classes with the largest gain first
+): # DataFrame, classes with the largest gain first
     "Which classes gain and which lose; `*` marks those whose bootstrap interval leaves zero out."
+    import pandas as pd # only tables need it
     by_class = {column:json.loads(row[column]) for column in ('by_class','class_low','class_high')}
     table = pd.DataFrame(by_class, index=list(names)[:len(by_class['by_class'])], dtype=float)
     table = table.dropna(subset='by_class').sort_values('by_class', ascending=False, kind='stable')
@@ -87,8 +89,9 @@ def show_classes(
 
 def show_costs_of(
     rows:list, # of bench_costs.csv
-)->pd.DataFrame:
+): # DataFrame
     "What the variants cost: counted, and timed in turn as a ratio to the plain framework."
+    import pandas as pd # only tables need it
     def place(row):
         return f'{row["framework"]} on {row["data"]} {row["size"]}, batch {row["batch"]}'
     places = list(dict.fromkeys(map(place, rows)))

@@ -8,7 +8,6 @@ __all__ = ['METRICS', 'summary', 'table', 'show_panels', 'show_relations', 'writ
 # %% ../../nbs/5_experiments/06_compare_page.ipynb #c003
 import base64, html, json, math
 from pathlib import Path
-import pandas as pd
 from torch import Tensor
 
 from ..common.files import write_atomic
@@ -45,8 +44,9 @@ def _over_seeds(low, high): # nan: no interval
 def table(
     variants:dict, # name -> list of rows
     metrics:dict=METRICS, # key of the rows -> headline; keys that no row has are left out
-)->pd.DataFrame: # a row per metric and variant
+): # DataFrame, a row per metric and variant
     "The comparison as a table of text."
+    import pandas as pd # only tables need it
     rows = [row for of_variant in variants.values() for row in of_variant]
     lines = {}
     for metric,title in metrics.items():

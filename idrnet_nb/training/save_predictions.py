@@ -8,7 +8,6 @@ __all__ = ['save_prediction', 'raw_ids', 'save_ids']
 # %% ../../nbs/4_training/14_save_predictions.ipynb #c003
 from pathlib import Path
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from ..common.files import write_atomic
@@ -32,6 +31,7 @@ def save_prediction(
     space:LabelSpace, # names and colours
 )->list: # the three paths: colours, overlay, index
     "Write NAME_colour.png, NAME_overlay.png and NAME_index.png, each whole or not at all."
+    from PIL import Image
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     k = len(space.classes)
@@ -67,6 +67,7 @@ def save_ids(
 )->Path: # NAME.png
     """Write a prediction in the ids of the dataset's own files, as its benchmark server takes it
     (ADE20K 1..150, Cityscapes labelIds, LIP 0..19). ValueError as `raw_ids`."""
+    from PIL import Image
     ids = raw_ids(space)
     low, high = int(pred.min()), int(pred.max())
     if low<0 or high>=len(ids):
