@@ -241,7 +241,7 @@ def _translate(program, opset):
     this machine. Raises ValueError where other operators came out."""
     axes = dict(pictures={0:'batch', 2:'height', 3:'width'})
     disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING) # where torch cannot do as it is told it logs a traceback and goes on
+    logging.disable(logging.WARNING) # where torch cannot follow it logs a traceback and goes on
     try:
         proto = torch.onnx.export(
             program, dynamo=True, verbose=False, input_names=['pictures'],
