@@ -80,7 +80,7 @@ _LISTED = (f'`idrnet convert --list` prints all {len(PUBLISHED)} names '
 
 def settings_of(
     name:str, # one of `PUBLISHED`
-)->dict: # backbone (arguments of `Backbone`), head (`HeadConfig`), space (`LabelSpace`), protocol (fields of `EvalProtocol`)
+)->dict: # backbone (for `Backbone`), head (`HeadConfig`), space (`LabelSpace`), protocol (for `EvalProtocol`)
     """How a published model was built and evaluated. Raises ValueError for another name, with
     those that are like it."""
     if name not in PUBLISHED:
