@@ -57,7 +57,7 @@ def file_lock(
 # %% ../../nbs/0_common/02_files.ipynb #c108
 @contextmanager
 def open_safetensors(
-    path:'str|Path',
+    path:'str|Path', # a .safetensors file
 ): # the open file: `keys()`, `metadata()`, `get_slice(name)`, `get_tensor(name)`
     "Raises FileNotFoundError, and ValueError for a file that is cut short or of another format."
     from safetensors import SafetensorError, safe_open
@@ -78,7 +78,7 @@ class SafetensorsHeader(NamedTuple):
     shapes:dict # name of a tensor -> its shape, a tuple
 
 def read_safetensors_header(
-    path:'str|Path',
+    path:'str|Path', # a .safetensors file
 )->SafetensorsHeader:
     "The header alone; no weight is read. Raises as `open_safetensors`."
     with open_safetensors(path) as file:

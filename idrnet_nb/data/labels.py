@@ -136,10 +136,8 @@ class LabelSpace:
     palette:tuple # `k` colours `(r,g,b)`, 0..255
     raw_to_train:'dict|None' = field(default=None, hash=False) # id in the file -> training id; None: the same
     ignore:int = IGNORE # training id of pixels that count for nothing
-    # pairs of training ids that swap in a mirror; None: as the class names say (`left_right`)
-    mirror:'tuple|None' = field(default=None, repr=False)
-    # ids in the files that are ignored although nobody said so: the 255 of a class list
-    implicit_ignore:tuple = field(default=(), compare=False, repr=False)
+    mirror:'tuple|None' = field(default=None, repr=False) # training ids that swap; None: see `left_right`
+    implicit_ignore:tuple = field(default=(), compare=False, repr=False) # ids ignored unasked: 255 of a class list
 
     def __post_init__(self):
         self._convert('name', _text, 'a text')

@@ -132,7 +132,7 @@ def apply_orientation(
 class OpenedImage(NamedTuple):
     "An image file, decoded by Pillow."
     image:object # PIL.Image.Image
-    file:SourceFile
+    file:SourceFile # where it came from
     tag:int # orientation, 1..8, as the file has it
     left:int # orientation that is still to be applied: Pillow turns a TIFF file by itself
     deep:bool # 16 bits per channel

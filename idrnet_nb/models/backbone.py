@@ -67,11 +67,11 @@ def published(
 # %% ../../nbs/2_models/04_backbone.ipynb #c103
 class Family(NamedTuple):
     "How networks whose names begin with `prefix` differ from a plain pyramid."
-    prefix:str
+    prefix:str # of the networks' names
     options:dict # what timm must be asked for
     norm_eps:float|None=None # of a norm after each stage; None: the stages end with a norm
 
-FAMILIES = ( # the first that fits
+FAMILIES = ( # the first that fits is taken
     Family('swin_', dict(strict_img_size=False, always_partition=True), norm_eps=1e-5),
     Family('swinv2_cr', {}, norm_eps=1e-5),
     Family('swin', dict(strict_img_size=False), norm_eps=1e-5),
@@ -80,7 +80,8 @@ FAMILIES = ( # the first that fits
 
 def family_of(
     name:str, # of a network
-)->Family: # one that asks for nothing where none fits
+)->Family:
+    "The first of `FAMILIES` that fits; where none does, one that asks for nothing."
     return next((f for f in FAMILIES if name.startswith(f.prefix)), Family('', {}))
 
 # %% ../../nbs/2_models/04_backbone.ipynb #c103b

@@ -30,7 +30,7 @@ def _stride(model):
     return max(getattr(net, 'steps', None) or getattr(net, 'strides', None) or [net.pad_to])
 
 def least_side(
-    model:Segmentor,
+    model:Segmentor, # its backbone decides
 )->int: # pixels
     """Smallest height and width that a program of `export_program` is sure to take: one pixel more
     than the coarsest cell, or window of cells. ONNX files take all."""
@@ -142,16 +142,16 @@ class ExportModel(nn.Module):
             raise ValueError(f'export: images are torch.uint8 or torch.float32, not {dtype}')
         if space is not None and not isinstance(space, LabelSpace):
             raise TypeError(f'export: space={space!r} is no LabelSpace')
-        told = space.to_json() if space is not None else self.model.about.get('space')
+        label_space = space.to_json() if space is not None else self.model.about.get('space')
         k = self.model.head.config.num_classes
-        if told and len(told['classes'])!=k:
-            raise ValueError(f'export: the model has {k} classes, label space {told["name"]!r} '
-                             f'has {len(told["classes"])}')
+        if label_space and len(label_space['classes'])!=k:
+            raise ValueError(f'export: the model has {k} classes, label space '
+                             f'{label_space["name"]!r} has {len(label_space["classes"])}')
         about = dict(
             idrnet_nb=__version__,
             input=f'RGB in 0..255, {str(dtype)[6:]}, batch 3 height width',
             output='logits, float32, batch classes height width')
-        return about | dict(label_space=json.dumps(told)) if told else about
+        return about | dict(label_space=json.dumps(label_space)) if label_space else about
 
 # %% ../../nbs/2_models/17_export.ipynb #c027
 def _replace_ceil(program):
@@ -241,7 +241,7 @@ def _translate(program, opset):
     this machine. Raises ValueError where other operators came out."""
     axes = dict(pictures={0:'batch', 2:'height', 3:'width'})
     disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING) # where torch cannot do as it is told it logs a traceback and goes on
+    logging.disable(logging.WARNING) # where torch cannot follow it logs a traceback and goes on
     try:
         proto = torch.onnx.export(
             program, dynamo=True, verbose=False, input_names=['pictures'],

@@ -117,7 +117,7 @@ def no_larger_than(
 
 # %% ../../nbs/2_models/02_weights.ipynb #c076b
 _OPTIONS_FILE = files('idrnet_nb.models')/'backbone_options.json'
-OPTIONS = tuple(json.loads(_OPTIONS_FILE.read_text(encoding='utf-8'))) # timm's names of what shapes a network: no file, no code
+OPTIONS = tuple(json.loads(_OPTIONS_FILE.read_text(encoding='utf-8'))) # of timm: what shapes a network, no file
 _LARGEST = 2**16 # of an option: no network is so deep or wide, and timm makes lists as long as that
 
 def _is_plain(value, depth=2):

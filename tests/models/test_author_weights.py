@@ -10,6 +10,7 @@ from idrnet_nb.models.author_checkpoints import read_checkpoint
 from idrnet_nb.models.author_weights import (
     PUBLISHED, load_author_state, settings_of, author_key, permute_patch_merging)
 from idrnet_nb.training.convert import convert
+from idrnet_nb.training.inference import EvalProtocol
 from idrnet_nb.models.backbone import Backbone
 from idrnet_nb.cli import main
 from idrnet_nb.method.layers import upsample
@@ -79,7 +80,7 @@ def test_all_twenty_protocols():
     "Their softmax before a resize: of a whole image on the network's own grid, of a window once the logits have its size."
     assert set(JUDGED)==set(PUBLISHED) and len(JUDGED)==20
     for name,(resize,keep_ratio,window,step,softmax_first) in JUDGED.items():
-        p = settings_of(name)['protocol']
+        p = EvalProtocol(**settings_of(name)['protocol'])
         assert (p.resize, p.keep_ratio, p.window, p.step)==(resize, keep_ratio, window, step), name
         assert p.average==('logits' if not softmax_first else 'probabilities' if window else 'grid_probabilities'), name
         assert p.scales==(1.,) and not p.flip
