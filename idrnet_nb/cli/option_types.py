@@ -150,7 +150,7 @@ class _Parser(argparse.ArgumentParser):
         return super().format_help()
 
 def add_options(
-    parser:argparse.ArgumentParser,
+    parser:argparse.ArgumentParser, # gets the options
     cls, # a `Command`
 )->None:
     "Add an option for each field. Each inherited class is a group; its doc string is the title."
@@ -170,8 +170,8 @@ def add_options(
 
 def make_parser(
     name:str, # of the program
-    description:str,
-    version:str,
+    description:str, # of the program, a line
+    version:str, # what --version prints
     commands:dict, # name of a command -> its class
 )->argparse.ArgumentParser: # its `parse_args` gives the options, `given` and the name of the `command`
     "A parser with a sub-command for each class, whose doc string is the help of the command."

@@ -13,7 +13,7 @@ from typing import Annotated
 import torch
 
 from .option_types import Arg, Folder
-from .shared_options import Device, InferenceOptions, ReadOptions
+from .shared_options import InferenceOptions, ReadOptions
 from ..common.device import pick_device
 from ..data.readers import read_image
 from ..training.inference import load_model, probabilities
@@ -28,7 +28,7 @@ class Predict(InferenceOptions, ReadOptions):
     model:Annotated[Folder, Arg(flags=('--model', '--weights'))] # folder that idrnet train or compare wrote
     out:Folder=Path('runs/predict') # folder for colour map, overlay and index PNG
     server:bool=False # what benchmark servers take: one PNG per image, of its name, in the ids of the dataset's files
-    device:Device='auto'
+    device:str='auto' # auto, cpu, cuda, mps
 
     def run(self)->None:
         device = pick_device(self.device)

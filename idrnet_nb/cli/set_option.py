@@ -55,7 +55,7 @@ def option_values(
     return values
 
 def list_settings(
-    parts:tuple=PARTS,
+    parts:tuple=PARTS, # whose settings are listed
 )->str: # a line for each setting: name and comment
     "Everything that --set can set."
     lines = ['settings for --set NAME=VALUE:', '  epochs: passes over the training images']

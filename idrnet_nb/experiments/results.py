@@ -133,8 +133,8 @@ def to_cells(
     return {**cells, 'iou':json.dumps(iou)}
 
 def interval_text(
-    low:float,
-    high:float,
+    low:float, # lower end
+    high:float, # upper end
     digits:int=1, # after the point
 )->str: # '[1.0, 2.0]'
     "An interval, for tables."

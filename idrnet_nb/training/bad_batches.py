@@ -21,7 +21,7 @@ from .sampler import batch_indices, collate
 # %% ../../nbs/4_training/10_bad_batches.ipynb #c025
 def image_names(
     data, # a dataset, or a Subset of one; with `rows` it knows files
-    indices:list,
+    indices:list, # numbers of the images in `data`
 )->list: # the images' files, or 'image 7' where nobody knows them
     "What to call the images of a batch."
     if isinstance(data, Subset):

@@ -12,7 +12,9 @@ from torch import Tensor
 from ..common.device import precision
 
 # %% ../../nbs/4_training/11_memory_advice.ipynb #c006
-def is_out_of_memory(error:Exception)->bool:
+def is_out_of_memory(
+    error:Exception, # raised by a forward or backward pass
+)->bool:
     "Does an error of torch, of whatever device, say that memory is short?"
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)): return True
     return 'out of memory' in str(error) or "can't allocate memory" in str(error)

@@ -45,8 +45,8 @@ class TrainState:
     ValueError for settings that do not fit the model or the number of processes."""
     def __init__(self,
         model:nn.Module, # a `Segmentor`; moved to the device, put into training mode
-        config:TrainConfig,
-        device:torch.device,
+        config:TrainConfig, # how to train
+        device:torch.device, # where to train
     ):
         self.model, self.config, self.device = model, config, device
         self.rank, self.world_size = rank_and_world_size()
