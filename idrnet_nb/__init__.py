@@ -1,6 +1,7 @@
 """IDRNet, taught stage by stage in notebooks and exported as a plug-in context module.
 
-The front door: `from idrnet_nb import Segmentor, build_segmentor, IDRContext, add_idr, idr_loss, train, evaluate, predict`.
+The front door:
+`from idrnet_nb import Segmentor, build_segmentor, IDRContext, add_idr, idr_loss, train, evaluate, predict`.
 Each is loaded when it is asked for, so that importing the package alone is light."""
 __version__ = "0.1.0"
 

@@ -184,8 +184,9 @@ def documented(name, source):
                 elif lines[a.lineno]>1: wrong.append(f'{where}: argument {a.arg} shares its line with another')
         if isinstance(node, ast.ClassDef) and any('dataclass' in ast.unparse(d) for d in node.decorator_list):
             fields = [f for f in node.body if isinstance(f, ast.AnnAssign)]
-            # An option of the command line is a call that has the help in it: `option('where to write')`.
-            has_help = [f for f in fields if name.startswith('cli.') and isinstance(f.value, ast.Call)]
+            # An option of the command line may have its help in a call, as value or annotation: `sets('train.amp')`.
+            has_help = [f for f in fields if name.startswith('cli.')
+                        and any(isinstance(n, ast.Call) for part in (f.value, f.annotation) if part for n in ast.walk(part))]
             bare = [f for f in fields if f not in has_help and not said.keys() & set(range(f.lineno, f.end_lineno+1))]
             wrong += [f'{where}: field {f.target.id} has no comment on its line' for f in bare]
     return wrong

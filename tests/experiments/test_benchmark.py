@@ -196,7 +196,7 @@ def test_command(toy, tmp_path, capsys):
     assert main(words)==0
     said = capsys.readouterr().out
     assert 'idr – attention' in said and 'bootstrap 95 %' in said and 'peak GB' in said
-    assert {p.name for p in (tmp_path/'b').iterdir()}=={'bench.csv','bench_pairs.csv','bench_costs.csv','forest.png','counts'}
+    assert {p.name for p in (tmp_path/'b').iterdir()}=={'bench.csv','bench_pairs.csv','bench_costs.csv','forest.png','counts','.lock'}
     before = {p.name:p.read_bytes() for p in (tmp_path/'b').glob('bench.csv')}
     assert main(words)==0 and {p.name:p.read_bytes() for p in (tmp_path/'b').glob('bench.csv')}==before, 'nothing is run twice'
     rows = read_rows(tmp_path/'b'/'bench.csv')
@@ -315,7 +315,7 @@ def test_finished_runs_of_a_comparison_are_kept(tmp_path, monkeypatch):
     assert [r['seed'] for r in read_rows(tmp_path/'r.csv')]==['0'] and len(began)==2
 
 def _begin(run):
-    (run.logits/str(run['n'])).touch()
+    (run['out']/str(run['n'])).touch()
     if run['n']==0: raise ValueError('broken picture')
     time.sleep(.2)
 
