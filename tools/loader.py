@@ -26,6 +26,7 @@ self; nbs/3_data/12_dataset.ipynb shows the table. Its columns:
     rounds, seconds                     how it was measured
     date … device, timm                 as in the other results; the device says how many threads
                                         the step has"""
+
 import argparse
 import statistics
 import sys
@@ -47,25 +48,52 @@ from idrnet_nb.training.config import TrainConfig
 from idrnet_nb.training.sampler import batches
 from idrnet_nb.training.schedule import param_groups
 
-OUT = Path(__file__).resolve().parents[1]/'nbs'/'results'/'loader.csv'
+OUT = Path(__file__).resolve().parents[1] / 'nbs' / 'results' / 'loader.csv'
 SPACE = LABEL_SPACES['pascal_voc']
-RATES = ('loader','step','together')
-COLUMNS = ('row','model','crop','batch','workers',*RATES,'loader_low','loader_high','step_low',
-           'step_high','ratio','waits','rounds','seconds',*here())
-KEY = ('row','workers','device')
+RATES = ('loader', 'step', 'together')
+COLUMNS = (
+    'row',
+    'model',
+    'crop',
+    'batch',
+    'workers',
+    *RATES,
+    'loader_low',
+    'loader_high',
+    'step_low',
+    'step_high',
+    'ratio',
+    'waits',
+    'rounds',
+    'seconds',
+    *here(),
+)
+KEY = ('row', 'workers', 'device')
+
 
 def laptop(size):
     options = dict(width=128, output_stride=16)
-    return ('fcn+idr mobilenetv2_100', 'mobilenetv2_100', options, 4, size,
-            dict(scale=(.75,1.5), bounds=size, keep_ratio=False))
+    return (
+        'fcn+idr mobilenetv2_100',
+        'mobilenetv2_100',
+        options,
+        4,
+        size,
+        dict(scale=(0.75, 1.5), bounds=size, keep_ratio=False),
+    )
 
-ROWS = { # row -> (model, its backbone, options, batch, crop, other settings of Augment)
-    '180x240':laptop((180,240)), '360x480':laptop((360,480)), '512x512':laptop((512,512)),
-    'r50':('fcn+idr resnet50c', 'resnet50c', dict(output_stride=8), 2, (512,512),
-           dict(bounds=(512,2048)))}
+
+ROWS = {  # row -> (model, its backbone, options, batch, crop, other settings of Augment)
+    '180x240': laptop((180, 240)),
+    '360x480': laptop((360, 480)),
+    '512x512': laptop((512, 512)),
+    'r50': ('fcn+idr resnet50c', 'resnet50c', dict(output_stride=8), 2, (512, 512), dict(bounds=(512, 2048))),
+}
+
 
 class Step:
     "Forward, backward and optimiser of a model; `batch` lies ready."
+
     def __init__(self, row, device):
         _, backbone, options, n, size, _ = ROWS[row]
         seed_everything(0)
@@ -73,9 +101,12 @@ class Step:
         model = build_segmentor('fcn', backbone, SPACE.num_classes, **options)
         self.model = model.to(device, memory_format=torch.channels_last).train()
         self.optimizer = torch.optim.AdamW(param_groups(self.model, TrainConfig()))
-        self.batch = (torch.randint(0, 256, (n,3,*size), dtype=torch.uint8),
-                      torch.randint(0, SPACE.num_classes, (n,*size)))
-        for _ in range(2): self(*self.batch) # buffers and moments are made
+        self.batch = (
+            torch.randint(0, 256, (n, 3, *size), dtype=torch.uint8),
+            torch.randint(0, SPACE.num_classes, (n, *size)),
+        )
+        for _ in range(2):
+            self(*self.batch)  # buffers and moments are made
 
     def __call__(self, images, label):
         images = images.to(self.device, memory_format=torch.channels_last)
@@ -83,76 +114,90 @@ class Step:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        if self.device.type=='cuda': torch.cuda.synchronize()
+        if self.device.type == 'cuda':
+            torch.cuda.synchronize()
+
 
 def rate(source, use, seconds, n):
     """Images a second of `use(batch)` on batches of `n` from an iterator, for so many seconds and
     two batches at least."""
     start, count = time.perf_counter(), 0
-    while count<2 or time.perf_counter()-start<seconds:
+    while count < 2 or time.perf_counter() - start < seconds:
         use(next(source))
         count += 1
-    return n*count/(time.perf_counter()-start)
+    return n * count / (time.perf_counter() - start)
+
 
 def loaded_rate(pairs, n, workers, use, seconds):
     "`rate` of batches that a loader reads; what it fetches before the clock runs is thrown away."
     source = batches(pairs, n, workers=workers)
     try:
-        for _ in range(1+2*workers): next(source)
+        for _ in range(1 + 2 * workers):
+            next(source)
         return rate(source, use, seconds, n)
     finally:
         source.close()
 
+
 def always(batch):
-    while True: yield batch
+    while True:
+        yield batch
 
-def measure(row, pairs, workers, device, rounds=3, seconds=1.):
+
+def measure(row, pairs, workers, device, rounds=3, seconds=1.0):
     "A row of the table per number of workers; all of them, the step, and both together take turns."
-    name,_,_,n,size,_ = ROWS[row]
+    name, _, _, n, size, _ = ROWS[row]
     step = Step(row, device)
-    found = {w:{k:[] for k in RATES} for w in workers}
+    found = {w: {k: [] for k in RATES} for w in workers}
 
-    def train(batch): step(*batch)
-    def read(batch): pass
+    def train(batch):
+        step(*batch)
+
+    def read(batch):
+        pass
 
     for _ in range(rounds):
-        for w,rates in found.items():
+        for w, rates in found.items():
             rates['loader'].append(loaded_rate(pairs, n, w, read, seconds))
             rates['step'].append(rate(always(step.batch), train, seconds, n))
             rates['together'].append(loaded_rate(pairs, n, w, train, seconds))
     steps = sorted(x for rates in found.values() for x in rates['step'])
     about = dict(row=row, model=name, crop=f'{size[0]}x{size[1]}', batch=n)
-    return [line({**about, 'workers':w}, {**rates, 'step':steps}, rounds, seconds)
-            for w,rates in found.items()]
+    return [line({**about, 'workers': w}, {**rates, 'step': steps}, rounds, seconds) for w, rates in found.items()]
+
 
 def line(about, rates, rounds, seconds):
     "A row of the table: medians, slowest and fastest rounds, what follows from them."
-    middle = {k:statistics.median(v) for k,v in rates.items()}
+    middle = {k: statistics.median(v) for k, v in rates.items()}
     spread = {}
-    for k in ('loader','step'):
+    for k in ('loader', 'step'):
         spread[f'{k}_low'] = min(rates[k])
         spread[f'{k}_high'] = max(rates[k])
-    return {**about, **{k:round(v, 2) for k,v in {**middle, **spread}.items()},
-            'ratio':round(middle['loader']/middle['step'], 2),
-            'waits':round(100*(1-middle['together']/middle['step']), 1),
-            'rounds':rounds, 'seconds':seconds}
+    return {
+        **about,
+        **{k: round(v, 2) for k, v in {**middle, **spread}.items()},
+        'ratio': round(middle['loader'] / middle['step'], 2),
+        'waits': round(100 * (1 - middle['together'] / middle['step']), 1),
+        'rounds': rounds,
+        'seconds': seconds,
+    }
+
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--rows', nargs='+', choices=ROWS, default=[*ROWS])
-    p.add_argument('--workers', type=int, nargs='+', default=[0,1,2])
+    p.add_argument('--workers', type=int, nargs='+', default=[0, 1, 2])
     p.add_argument('--rounds', type=int, default=3)
-    p.add_argument('--seconds', type=float, default=1., help='of each measurement')
-    p.add_argument('--threads', type=int,
-                   help='of the step on a CPU; torch decides if not given')
+    p.add_argument('--seconds', type=float, default=1.0, help='of each measurement')
+    p.add_argument('--threads', type=int, help='of the step on a CPU; torch decides if not given')
     p.add_argument('--device', default='auto')
     p.add_argument('--out', type=Path, default=OUT)
     a = p.parse_args()
-    if a.threads: torch.set_num_threads(a.threads)
+    if a.threads:
+        torch.set_num_threads(a.threads)
     device, missed = pick_device(a.device), []
     with tempfile.TemporaryDirectory() as folder:
-        root = write_fake_dataset('pascal_voc', Path(folder)/'VOC2012', SPACE, 24, 1, (480,640))
+        root = write_fake_dataset('pascal_voc', Path(folder) / 'VOC2012', SPACE, 24, 1, (480, 640))
         images = DATASETS['pascal_voc'].load(root, 'train')
         for row in a.rows:
             *_, crop, augment = ROWS[row]
@@ -160,14 +205,21 @@ def main():
             try:
                 found = measure(row, pairs, a.workers, device, a.rounds, a.seconds)
             except (MemoryError, RuntimeError) as error:
-                if not isinstance(error, MemoryError) and 'memory' not in str(error): raise
+                if not isinstance(error, MemoryError) and 'memory' not in str(error):
+                    raise
                 missed.append(row)
                 continue
             put(a.out, [{**r, **here(device)} for r in found], KEY, COLUMNS)
             for r in found:
-                print(f'{row:8} {r["workers"]} workers  loader {r["loader"]:7.1f}  '
-                      f'step {r["step"]:7.1f}  together {r["together"]:7.1f} images/s  '
-                      f'loader/step {r["ratio"]:.2f}  waits {r["waits"]:.0f} %', flush=True)
-    if missed: print(f'not enough memory for {", ".join(missed)}')
+                print(
+                    f'{row:8} {r["workers"]} workers  loader {r["loader"]:7.1f}  '
+                    f'step {r["step"]:7.1f}  together {r["together"]:7.1f} images/s  '
+                    f'loader/step {r["ratio"]:.2f}  waits {r["waits"]:.0f} %',
+                    flush=True,
+                )
+    if missed:
+        print(f'not enough memory for {", ".join(missed)}')
 
-if __name__ == '__main__': main()
+
+if __name__ == '__main__':
+    main()

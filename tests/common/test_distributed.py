@@ -1,48 +1,71 @@
 """Two processes (gloo) move tables, memory and counter exactly as one process with the whole batch does."""
+
 import os, socket
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from idrnet_nb.models.head import HeadConfig, SegHead
 
-K, CHANNELS = 4, [6,7]
+K, CHANNELS = 4, [6, 7]
+
 
 def make():
     torch.manual_seed(0)
-    model = SegHead(CHANNELS, HeadConfig(K, width=8, attention_width=6, aux_width=8, dropout=0.))
-    for m in model.modules(): # norms that look at their own process only would differ: use the running statistics
-        if isinstance(m, torch.nn.BatchNorm2d): m.eval()
+    model = SegHead(CHANNELS, HeadConfig(K, width=8, attention_width=6, aux_width=8, dropout=0.0))
+    for m in model.modules():  # norms that look at their own process only would differ: use the running statistics
+        if isinstance(m, torch.nn.BatchNorm2d):
+            m.eval()
     torch.manual_seed(1)
-    pyramid, label = [torch.randn(4,c,5,6) for c in CHANNELS], torch.randint(0,3,(4,20,24))
-    label[2:, :5] = 3 # class 3 is seen by the second process alone
-    return model, pyramid, label, torch.tensor([0,1,1,2])
+    pyramid, label = [torch.randn(4, c, 5, 6) for c in CHANNELS], torch.randint(0, 3, (4, 20, 24))
+    label[2:, :5] = 3  # class 3 is seen by the second process alone
+    return model, pyramid, label, torch.tensor([0, 1, 1, 2])
 
-def state(model): return {n:getattr(model.idr,n).clone() for n in ('relation_mean','relation_var','memory','deletion_count')}
+
+def state(model):
+    return {n: getattr(model.idr, n).clone() for n in ('relation_mean', 'relation_var', 'memory', 'deletion_count')}
+
 
 def work(rank, port, queue):
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
     torch.set_num_threads(1)
     dist.init_process_group('gloo', rank=rank, world_size=2)
     model, pyramid, label, deleted = make()
-    part = slice(2*rank, 2*rank+2)
+    part = slice(2 * rank, 2 * rank + 2)
     wrapped = torch.nn.parallel.DistributedDataParallel(model)
-    for _ in range(2): wrapped([p[part] for p in pyramid], label[part], deleted=deleted[part]).loss.backward()
-    queue.put((rank, {n:t.tolist() for n,t in state(model).items()}, {n:p.grad.tolist() for n,p in model.named_parameters()}))
-    dist.barrier(); dist.destroy_process_group()
+    for _ in range(2):
+        wrapped([p[part] for p in pyramid], label[part], deleted=deleted[part]).loss.backward()
+    queue.put(
+        (
+            rank,
+            {n: t.tolist() for n, t in state(model).items()},
+            {n: p.grad.tolist() for n, p in model.named_parameters()},
+        )
+    )
+    dist.barrier()
+    dist.destroy_process_group()
+
 
 def test_two_processes_are_one():
-    with socket.socket() as s: s.bind(('127.0.0.1',0)); port = s.getsockname()[1]
-    ctx = mp.get_context('spawn'); queue = ctx.Queue()
-    procs = [ctx.Process(target=work, args=(r,port,queue)) for r in range(2)]
-    for p in procs: p.start()
-    got = dict((r,(s,g)) for r,s,g in (queue.get(timeout=120) for _ in procs))
-    for p in procs: p.join(60); assert p.exitcode == 0
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    ctx = mp.get_context('spawn')
+    queue = ctx.Queue()
+    procs = [ctx.Process(target=work, args=(r, port, queue)) for r in range(2)]
+    for p in procs:
+        p.start()
+    got = dict((r, (s, g)) for r, s, g in (queue.get(timeout=120) for _ in procs))
+    for p in procs:
+        p.join(60)
+        assert p.exitcode == 0
     model, pyramid, label, deleted = make()
-    for _ in range(2): model(pyramid, label, deleted=deleted)
+    for _ in range(2):
+        model(pyramid, label, deleted=deleted)
     want = state(model)
-    for n,t in want.items():
+    for n, t in want.items():
         a, b = (torch.tensor(got[r][0][n]) for r in range(2))
         assert torch.equal(a, b), f'{n} differs between the processes'
         torch.testing.assert_close(a, t, rtol=1e-5, atol=1e-5)
     assert (want['memory'][3].abs().sum() > 0) and not torch.allclose(want['relation_mean'], torch.eye(K))
-    for n in got[0][1]: torch.testing.assert_close(torch.tensor(got[0][1][n]), torch.tensor(got[1][1][n]))
+    for n in got[0][1]:
+        torch.testing.assert_close(torch.tensor(got[0][1][n]), torch.tensor(got[1][1][n]))

@@ -39,8 +39,7 @@ def test_no_space_has_changed():
 @pytest.mark.parametrize('name', ENTRIES)
 def test_an_entry_says_all_and_no_more(name):
     entry, space = ENTRIES[name], LABEL_SPACES[name]
-    assert {'classes', 'raw_ids', 'ignored_raw_ids'} <= {*entry} <= {
-        'classes', 'raw_ids', 'ignored_raw_ids', 'colours'}
+    assert {'classes', 'raw_ids', 'ignored_raw_ids'} <= {*entry} <= {'classes', 'raw_ids', 'ignored_raw_ids', 'colours'}
     assert space.classes == tuple(entry['classes']) and space.name == name
     ignored = {raw for raw, train in space.raw_to_train.items() if train == space.ignore}
     assert ignored == {*entry['ignored_raw_ids']}
@@ -49,14 +48,17 @@ def test_an_entry_says_all_and_no_more(name):
         assert space.encode(np.array([[raw]])).tolist() == [[train]]
 
 
-@pytest.mark.parametrize('wrong,word', [
-    (dict(raw_ids=[1]), '2 classes need as many raw_ids, these are 1'),
-    (dict(raw_ids=[1, 2, 3]), 'these are 3'),
-    (dict(raw_ids=[-1, 2]), 'from 0 up'),
-    (dict(classes=['a', 'a']), 'occur twice'),
-    (dict(colours=['#000000']), '2 classes but 1 colours'),
-    (dict(colours=['#00000', '#000000']), 'hex'),
-])
+@pytest.mark.parametrize(
+    'wrong,word',
+    [
+        (dict(raw_ids=[1]), '2 classes need as many raw_ids, these are 1'),
+        (dict(raw_ids=[1, 2, 3]), 'these are 3'),
+        (dict(raw_ids=[-1, 2]), 'from 0 up'),
+        (dict(classes=['a', 'a']), 'occur twice'),
+        (dict(colours=['#000000']), '2 classes but 1 colours'),
+        (dict(colours=['#00000', '#000000']), 'hex'),
+    ],
+)
 def test_a_wrong_entry_is_refused(wrong, word):
     entry = dict(classes=['a', 'b'], raw_ids=0, ignored_raw_ids=[255])
     with pytest.raises(ValueError, match=word):

@@ -14,8 +14,16 @@ from idrnet_nb.data.labels import LabelSpace
 from idrnet_nb.data.datasets import DATASETS
 from idrnet_nb.data.label_spaces import LABEL_SPACES
 from idrnet_nb.data.transforms import Augment
-from idrnet_nb.data.readers import (BadFile, DecodedImage, decode_image, decode_mask, read_mask,
-    read_image, set_max_pixels, apply_orientation)
+from idrnet_nb.data.readers import (
+    BadFile,
+    DecodedImage,
+    decode_image,
+    decode_mask,
+    read_mask,
+    read_image,
+    set_max_pixels,
+    apply_orientation,
+)
 from idrnet_nb.data.dataset import SegmentationDataset, match_pair
 from idrnet_nb.data.pairing import folder_pairs
 from idrnet_nb.data.class_lists import ids_from_colours
@@ -150,9 +158,7 @@ def test_what_cannot_be_told_is_said_once(tmp_path, a, b):
         w in str(said[0].message)
         for w in ('a.jpeg', 'a.png', f'tag {max(a, b)}', 'stored pixels', 'exif_transpose', 'check-data')
     )
-    assert all(
-        (x[0].float() / 40).round().eq(y).all() for x, y in items
-    )  # by the standard: each follows its own tag
+    assert all((x[0].float() / 40).round().eq(y).all() for x, y in items)  # by the standard: each follows its own tag
     found = match_pair(decode_image(rows[0]['image']), decode_mask(rows[0]['label'], SPACE), rows[0])
     assert found.turned == 'unclear' and 'save both' in found.doubt
 
@@ -305,9 +311,7 @@ def test_what_is_no_fault_of_the_content(tmp_path, monkeypatch):
 
 # --- MATLAB
 def mat(**kw):
-    savemat(
-        file := io.BytesIO(), kw.pop('content', dict(names=np.array(['a', 'b'], object), S=MASK, T=1.5)), **kw
-    )
+    savemat(file := io.BytesIO(), kw.pop('content', dict(names=np.array(['a', 'b'], object), S=MASK, T=1.5)), **kw)
     return file.getvalue()
 
 
@@ -389,12 +393,7 @@ def deep_png(values):
     h, w, c = values.shape
     lines = b''.join(b'\0' + line.astype('>u2').tobytes() for line in values)
     head = w.to_bytes(4, 'big') + h.to_bytes(4, 'big') + bytes([16, {2: 4, 3: 2, 4: 6}[c], 0, 0, 0])
-    return (
-        b'\x89PNG\r\n\x1a\n'
-        + chunk(b'IHDR', head)
-        + chunk(b'IDAT', zlib.compress(lines))
-        + chunk(b'IEND', b'')
-    )
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + chunk(b'IDAT', zlib.compress(lines)) + chunk(b'IEND', b'')
 
 
 @pytest.mark.parametrize('bits', [8, 10, 12])
@@ -447,17 +446,11 @@ def test_frames(tmp_path):
     more = Image.fromarray(RGB[::-1])
     for kind in 'TIFF', 'GIF', 'WEBP', 'PNG':
         with pytest.raises(BadFile, match=r"s\.x' holds 2 frames") as e:
-            read_image(
-                held(encoded(Image.fromarray(RGB), kind, save_all=True, append_images=[more]), 's.x')
-            )
+            read_image(held(encoded(Image.fromarray(RGB), kind, save_all=True, append_images=[more]), 's.x'))
         assert e.value.kind == 'several frames'
     with pytest.raises(BadFile, match='2 frames'):
         read_mask(
-            held(
-                encoded(
-                    Image.fromarray(MASK), 'TIFF', save_all=True, append_images=[Image.fromarray(MASK[::-1])]
-                )
-            ),
+            held(encoded(Image.fromarray(MASK), 'TIFF', save_all=True, append_images=[Image.fromarray(MASK[::-1])])),
             SPACE,
         )
     small = more.resize((15, 10))  # a smaller copy beside it, as maps have it
@@ -465,8 +458,7 @@ def test_frames(tmp_path):
         read_image(held(encoded(Image.fromarray(RGB), 'TIFF', save_all=True, append_images=[small]))), RGB
     )
     assert (
-        read_image(held(encoded(Image.fromarray(RGB), 'MPO', save_all=True, append_images=[more]))).shape
-        == RGB.shape
+        read_image(held(encoded(Image.fromarray(RGB), 'MPO', save_all=True, append_images=[more]))).shape == RGB.shape
     )  # of a telephone
 
 
@@ -479,9 +471,7 @@ def test_next_to_nothing():
     ):
         assert word in decode_image(held(encoded(Image.fromarray(np.asarray(x, np.uint8))))).empty()
     clear = np.dstack([RGB, np.zeros_like(SMOOTH)])
-    with pytest.raises(
-        BadFile, match=r"c\.png' holds an image, but its alpha is 0 everywhere.*convert\('RGB'\)"
-    ) as e:
+    with pytest.raises(BadFile, match=r"c\.png' holds an image, but its alpha is 0 everywhere.*convert\('RGB'\)") as e:
         decode_image(held(encoded(Image.fromarray(clear)), 'c.png'))
     assert e.value.kind == 'transparent'
     assert 'alpha is 0' in decode_image(held(encoded(Image.fromarray(0 * clear)))).empty()
@@ -581,9 +571,7 @@ def test_what_to_write_into_the_list_of_classes():
         match=r'does not know: 7 \(1 pixels\)\. If 7 is a class, add the line `name, 7` .*`void, 7`',
     ):
         space.encode([[0, 7]])
-    with pytest.raises(
-        ValueError, match=r'does not know: -1 \(2 pixels\)\. An id cannot be below 0: .*255.*np\.where'
-    ):
+    with pytest.raises(ValueError, match=r'does not know: -1 \(2 pixels\)\. An id cannot be below 0: .*255.*np\.where'):
         space.encode([[-1, -1]])
     with pytest.raises(ValueError, match='and 12 more'):
         space.encode(np.arange(22)[None])
@@ -594,9 +582,7 @@ def test_ids_as_large_as_they_come():
     for top in 2**20 - 1, 2**20, 2**31, 2**62:
         space = LabelSpace('far', ['a', 'b', 'c'], [(0, 0, 0)] * 3, {0: 255, 5: 1, top: 2, 17: 0})
         raw = np.array([[0, 5, top], [17, 0, 5]])
-        assert (
-            space.encode(raw).tolist() == [[255, 1, 2], [0, 255, 1]] and space.encode(raw).dtype == np.uint8
-        )
+        assert space.encode(raw).tolist() == [[255, 1, 2], [0, 255, 1]] and space.encode(raw).dtype == np.uint8
         for bad in 1, 6, top - 1, top + 1, -1, -(2**63), 2**63 - 1:
             with pytest.raises(ValueError, match=rf'know: {bad} \(1 pixels\)'):
                 space.encode(np.array([[5, bad]]))
@@ -615,9 +601,7 @@ def test_lookup_by_table_and_by_list_agree(monkeypatch):
     for _ in range(20):
         pairs = {int(a): int(b) for a, b in zip(rng.choice(300, 40, replace=False), rng.integers(0, 9, 40))}
         raw = rng.choice([*pairs], (7, 9))
-        spaces = [
-            LabelSpace('s', list('abcdefghi'), [(0, 0, 0)] * 9, p) for p in (pairs, {**pairs, 2**40: 0})
-        ]
+        spaces = [LabelSpace('s', list('abcdefghi'), [(0, 0, 0)] * 9, p) for p in (pairs, {**pairs, 2**40: 0})]
         assert np.array_equal(spaces[0].encode(raw), spaces[1].encode(raw))
 
 

@@ -1,4 +1,5 @@
 """The same training, started as people start several processes: torchrun and accelerate launch of the command, notebook_launcher of the notebook's function."""
+
 import os, socket, subprocess, sys
 from pathlib import Path
 import pytest
@@ -13,63 +14,146 @@ from idrnet_nb.training.recipes import RECIPES, mini
 from idrnet_nb.training.trainer import train
 
 BIN = Path(sys.executable).parent
-ENV = {**os.environ, 'OMP_NUM_THREADS':'1', 'HF_HUB_OFFLINE':'1', 'CUDA_VISIBLE_DEVICES':'', 'ACCELERATE_USE_CPU':'true'}
+ENV = {
+    **os.environ,
+    'OMP_NUM_THREADS': '1',
+    'HF_HUB_OFFLINE': '1',
+    'CUDA_VISIBLE_DEVICES': '',
+    'ACCELERATE_USE_CPU': 'true',
+}
+
 
 def port():
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); return str(s.getsockname()[1])
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return str(s.getsockname()[1])
+
 
 def ran(*words, **how):
     done = subprocess.run([str(w) for w in words], capture_output=True, text=True, env=ENV, timeout=240, **how)
-    assert done.returncode==0, done.stdout[-2000:]+done.stderr[-4000:]
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
 
-@pytest.fixture(scope='module')
-def root(tmp_path_factory): return write_fake_dataset('lip', tmp_path_factory.mktemp('data')/'LIP', LABEL_SPACES['lip'], train=8, unseen=5, size=(48,48))
 
-def words(root, out): return ['idrnet', 'train', '--data', 'lip', '--root', root, '--recipe', 'laptop_fcn_lip', '--mini', '--set', 'epochs=3', 'log_every=1',
-                              '--judge', 'val', '--device', 'cpu', '--quiet', '--out', out]
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    return write_fake_dataset(
+        'lip', tmp_path_factory.mktemp('data') / 'LIP', LABEL_SPACES['lip'], train=8, unseen=5, size=(48, 48)
+    )
+
+
+def words(root, out):
+    return [
+        'idrnet',
+        'train',
+        '--data',
+        'lip',
+        '--root',
+        root,
+        '--recipe',
+        'laptop_fcn_lip',
+        '--mini',
+        '--set',
+        'epochs=3',
+        'log_every=1',
+        '--judge',
+        'val',
+        '--device',
+        'cpu',
+        '--quiet',
+        '--out',
+        out,
+    ]
+
 
 def test_torchrun(root, tmp_path):
     "Two processes, one training: one log, one set of checkpoints, one answer; two processes judge five pictures, each once; and one process resumes."
-    start = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', 2, '--no-python', BIN/'idrnet']
-    told = ran(*start, *words(root, tmp_path/'run')[1:])
-    assert told.count('mIoU')==1 and '5 unseen images' in told and told.count('saved in')==1
-    assert [l['step'] for l in read_log(tmp_path/'run') if 'loss' in l]==list(range(6))
-    found = load_checkpoint(tmp_path/'run'/'checkpoints')
-    assert found['about']['where']['processes']==2 and len(found['state']['rng'])==2 and found['step']==6
-    one = ran(BIN/'idrnet', 'evaluate', '--model', tmp_path/'run', '--data', 'lip', '--root', root, '--device', 'cpu', '--quiet')
-    assert one.splitlines()[-2].split()[:2]==told.splitlines()[-2].split()[:2]
-    again = ran(BIN/'idrnet', *words(root, tmp_path/'run')[1:], '--resume') # nothing is left to be done, and it says the same
-    assert again.splitlines()[-2].split()[:2]==told.splitlines()[-2].split()[:2]
+    start = [
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        '--standalone',
+        '--nproc-per-node',
+        2,
+        '--no-python',
+        BIN / 'idrnet',
+    ]
+    told = ran(*start, *words(root, tmp_path / 'run')[1:])
+    assert told.count('mIoU') == 1 and '5 unseen images' in told and told.count('saved in') == 1
+    assert [l['step'] for l in read_log(tmp_path / 'run') if 'loss' in l] == list(range(6))
+    found = load_checkpoint(tmp_path / 'run' / 'checkpoints')
+    assert found['about']['where']['processes'] == 2 and len(found['state']['rng']) == 2 and found['step'] == 6
+    one = ran(
+        BIN / 'idrnet',
+        'evaluate',
+        '--model',
+        tmp_path / 'run',
+        '--data',
+        'lip',
+        '--root',
+        root,
+        '--device',
+        'cpu',
+        '--quiet',
+    )
+    assert one.splitlines()[-2].split()[:2] == told.splitlines()[-2].split()[:2]
+    again = ran(
+        BIN / 'idrnet', *words(root, tmp_path / 'run')[1:], '--resume'
+    )  # nothing is left to be done, and it says the same
+    assert again.splitlines()[-2].split()[:2] == told.splitlines()[-2].split()[:2]
+
 
 def test_accelerate_launch(root, tmp_path):
     "With --cpu it starts one process only (several need MPI); told of several GPUs it starts several, and they meet on the device that the command names."
-    start = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--main_process_port', port(), '--num_processes', 2, '--num_machines', 1, '--mixed_precision', 'no',
-             '--dynamo_backend', 'no', '--no_python', BIN/'idrnet']
-    assert ran(*start, *words(root, tmp_path/'run')[1:]).count('mIoU')==1
-    assert load_checkpoint(tmp_path/'run'/'checkpoints')['about']['where']['processes']==2
+    start = [
+        sys.executable,
+        '-m',
+        'accelerate.commands.launch',
+        '--multi_gpu',
+        '--main_process_port',
+        port(),
+        '--num_processes',
+        2,
+        '--num_machines',
+        1,
+        '--mixed_precision',
+        'no',
+        '--dynamo_backend',
+        'no',
+        '--no_python',
+        BIN / 'idrnet',
+    ]
+    assert ran(*start, *words(root, tmp_path / 'run')[1:]).count('mIoU') == 1
+    assert load_checkpoint(tmp_path / 'run' / 'checkpoints')['about']['where']['processes'] == 2
 
-def taught(root, out): # what a notebook's cell would hold
+
+def taught(root, out):  # what a notebook's cell would hold
     recipe = mini(RECIPES['laptop_fcn_lip'], epochs=2)
     rows = DATASETS['lip'].load(root, 'train')
     seed_everything(0)
     model = recipe.build()
     train(model, recipe.pairs(rows), recipe.config(len(rows)), 'cpu', False, out=out)
-    if int(os.environ.get('RANK', 0))==0: torch.save(model.state_dict(), Path(out)/'weights.pt')
+    if int(os.environ.get('RANK', 0)) == 0:
+        torch.save(model.state_dict(), Path(out) / 'weights.pt')
+
 
 def test_notebook_launcher(root, tmp_path):
     "A cell that starts the function twice; both processes were one training."
-    script = ('import sys; sys.path.insert(0, sys.argv[1]); from test_launch import taught; from accelerate import notebook_launcher; '
-              'notebook_launcher(taught, sys.argv[2:4], num_processes=2, use_port=sys.argv[4])')
-    ran(sys.executable, '-c', script, Path(__file__).parent, root, tmp_path/'two', port())
-    found = load_checkpoint(tmp_path/'two'/'checkpoints')
-    assert found['about']['where']['processes']==2 and found['step']==4
-    weights = torch.load(tmp_path/'two'/'weights.pt')
-    for name,x in found['state']['model'].items(): assert torch.equal(x, weights[name]), name
+    script = (
+        'import sys; sys.path.insert(0, sys.argv[1]); from test_launch import taught; from accelerate import notebook_launcher; '
+        'notebook_launcher(taught, sys.argv[2:4], num_processes=2, use_port=sys.argv[4])'
+    )
+    ran(sys.executable, '-c', script, Path(__file__).parent, root, tmp_path / 'two', port())
+    found = load_checkpoint(tmp_path / 'two' / 'checkpoints')
+    assert found['about']['where']['processes'] == 2 and found['step'] == 4
+    weights = torch.load(tmp_path / 'two' / 'weights.pt')
+    for name, x in found['state']['model'].items():
+        assert torch.equal(x, weights[name]), name
+
 
 def test_processes_share_an_evaluation(root, tmp_path):
     "The counts of two processes, five pictures between them, are those of one; each picture's too, in order."
-    (tmp_path/'judge.py').write_text(f'''
+    (tmp_path / 'judge.py').write_text(f'''
 import sys, torch
 from idrnet_nb.common.distributed import init_distributed, rank_and_world_size
 from idrnet_nb.common.device import seed_everything
@@ -84,4 +168,4 @@ assert torch.equal(both.total, alone.total) and torch.equal(both.per_image, alon
 assert str(both.scores())==str(alone.scores())
 torch.distributed.destroy_process_group()
 ''')
-    ran(sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', 2, tmp_path/'judge.py')
+    ran(sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', 2, tmp_path / 'judge.py')
