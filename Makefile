@@ -32,6 +32,7 @@ test: $(STAMP)  ## check everything: notebooks, modules, README, style, then pyt
 	@"$(PY)" tools/check.py readme
 	@echo '== ruff'
 	@"$(PY)" -m ruff check --quiet --output-format concise .
+	@echo '== tests and tools are formatted'
 	@"$(PY)" -m ruff format --quiet --check tests tools setup.py
 	@echo '== imports point down'
 	@"$(BIN)/lint-imports" --no-cache >"$(VENV)/layers.log" || { cat "$(VENV)/layers.log"; exit 1; }

@@ -376,6 +376,7 @@ def test_order_of_make_test():
         'check.py export',
         'check.py readme',
         'ruff check',
+        'ruff format --quiet --check',
         'lint-imports',
         'livable.py --check',
         'nbdev-test',

@@ -8,7 +8,7 @@
 `local` is a hand-written network that sees seven pixels around it, `unet` one of
 segmentation_models.pytorch. With --before the model is trained as it is first, and IDR is put in
 then. Same first weights, same images in the same order, same schedule, one thread. Rows are added
-to the CSV, which nbs/2_models/13_plugin.ipynb reads; a run that is repeated belongs in another
+to the CSV, which nbs/2_models/14_plugin.ipynb reads; a run that is repeated belongs in another
 file."""
 
 import argparse
