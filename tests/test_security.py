@@ -169,7 +169,7 @@ def test_options_from_the_header_of_weights(parts, tmp_path, evil, no_network, k
 
 
 @pytest.mark.parametrize('name', [*NAMES, None, 7, ['resnet18'], {}])
-def test_names(parts, tmp_path, no_network, name):
+def test_state_dict_names(parts, tmp_path, no_network, name):
     config, weights = parts['resnet18']
     folder = write(tmp_path / 'model', changed(config, backbone=dict(name=name)), weights)
     with pytest.raises(ValueError, match=r"config\.json.*name"):

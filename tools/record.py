@@ -1,5 +1,5 @@
 """A CSV in which a row that is measured again replaces the old one. For tools/zoo.py,
-tools/loader.py and tests/test_battery.py."""
+tools/loader.py and tests/models/test_battery.py."""
 
 import timm
 import torch

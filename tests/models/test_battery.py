@@ -5,7 +5,7 @@ family, timm's name, an output stride (None: the family's own), options that mak
 
 `make test` runs FAST: every framework with and without IDR, every family once. The whole matrix, one after the other in one process:
 
-    IDRNET_FULL=1 python -m pytest -q tests/test_battery.py
+    IDRNET_FULL=1 python -m pytest -q tests/models/test_battery.py
 
 It writes nbs/results/battery.csv, a row a framework × backbone × idr, for every case of which all checks were run (`-k` narrows the cases)."""
 
@@ -25,7 +25,7 @@ from idrnet_nb.method.layers import pixel_losses, upsample
 from idrnet_nb.models.head import FRAMEWORKS
 from idrnet_nb.models.segmentor import Segmentor, build_segmentor
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FULL = bool(os.environ.get('IDRNET_FULL'))
 K, SMALL, SIZE = 5, dict(width=8, attention_width=6, aux_width=8), (33, 47)
 

@@ -15,7 +15,7 @@ import golden_check, test_twins
 from idrnet_nb.models.head import HeadConfig, SegHead
 from mutate import argument, by_function, edited, find, mutated, node_of, result, rewrite, source_of
 
-GOLDEN = [Path(__file__).parent / 'golden' / f'{name}.safetensors' for name in ('fcn', 'upernet_ppm_before')]
+GOLDEN = [Path(__file__).parents[1] / 'golden' / f'{name}.safetensors' for name in ('fcn', 'upernet_ppm_before')]
 
 
 def at(module, *same, **other):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from golden_check import compare
 
-FOLDERS = os.environ.get('IDRNET_GOLDEN') or str(Path(__file__).parent / 'golden')
+FOLDERS = os.environ.get('IDRNET_GOLDEN') or str(Path(__file__).parents[1] / 'golden')
 FILES = [f for d in FOLDERS.split(os.pathsep) if d for f in sorted(Path(d).glob('*.safetensors'))]
 
 

@@ -1,5 +1,5 @@
 """The golden harness takes any width, class count, batch, size and pyramid: files made here from our own head, under the authors' names.
-This checks the harness, not the numbers (tests/test_golden.py does)."""
+This checks the harness, not the numbers (tests/method/test_golden.py does)."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from golden_check import build, compare, names as names_of
 
-GOLDEN = Path(__file__).parent / 'golden'
+GOLDEN = Path(__file__).parents[1] / 'golden'
 CASES = [  # file whose names are taken, K, B, picture, grid strides, channels, C, FPN width
     ('fcn', 2, 1, (40, 56), (4, 8, 8, 8), [4, 6, 10, 14], 8, None),
     ('pspnet', 150, 3, (48, 80), (8, 8, 8, 8), [5, 6, 7, 9], 16, None),

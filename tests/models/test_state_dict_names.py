@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file, save_file
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / 'tests' / 'recorded' / 'format1'
 
 
