@@ -12,7 +12,7 @@ ResNet-50 (stride 8) by the published recipe; a row that does not fit into memor
 named. Loader, step and both together take turns, --rounds times, each for --seconds and two batches
 at least. What workers had fetched before the clock ran is not counted: their first batches are
 thrown away. Rows go to nbs/results/loader.csv, a row that is measured again replaces its older
-self; nbs/3_data/12_dataset.ipynb shows the table. Its columns:
+self; nbs/3_data/13_dataset.ipynb shows the table. Its columns:
 
     row, model, crop, batch, workers    what was measured; crop is h x w, batch in images
     loader, step, together              images a second, median of the rounds: read only; trained on

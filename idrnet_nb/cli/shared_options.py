@@ -17,7 +17,7 @@ from .option_types import (Arg, Command, Count, File, Folder, Name, Processes, R
 from .set_option import Settings, option_values, setting_types, sets
 from .parse_values import Number, count, size_or_none
 from ..data.datasets import DATASETS, DatasetInfo
-from ..data.label_spaces import left_right
+from ..data.mirrored_classes import left_right
 from ..data.labels import LabelSpace
 from ..data.pairing import csv_pairs, folder_pairs
 from ..data.readers import set_max_pixels

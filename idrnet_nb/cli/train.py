@@ -23,7 +23,7 @@ from ..common.distributed import rank_and_world_size
 from ..data.class_lists import space_from_file
 from ..data.dataset import SegmentationDataset
 from ..data.datasets import DATASETS
-from ..data.label_spaces import flip_lines
+from ..data.mirrored_classes import flip_lines
 from ..data.labels import LabelSpace
 from ..data.pairing import csv_pairs
 from ..experiments.tasks import Task

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data.dataset import SegmentationDataset
 from ..data.datasets import DATASETS
-from ..data.label_spaces import left_right
+from ..data.mirrored_classes import left_right
 from ..data.labels import LabelSpace
 from ..data.transforms import Augment
 from ..method.toy_world import LOOKALIKES, TOY_WORLD, ToyWorld, true_relations

@@ -15,7 +15,8 @@ from typing import Optional
 from ..common.checks import check_fields
 from ..data.dataset import SegmentationDataset
 from ..data.datasets import DATASETS
-from ..data.label_spaces import LABEL_SPACES, left_right
+from ..data.label_spaces import LABEL_SPACES
+from ..data.mirrored_classes import left_right
 from ..data.labels import LabelSpace
 from ..data.transforms import Augment
 from ..models.backbone import Backbone

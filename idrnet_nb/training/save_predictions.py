@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..common.files import write_atomic
 from ..data.labels import LabelSpace, colour_map
+from ..data.visualize import overlay
 
 # %% ../../nbs/4_training/14_save_predictions.ipynb #c045
 def _png_dtype(largest, space, where):
@@ -36,11 +37,10 @@ def save_prediction(
     folder.mkdir(parents=True, exist_ok=True)
     k = len(space.classes)
     colour = colour_map(pred, np.array(space.palette, np.uint8), space.ignore)
-    overlay = (.5*np.asarray(image).transpose(1,2,0) + .5*colour).round().astype(np.uint8)
     index = Image.fromarray(np.asarray(pred).astype(_png_dtype(k-1, space, 'save_prediction')))
     if k<=256: index.putpalette([value for rgb in space.palette for value in rgb] + [255]*3*(256-k))
     return [_save_png(Image.fromarray(colour), folder/f'{name}_colour.png'),
-            _save_png(Image.fromarray(overlay), folder/f'{name}_overlay.png'),
+            _save_png(Image.fromarray(overlay(image, pred, space)), folder/f'{name}_overlay.png'),
             _save_png(index, folder/f'{name}_index.png')]
 
 # %% ../../nbs/4_training/14_save_predictions.ipynb #c047

@@ -11,7 +11,8 @@ from idrnet_nb.data import transforms as data
 from idrnet_nb.data.validate import check_data
 from idrnet_nb.data.datasets import DATASETS
 from idrnet_nb.data.hub_datasets import HUB, from_hub
-from idrnet_nb.data.label_spaces import LABEL_SPACES, left_right
+from idrnet_nb.data.label_spaces import LABEL_SPACES
+from idrnet_nb.data.mirrored_classes import left_right
 from idrnet_nb.data.transforms import (
     Augment,
     fit_size,

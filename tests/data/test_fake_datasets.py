@@ -10,7 +10,8 @@ from torch import nn
 from idrnet_nb.data.validate import check_data
 from idrnet_nb.data.labels import LabelSpace, palette
 from idrnet_nb.data.datasets import DATASETS
-from idrnet_nb.data.label_spaces import LABEL_SPACES, left_right
+from idrnet_nb.data.label_spaces import LABEL_SPACES
+from idrnet_nb.data.mirrored_classes import left_right
 from idrnet_nb.data.dataset import SegmentationDataset
 from idrnet_nb.data.fake_datasets import fake_scene, write_fake_dataset
 

@@ -8,7 +8,8 @@ from PIL import Image
 from idrnet_nb.data.validate import DataFault, Report, check_data, check_pair, check_parts, raise_faults
 from idrnet_nb.data.labels import LabelSpace, palette
 from idrnet_nb.data.datasets import DATASETS
-from idrnet_nb.data.label_spaces import LABEL_SPACES, flip_lines, left_right, sides
+from idrnet_nb.data.label_spaces import LABEL_SPACES
+from idrnet_nb.data.mirrored_classes import flip_lines, left_right, sides
 from idrnet_nb.data.pairing import Unpaired, csv_pairs, folder_pairs, hub_pairs, name_differences, why_missing
 from idrnet_nb.data.class_lists import space_from_file
 

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from idrnet_nb.models import head as head_room
 from idrnet_nb.training import costs as room
 from idrnet_nb.data.datasets import DATASETS
-from idrnet_nb.data.label_spaces import left_right
+from idrnet_nb.data.mirrored_classes import left_right
 from idrnet_nb.method.layers import mean_loss, pixel_losses, upsample
 from idrnet_nb.models.profiling import count_flops
 from idrnet_nb.experiments.results import read_rows
