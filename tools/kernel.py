@@ -43,7 +43,7 @@ def main(files):
     with tempfile.TemporaryDirectory() as tmp:
         nbs = shutil.copytree(ROOT / 'nbs', Path(tmp) / 'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
         for f in files:
-            path, start = Path(nbs) / Path(f).name, time.time()
+            path, start = Path(nbs).parent / Path(f).resolve().relative_to(ROOT), time.time()
             if not path.exists():
                 sys.exit(f'{f}: no such notebook')
             try:
