@@ -117,11 +117,11 @@ def test_an_empty_word_is_refused(words, trained, capsys, tmp_path, monkeypatch)
 def test_the_home_folder(trained, capsys, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('HOME', str(tmp_path / 'home'))
-    assert run(capsys, 'train', '--pictures', 20, 2, '--out=~/x')[0] == 0 and trained.calls[-1]['how'].out == str(
+    assert run(capsys, 'train', '--pictures', 20, 2, '--out=~/x')[0] == 0 and trained.calls[-1]['how']['out'] == str(
         tmp_path / 'home' / 'x'
     )
     (tmp_path / '~').mkdir()
-    assert run(capsys, 'train', '--pictures', 20, 2, '--out=~')[0] == 0 and trained.calls[-1]['how'].out == '~'
+    assert run(capsys, 'train', '--pictures', 20, 2, '--out=~')[0] == 0 and trained.calls[-1]['how']['out'] == '~'
 
 
 def test_numbers_that_no_machine_has_room_for(trained, capsys):  # noqa: F811

@@ -48,7 +48,12 @@ WHERE = {  # where everything is that mutations speak of
         learn_relations='IDRContext.learn_relations',
         learn_memory='IDRContext.learn_memory',
     ),
-    **at('idrnet_nb.models.head', forward='SegHead.forward', head_classify='SegHead.classify'),
+    **at(
+        'idrnet_nb.models.head',
+        forward='SegHead.forward',
+        head_classify='SegHead.classify',
+        fixed_part='SegHead.fixed_part',
+    ),
     # attributes and settings: what each is called now
     'memory': 'memory',
     'idr': 'idr',

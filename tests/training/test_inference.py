@@ -405,7 +405,8 @@ def test_label_is_not_resized(net):
 
     class Knows(Net):
         def forward(self, images, size=None):
-            return dict(out=F.one_hot((images[:, 0] / 40).round().long(), K).movedim(-1, 1).float() * 20)
+            classes = (images[:, 0] / 40).round().long()
+            return SimpleNamespace(logits=F.one_hot(classes, K).movedim(-1, 1).float() * 20)
 
     label = truth(30, 47)
     image = torch.where(label == 255, 0, label * 40).byte().expand(3, 30, 47)

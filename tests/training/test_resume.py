@@ -436,9 +436,9 @@ def test_a_torn_log(tmp_path):
 
 def test_a_newer_format(tmp_path, monkeypatch):
     with monkeypatch.context() as m:
-        m.setattr(checkpoint, 'FORMAT', 2)
+        m.setattr(checkpoint, 'FORMAT', 3)
         finish(tmp_path, pairs(), CONFIG)
-    with pytest.raises(ValueError, match='has format 2, this version .* reads up to 1; update'):
+    with pytest.raises(ValueError, match='has format 3, this version .* reads up to 2; update'):
         finish(tmp_path, pairs(), CONFIG, resume=True)
 
 
@@ -716,11 +716,13 @@ def test_weights_and_hard_pixels(size, weights, below, least):
     out = model(images, labels, uniform=torch.rand(4, K, generator=picking))
     padded = pad_to_multiple(labels, model.backbone.pad_to, IGNORE)[0]
     for name, key, part, y in (
-        ('final', 'out', 1.0, labels),
-        ('coarse', 'coarse', 0.4, padded),
-        ('aux', 'aux', 0.4, padded),
+        ('final', 'logits', 1.0, labels),
+        ('coarse', 'coarse_logits', 0.4, padded),
+        ('aux', 'aux_logits', 0.4, padded),
     ):
-        logits = nn.functional.interpolate(out[key].detach(), y.shape[-2:], mode='bilinear', align_corners=False)
+        logits = nn.functional.interpolate(
+            getattr(out, key).detach(), y.shape[-2:], mode='bilinear', align_corners=False
+        )
         assert math.isclose(records[0][name], part * twin_mean(logits, y, weights, below, least), rel_tol=1e-4), name
 
 
@@ -730,7 +732,7 @@ def test_too_few_weights():
 
 
 def test_weights_of_one_change_nothing():
-    plain, weighed = (weights_after(replace(CONFIG, class_weights=w))[1][-1] for w in (None, (1.0,) * K))
+    plain, weighed = (weights_after(replace(CONFIG, steps=1, class_weights=w))[1][-1] for w in (None, (1.0,) * K))
     for n in plain:
         torch.testing.assert_close(plain[n], weighed[n], rtol=1e-3, atol=1e-4)
 
