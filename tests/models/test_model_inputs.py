@@ -339,9 +339,10 @@ def test_two_devices():
         model((images_of() / 255).cuda())
     with pytest.raises(ValueError, match=r'images\*255'):
         probabilities(model, (images_of() / 255).cuda())
+    images, labels = images_of().cuda(), labels_of().cuda()  # a copy from the host waits by itself
     torch.cuda.set_sync_debug_mode('error')
     try:
-        model.train()(images_of().cuda(), labels_of().cuda(), upsample_logits=False)
+        model.train()(images, labels, upsample_logits=False)
     finally:
         torch.cuda.set_sync_debug_mode('default')
 
