@@ -82,11 +82,13 @@ def saved(tmp_path):
 # --- K that differ
 def test_tables_of_another_k():
     idr = IDRContext(K, 8)
-    with pytest.raises(ValueError, match=r'coarse logits have 5 classes, its tables have 4.*num_classes=5.*label set'):
+    with pytest.raises(
+        ValueError, match=r'coarse logits have 5 classes, the relation matrices have 4.*num_classes=5.*label set'
+    ):
         idr(torch.randn(1, 8, 2, 2), torch.randn(1, 5, 2, 2))
     with pytest.raises(ValueError, match=r'features \(1, 9, 2, 2\).*\(1, 4, 2, 2\).*8 channels'):
         idr(torch.randn(1, 9, 2, 2), torch.randn(1, 4, 2, 2))
-    with pytest.raises(ValueError, match='one grid'):
+    with pytest.raises(ValueError, match='equal height and width'):
         idr(torch.randn(1, 8, 2, 3), torch.randn(1, 4, 3, 2))
 
 
@@ -94,7 +96,7 @@ def test_tables_of_another_k():
 def test_table_and_presence(shape):
     for positive in (True, False):
         with pytest.raises(
-            ValueError, match=rf'table of shape \({shape[0]}, {shape[1]}\) cannot serve 4 classes.*another label set'
+            ValueError, match=rf'matrix of shape \({shape[0]}, {shape[1]}\) does not fit 4 classes.*another label set'
         ):
             relation_weights(torch.eye(*shape), torch.ones(1, K).bool(), positive)
     with pytest.raises(ValueError, match='another label set'):
@@ -150,7 +152,7 @@ def test_label_of_another_size(size):
 def test_labels_of_another_kind():
     with pytest.raises(ValueError, match=r'labels must be `b H W` integers, got \(2, 16, 16\) of torch.float32'):
         model_of()(pictures(), labels().float())
-    with pytest.raises(ValueError, match=r'for 2 pictures, got \(1, 16, 16\)'):
+    with pytest.raises(ValueError, match=r'for 2 images, got \(1, 16, 16\)'):
         head_of()(pyramid(), labels(b=1))
 
 
@@ -234,8 +236,9 @@ def test_nan_in_the_pyramid(i):
 @pytest.mark.parametrize('part', ['final', 'aux', 'coarse'])
 def test_nan_in_a_loss(part):
     head = head_of().train()
+    classifier = dict(final=head.classifier, aux=head.aux_classifier, coarse=head.coarse_classifier)[part]
     with torch.no_grad():
-        getattr(head, part).score.bias[0] = math.nan
+        classifier.logits.bias[0] = math.nan
     before = state(head.idr)
     with pytest.raises(FloatingPointError, match=f'loss part.*{part!r}'):
         head(pyramid(), labels())
@@ -273,7 +276,8 @@ def test_learning_refuses_nan(value):
 @pytest.mark.parametrize('where', ['picture', 'features', 'coarse', 'final'])
 def test_unchecked_nan_leaves_the_state_alone(where, monkeypatch):
     "The same through a whole training step, the checks switched off as they are off the CPU."
-    monkeypatch.setattr('idrnet_nb.models.head.check_finite', lambda *_: None)
+    for module in ('head', 'segmentor'):
+        monkeypatch.setattr(f'idrnet_nb.models.{module}.check_finite', lambda *_: None)
     model, x = model_of().train(), pictures()
     model(x, labels())
     head = model.head

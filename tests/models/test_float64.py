@@ -210,4 +210,5 @@ def test_a_whole_step_is_that_of_a_loop():
         )
         < 1e-13
     )
-    assert idr_before['deletion_count'].tolist() == [old['count'][0] + 2, old['count'][1] + 1, *old['count'][2:]]
+    count = old['deletion_count']
+    assert idr_before['deletion_count'].tolist() == [count[0] + 2, count[1] + 1, *count[2:]]
