@@ -1788,6 +1788,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'idrnet_nb/models/head.py'),
                                        'idrnet_nb.models.head.SegHead.compute_losses': ( '2_models/head.html#seghead.compute_losses',
                                                                                          'idrnet_nb/models/head.py'),
+                                       'idrnet_nb.models.head.SegHead.diagnose': ( '2_models/head.html#seghead.diagnose',
+                                                                                   'idrnet_nb/models/head.py'),
                                        'idrnet_nb.models.head.SegHead.fixed_part': ( '2_models/head.html#seghead.fixed_part',
                                                                                      'idrnet_nb/models/head.py'),
                                        'idrnet_nb.models.head.SegHead.forward': ( '2_models/head.html#seghead.forward',

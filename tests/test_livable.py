@@ -52,9 +52,10 @@ def test_counts(tiny):
     c = livable.count(tiny)
     assert (c.lines, c.over_100, c.over_120) == (21 + 3, 2, 1)
     assert c.semicolons == 1 and c.raises == 3  # neither in comments nor in texts
-    assert (c.private, c.public) == (2, 3)  # _second, _Fourth; first, Third, fifth: no methods, no inner functions
+    assert (c.private, c.public) == (2, 3)  # _second, _Fourth; first, Third, fifth
     assert c.imported == 2  # from .two and from tiny.two, not from json
-    assert c.bodies == [(20, 'one.py:first'), (2, 'one.py:_second'), (4, 'one.py:fifth')]
+    methods = [(4, 'one.py:Third._method'), (9, 'one.py:Third.other')]
+    assert c.bodies == [(20, 'one.py:first'), (2, 'one.py:_second'), *methods, (4, 'one.py:fifth')]
 
 
 def test_tokens():
@@ -68,7 +69,7 @@ def test_table(tiny):
     assert head.count('|') == rule.count('|') == line.count('|')
     cells = [c.strip() for c in line.strip('|').split('|')]
     tokens = livable.count(tiny).tokens
-    assert cells == ['tiny', '24', '8.3 %', '4.2 %', f'{tokens / 24:.1f}', '4 / 4 / 20', '42', '0.67', '12.5', '2']
+    assert cells == ['tiny', '24', '8.3 %', '4.2 %', f'{tokens / 24:.1f}', '4 / 9 / 20', '42', '0.67', '12.5', '2']
 
 
 def test_many_sizes():

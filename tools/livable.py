@@ -9,8 +9,8 @@ _modidx.py. The columns:
 
     > 100, > 120       lines with more characters, percent
     tokens a line      tokens of Python (no comments, line ends or indents) for each line
-    function           tokens of a function's body, docstring included, of functions of modules (methods
-                       and inner functions are not among them): median, 9th decile, largest
+    function           tokens of a function's body, docstring included, of functions and methods (inner
+                       functions count with the outer one): median, 9th decile, largest
     ; per 1000         semicolons between statements, for 1000 lines
     private per public functions and classes of modules whose name begins with _, for each other one
     raise per 100      raise statements, for 100 lines
@@ -46,7 +46,7 @@ class Counts:
     private: int = 0  # functions and classes of modules
     public: int = 0
     imported: int = 0  # private names, by another module of the package
-    bodies: list = field(default_factory=list)  # (tokens, 'file:function') of the functions of modules
+    bodies: list = field(default_factory=list)  # (tokens, 'file:function') of functions and methods
 
     def add(
         self,
@@ -85,8 +85,11 @@ class Counts:
                 self.private += 1
             else:
                 self.public += 1
-            if isinstance(node, FUNCTIONS):
-                self.bodies.append((len_of_body(node, lines, tokens), f'{name}:{node.name}'))
+            methods = of_module(node) if isinstance(node, ast.ClassDef) else ()
+            for function in (node, *methods):
+                if isinstance(function, FUNCTIONS):
+                    at = node.name if function is node else f'{node.name}.{function.name}'
+                    self.bodies.append((len_of_body(function, lines, tokens), f'{name}:{at}'))
 
 
 def is_private(name):
@@ -94,7 +97,7 @@ def is_private(name):
 
 
 def of_module(tree):
-    "Functions and classes that are not inside of others."
+    "Functions and classes of a module (or a class) that are not inside of others."
     todo = list(tree.body)
     while todo:
         node = todo.pop(0)

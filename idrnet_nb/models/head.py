@@ -197,12 +197,8 @@ class SegHead(nn.Module):
         if self.idr is not None and self.training and label is not None:
             check_deleted(grouping.present, uniform, deleted, 'SegHead')
             if self.config.learn_tables:
-                def losses_without(refined):
-                    logits = self.classify(fixed.detach(), refined, mask, self.config.track_deleted)
-                    return tiled_cross_entropy(logits, label, self.config.ignore)[1]
-                deletion = self.idr.diagnose(
-                    projected, grouping, pixel_losses, losses_without, label, deleted, uniform,
-                    self.config.deletions, self.config.relation_momentum, self.config.track_deleted)
+                deletion = self.diagnose(
+                    projected, grouping, fixed, mask, pixel_losses, label, deleted, uniform)
             self.idr.learn_memory(feats, label, self.config.memory_momentum)
         return HeadOutput(large, feats, coarse_logits, aux_logits, loss, losses,
                           grouping, class_context, deletion)
@@ -245,6 +241,24 @@ class SegHead(nn.Module):
             part = conv1x1_part(self.classifier.hidden.conv, refined, start=self.config.width)
             fixed = fixed + upsample(part, fixed.shape[-2:])
         return self.classifier.classify(fixed, dropout_mask, update_stats)
+
+    def diagnose(self,
+        projected:Tensor, # `b 3d h w`, features in the attention's projections
+        grouping:Grouping, # of the batch
+        fixed:Tensor, # `b hidden h w`, from `fixed_part`
+        dropout_mask:Tensor, # `b hidden 1 1`, that of the first prediction
+        pixel_losses:Tensor, # `b H W`, with all classes
+        label:Tensor, # `b H W`
+        deleted:Optional[Tensor], # `b`, classes to delete; None: sampled
+        uniform:Optional[Tensor], # `b k`, random numbers to sample them with; None: drawn
+    )->Deletion:
+        "Delete a class per image, predict again from all that the deletion does not touch, compare the losses."
+        c = self.config
+        def losses_without(refined):
+            logits = self.classify(fixed.detach(), refined, dropout_mask, c.track_deleted)
+            return tiled_cross_entropy(logits, label, c.ignore)[1]
+        return self.idr.diagnose(projected, grouping, pixel_losses, losses_without, label, deleted, uniform,
+                                 c.deletions, c.relation_momentum, c.track_deleted)
 
     def compute_losses(self,
         logits:Tensor, # `b k h w`, final, as large as S

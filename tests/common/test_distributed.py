@@ -1,10 +1,8 @@
 """Two processes (gloo) move tables, memory and counter exactly as one process with the whole batch does."""
 
-import os, socket
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from idrnet_nb.models.head import HeadConfig, SegHead
+from processes import in_processes
 
 K, CHANNELS = 4, [6, 7]
 
@@ -25,39 +23,18 @@ def state(model):
     return {n: getattr(model.idr, n).clone() for n in ('relation_mean', 'relation_var', 'memory', 'deletion_count')}
 
 
-def work(rank, port, queue):
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group('gloo', rank=rank, world_size=2)
+def work(rank):
     model, pyramid, label, deleted = make()
     part = slice(2 * rank, 2 * rank + 2)
     wrapped = torch.nn.parallel.DistributedDataParallel(model)
     for _ in range(2):
         wrapped([p[part] for p in pyramid], label[part], deleted=deleted[part]).loss.backward()
-    queue.put(
-        (
-            rank,
-            {n: t.tolist() for n, t in state(model).items()},
-            {n: p.grad.tolist() for n, p in model.named_parameters()},
-        )
-    )
-    dist.barrier()
-    dist.destroy_process_group()
+    moved = {n: t.tolist() for n, t in state(model).items()}
+    return moved, {n: p.grad.tolist() for n, p in model.named_parameters()}
 
 
 def test_two_processes_are_one():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    ctx = mp.get_context('spawn')
-    queue = ctx.Queue()
-    procs = [ctx.Process(target=work, args=(r, port, queue)) for r in range(2)]
-    for p in procs:
-        p.start()
-    got = dict((r, (s, g)) for r, s, g in (queue.get(timeout=120) for _ in procs))
-    for p in procs:
-        p.join(60)
-        assert p.exitcode == 0
+    got = in_processes(work)
     model, pyramid, label, deleted = make()
     for _ in range(2):
         model(pyramid, label, deleted=deleted)

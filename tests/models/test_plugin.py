@@ -1,11 +1,9 @@
 """IDR in other people's models: the same prediction at first, a loss that falls, relation matrices that move,
 off again, on disk; and the diagnostics by plain loops."""
 
-import copy, json, os, pickle, socket, subprocess, sys
+import copy, json, pickle, subprocess, sys
 from functools import partial
 import pytest, torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -16,6 +14,7 @@ from idrnet_nb.models.plugin import IDRHead, add_idr, get_idr, idr_loss, remove_
 from idrnet_nb.models.plugin_files import load_plugged, save_plugged
 from idrnet_nb.models.plugin_module import IDRClassifier
 from idrnet_nb.models.plugin_seam import find_seam
+from processes import in_processes
 
 K = 4
 
@@ -589,10 +588,7 @@ def test_no_wide_map_on_the_fine_grid():
     assert not [s for s in shapes.seen if s.count(48 * 40) > 1 or s.count(30) > 1], 'an N×N map was built'
 
 
-def _work(rank, port, queue):
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group('gloo', rank=rank, world_size=2)
+def _work(rank):
     torch.manual_seed(0)
     model = add_idr(toy(), at='3', width=8)
     both = nn.parallel.DistributedDataParallel(model)
@@ -603,30 +599,13 @@ def _work(rank, port, queue):
         whole_loss('', both, x, y).backward()
         opt.step()
     idr = get_idr(both)
-    queue.put(
-        [
-            t.tolist()
-            for t in (*idr.relations, idr.idr.memory, idr.idr.deletion_count, idr.seam.weight, idr.final.logits.weight)
-        ]
-    )
-    dist.barrier()
-    dist.destroy_process_group()
+    learnt = (*idr.relations, idr.idr.memory, idr.idr.deletion_count, idr.seam.weight, idr.final.logits.weight)
+    return [t.tolist() for t in learnt]
 
 
 def test_two_processes():
     "The coarse loss does not come out of the wrapped forward; yet weights, matrices and memory stay equal in both."
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    ctx = mp.get_context('spawn')
-    queue = ctx.Queue()
-    procs = [ctx.Process(target=_work, args=(r, port, queue)) for r in range(2)]
-    for p in procs:
-        p.start()
-    one, other = (queue.get(timeout=120) for _ in procs)
-    for p in procs:
-        p.join(60)
-        assert p.exitcode == 0
+    one, other = in_processes(_work)
     assert one == other and abs(sum(one[3]) - 8) < 1e-3
 
 

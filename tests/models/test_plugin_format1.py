@@ -1,7 +1,7 @@
 """Plugged models that were saved in format 1 load today, with a warning: our own model with IDR put in
 (tests/recorded/plugged1, written at format 1), a folder of transformers, and plain state dicts."""
 
-import json, warnings
+import json, sys, warnings
 from pathlib import Path
 
 import pytest, torch
@@ -14,17 +14,10 @@ from idrnet_nb.models.plugin_files import HEADER_KEY, load_plugged, names_today,
 from idrnet_nb.models.segmentor import build_segmentor
 from test_plugin import answer, batch, hf_segformer, toy
 
-RECORDED = Path(__file__).resolve().parents[1] / 'recorded' / 'plugged1'
-NAMES = (  # the beginning of a name inside of IDR: today, in format 1
-    ('idr.attention.', 'context.refiner.'),
-    ('idr.deletion_count', 'context.count'),
-    ('idr.', 'context.'),
-    ('seam.', 'coarse.'),
-    ('bottleneck.', 'squeeze.'),
-    ('final.hidden.', 'final.conv.'),
-    ('final.logits.', 'final.score.'),
-)
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'tools'))
+from record_names import to_recorded_plugin
 
+RECORDED = Path(__file__).resolve().parents[1] / 'recorded' / 'plugged1'
 pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::DeprecationWarning')
 
 
@@ -33,16 +26,11 @@ def _seeded():
     torch.manual_seed(0)
 
 
-def name_then(name):
-    "Inside of IDR, in format 1."
-    for today, then in NAMES:
-        if name.startswith(today):
-            return then + name.removeprefix(today)
-    return name
-
-
 def state_then(state, at):
-    return {f'{at}.{name_then(n.removeprefix(at + "."))}' if n.startswith(at + '.') else n: t for n, t in state.items()}
+    return {
+        f'{at}.{to_recorded_plugin(n.removeprefix(at + "."))}' if n.startswith(at + '.') else n: t
+        for n, t in state.items()
+    }
 
 
 def ours():
@@ -146,7 +134,7 @@ def test_names_of_today_stay():
     names = list(add_idr(toy(), at='3').state_dict())
     inside = [n.removeprefix('3.') for n in names if n.startswith('3.')]
     assert [current_plugin_name(n) for n in inside] == inside and [
-        current_plugin_name(name_then(n)) for n in inside
+        current_plugin_name(to_recorded_plugin(n)) for n in inside
     ] == inside
     assert names_today(names, '3', False) == {n: n for n in names}
     assert current_name('head.final.score.context.count') == 'head.classifier.logits.context.count'

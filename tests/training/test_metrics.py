@@ -1,11 +1,11 @@
 """The papers' numbers against other people's (torchmetrics, scipy) on random cases; several processes; memory that does not grow."""
 
-import os, random, socket, subprocess, sys
+import os, random, subprocess, sys
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from scipy.ndimage import binary_erosion
+from processes import in_processes
 from idrnet_nb.training.metrics import Meter, boundary_counts, confusion_matrix, iou, scores
 
 
@@ -152,37 +152,18 @@ def test_memory_does_not_grow(tmp_path):
 # --- several processes
 
 
-def work(rank, world, port, queue, n):
-    import torch.distributed as dist
-
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group('gloo', rank=rank, world_size=world)
+def work(rank, world, n):
     meter = Meter(7, boundary=0.1)
     for i in range(rank, n, world):
         meter.update(*(x[:1] for x in case(i)[:2]))
     meter.gather()
-    queue.put((rank, len(meter), meter.total.tolist(), meter.per_image.tolist(), str(meter.scores())))
-    dist.barrier()
-    dist.destroy_process_group()
+    return [len(meter), meter.total.tolist(), meter.per_image.tolist(), str(meter.scores())]
 
 
 @pytest.mark.parametrize('n', [7, 1])
 def test_gathered_is_one(n):
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    ctx = mp.get_context('spawn')
-    queue = ctx.Queue()
-    procs = [ctx.Process(target=work, args=(r, 2, port, queue, n)) for r in range(2)]
-    for p in procs:
-        p.start()
-    got = [queue.get(timeout=120) for _ in procs]
-    for p in procs:
-        p.join(60)
-        assert p.exitcode == 0
     one = Meter(7, boundary=0.1)
     for i in range(n):
         one.update(*(x[:1] for x in case(i)[:2]))
-    for _, *x in got:
+    for x in in_processes(work, 2, n):
         assert x == [n, one.total.tolist(), one.per_image.tolist(), str(one.scores())]
