@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..common.checks import IGNORE
-from .labels import LabelSpace, palette
+from .labels import ColourLookup, LabelSpace, palette
 from .pairing import read_text
 
 # %% ../../nbs/3_data/05_class_lists.ipynb #c098
@@ -67,7 +67,7 @@ class ClassLine(NamedTuple):
     where:str # line or entry, for errors
     name:str
     id:'int|None'=None # in the masks; -1 only where it is ignored
-    colour:'tuple|None'=None # (r,g,b)
+    colour:'tuple|None'=None # (r,g,b), or () for transparent pixels
     mirror:'str|None'=None # name of the class that it changes places with, or none
 
     @property
@@ -86,7 +86,7 @@ class ClassLine(NamedTuple):
         for text in rest:
             mirror = re.fullmatch(r'mirror\s*=\s*(\S.*)', text, re.I)
             if re.fullmatch(_NUMBER, text): ids.append(text)
-            elif re.fullmatch('#[0-9a-fA-F]{6}', text): colours.append(text)
+            elif re.fullmatch('#[0-9a-fA-F]{6}|transparent', text): colours.append(text)
             elif mirror: mirrors.append(mirror[1])
             elif text: raise cls._unread(name, text)
         rgb = rgb_to_hex(' '.join(ids[-3:])) if len(ids) in (3,4) else ''
@@ -99,7 +99,7 @@ class ClassLine(NamedTuple):
                 raise ValueError(f'{name!r} has {len(found)} {what}, {" and ".join(found)}; '
                                  'write one line for each class')
         return cls(where, name, cls.parse_id(ids[0], name) if ids else None,
-                   tuple(bytes.fromhex(colours[0][1:])) if colours else None,
+                   cls._rgb(colours[0]) if colours else None,
                    mirrors[0] if mirrors else None)
 
     @classmethod
@@ -114,6 +114,15 @@ class ClassLine(NamedTuple):
         if id>_MAX_ID:
             raise ValueError(f'id {text[:20]} of {name!r} is more than a mask can hold ({_MAX_ID})')
         return id
+
+    @staticmethod
+    def _rgb(text): # (r,g,b); () for 'transparent'
+        return tuple(bytes.fromhex(text[1:])) if text[0]=='#' else ()
+
+    @property
+    def drawn_as(self)->str: # '#rrggbb' or 'transparent'; '' where the line gives no colour
+        if self.colour is None: return ''
+        return f'#{bytes(self.colour).hex()}' if self.colour else 'transparent'
 
     @staticmethod
     def _parse_name(text, line):
@@ -286,15 +295,29 @@ class ClassList:
         ids = [i if missing else line.id for i,line in enumerate(self.classes)]
         ignored = []
         for line in self.ignored:
+            by_colour = line.id is None and line.colour is not None
+            if by_colour: continue
             if line.id is None and line.name.lower()!='__ignore__':
-                raise self._error(line, f'{line.name} needs the id that it has in the masks')
+                raise self._error(line, f'{line.name} needs the id, or the colour, that it has '
+                                        'in the masks')
             ignored.append(IGNORE if line.id in (None,-1) else line.id) # labelme's -1: 255 in masks
         seen = {}
-        for line,id in zip(self.classes+self.ignored, ids+ignored):
+        with_id = [line for line in self.ignored if line.id is not None or line.colour is None]
+        for line,id in zip(self.classes+with_id, ids+ignored):
             if id in seen:
                 raise self._error(line, f'id {id} of {line.name!r} is that of {seen[id]!r} already')
             seen[id] = line.name
         return ids, ignored
+
+    def mask_colours(self,
+        ignore:int, # training id of what is ignored
+    )->'dict|None': # '#rrggbb' or 'transparent' -> training id; None: not all classes have a colour of their own
+        "What masks that are drawn in colours mean."
+        if any(line.colour is None for line in self.classes): return None
+        pairs = [(line.drawn_as, train) for train,line in enumerate(self.classes)]
+        pairs += [(line.drawn_as, ignore) for line in self.ignored if line.colour is not None]
+        colours = dict(pairs)
+        return colours if len(colours)==len(pairs) else None
 
     def mirror(self): # pairs of training ids in the order of the ids; None where the list names none
         "ValueError for a mirror that is no class, or that is not the only one of its class."
@@ -330,7 +353,8 @@ def space_from_file(
     name:str|None=None, # of the space; None: as the file is called
 )->LabelSpace: # the ignore index is 255, or beyond if there are more classes
     """The classes of your own data. Lines `void, id`, `ignore, id` and labelme's `__ignore__` say
-    which ids count for nothing. FileNotFoundError, or ValueError naming file and line: what is no
+    which ids count for nothing. Where every class has a colour of its own, masks may be drawn in
+    these colours; `void, #rrggbb` says what counts for nothing there. FileNotFoundError, or ValueError naming file and line: what is no
     id, an id or a name twice, ids for some classes only, a form that means something else."""
     file = Path(file)
     listed = ClassList(file)
@@ -341,10 +365,10 @@ def space_from_file(
     raw_to_train = dict.fromkeys(implicit+ignored, ignore)
     raw_to_train.update((id, train) for train,id in enumerate(ids))
     colours = [line.colour for line in listed.classes]
-    if None in colours:
+    if not all(colours): # no colour is given, or transparent, which is none to draw with
         colours = [given or new for given,new in zip(colours, palette(len(ids)).tolist())]
     return LabelSpace(name or file.stem, listed.names, colours, raw_to_train, ignore,
-                      listed.mirror(), implicit)
+                      listed.mirror(), implicit, listed.mask_colours(ignore))
 
 # %% ../../nbs/3_data/05_class_lists.ipynb #c103
 def _check_colours(image): # -> `h w 3`
@@ -367,9 +391,6 @@ def _check_colours(image): # -> `h w 3`
             'or drop alpha (image[...,:3]) if it means nothing')
     return image[...,:3]
 
-def _one_number(colours): # `… 3` -> `n`, 0xrrggbb
-    return np.asarray(colours, np.int64).reshape(-1, 3)@[1<<16, 1<<8, 1]
-
 def ids_from_colours(
     image:np.ndarray, # `h w 3`, uint8, as `read_image` gives it; or `h w 4` with alpha 255
     space:LabelSpace, # its palette says which colour is which class
@@ -377,22 +398,18 @@ def ids_from_colours(
 )->np.ndarray: # `h w`, training ids, uint8; or uint16, or uint32 where they do not fit
     """A mask drawn in colours as ids, `space.ignore` where the colour is ignored. ValueError for
     colours that are not in the palette, or that two classes share, or for no array of colours."""
-    image = _check_colours(np.asarray(image))
-    ignored = _one_number(ignored)
-    known = np.concatenate([_one_number(space.palette), ignored])
-    ids = np.concatenate([np.arange(space.num_classes), np.full(len(ignored), space.ignore)])
-    known, first, count = np.unique(known, return_index=True, return_counts=True)
-    if (count>1).any():
-        colour = known[count>1][0]
-        raise ValueError(f'colour #{colour:06x} stands for two classes of {space.name!r}, or '
-                         'for a class and ignored pixels; give each its own')
-    pixels = _one_number(image)
-    at = np.searchsorted(known, pixels).clip(max=len(known)-1)
-    wrong = known[at]!=pixels
-    if wrong.any():
-        colours, count = np.unique(pixels[wrong], return_counts=True)
-        most = np.argsort(-count, kind='stable')[:5]
-        which = ', '.join(f'#{colours[i]:06x} ({count[i]} pixels)' for i in most)
-        raise ValueError(f'{len(colours)} colours that {space.name!r} does not have: {which}; name '
-                         'them in `ignored`, or draw without smoothing and save as PNG')
-    return ids[first[at]].reshape(image.shape[:2]).astype(np.min_scalar_type(ids.max()))
+    numbers = ColourLookup.numbers(_check_colours(np.asarray(image)))
+    colour_to_train = {}
+    ignored_rows = np.asarray(ignored, np.int64).reshape(-1, 3).tolist()
+    for i,rgb in enumerate([*space.palette, *ignored_rows]):
+        colour = f'#{bytes(rgb).hex()}'
+        if colour in colour_to_train:
+            raise ValueError(f'colour {colour} stands for two classes of {space.name!r}, or '
+                             'for a class and ignored pixels; give each its own')
+        colour_to_train[colour] = i if i<space.num_classes else space.ignore
+    ids = ColourLookup(colour_to_train)(numbers)
+    if (ids<0).any():
+        unknown = ColourLookup.describe(numbers[ids<0])
+        raise ValueError(f'{space.name!r} does not have {unknown}; name them in `ignored`, '
+                         'or draw without smoothing and save as PNG')
+    return ids.astype(np.min_scalar_type(max(colour_to_train.values())))

@@ -31,7 +31,8 @@ class BadFile(ValueError):
         text:str, # what is wrong, where, and what to do
         kind:str='broken', # or as below
         # of images: 'too large', 'several frames', 'no image of bytes', 'wrong range', 'transparent'
-        # of masks: 'too large', 'several frames', 'unseen ids', 'no index mask', 'JPEG mask', 'sizes differ'
+        # of masks: 'too large', 'several frames', 'unseen ids', 'unseen colours', 'no index mask',
+        # 'JPEG mask', 'sizes differ'
     ):
         super().__init__(text)
         self.kind = kind
@@ -255,7 +256,7 @@ def read_image(
 # %% ../../nbs/3_data/06_readers.ipynb #c044r
 class RawMask(NamedTuple):
     "The ids of a mask file, before a label space maps them."
-    ids:np.ndarray # `h w`, integers, upright
+    ids:np.ndarray # `h w`, integers, upright; `h w 3` or `h w 4` where the mask is drawn in colours
     name:str # of the file
     tag:int=1 # EXIF orientation of the file, 1..8; other than 1: it was turned
     ignored:int|None=None # this id counts for nothing, whatever the label space says
@@ -263,6 +264,7 @@ class RawMask(NamedTuple):
 
 def read_ids(
     source:'str|Path|dict', # a file, or a row's `{'path':…, 'bytes':…}`; the path's ending says which kind
+    colours:bool=False, # a mask drawn in colours is given as it is, `h w 3`, or `h w 4` with alpha
 )->RawMask:
     """The ids that an image, a MATLAB file (*.mat) or a text (*.regions.txt) holds.
     FileNotFoundError, or BadFile for what is broken, or no index mask."""
@@ -274,6 +276,9 @@ def read_ids(
     if im.format in ('JPEG','MPO'):
         raise file.bad('is a JPEG, whose compression invents ids; save masks as PNG', 'JPEG mask')
     with file.decoding():
+        if colours and im.mode in ('RGB','RGBA'):
+            drawn = apply_orientation(np.asarray(im), opened.left)
+            return RawMask(drawn, file.name, opened.tag)
         if im.mode not in ('P','L','1') and not im.mode.startswith('I'):
             raise file.bad(f'is {im.mode}, but one index per pixel was expected; {_advice(im)}',
                            'no index mask')
@@ -314,11 +319,9 @@ def _advice(im):
     if im.mode in ('LA','PA') or is_colour and len({band.tobytes() for band in im.split()[:3]})==1:
         return ('has its numbers in several equal channels, or beside alpha; '
                 f'{save}: Image.open(FILE).getchannel(0).save(NEW)')
-    return ('turn its colours into ids first, by ids_from_colours. In Python, with a class list '
-        'LIST of lines NAME, #rrggbb (no ids): from PIL import Image; '
-        'from idrnet_nb.data.class_lists import ids_from_colours, space_from_file; '
-        'from idrnet_nb.data.readers import read_image; '
-        'Image.fromarray(ids_from_colours(read_image(FILE), space_from_file(LIST))).save(NEW)')
+    return ('if it is drawn in colours, give every class of the list its own, NAME, #rrggbb, '
+        'and void, #rrggbb for what counts for nothing; masks of RGB and RGBA are then read '
+        '(in Python, ids_from_colours makes ids of other arrays)')
 
 def _palette_colours(im, ids): # -> id: (r,g,b)
     "Of the ids that the mask holds, where the palette has that colour only once."
@@ -362,6 +365,7 @@ class DecodedMask(NamedTuple):
     ids:np.ndarray # `h w`, training ids, upright
     tag:int=1 # EXIF orientation of the file, 1..8; other than 1: it was turned
     colours:dict|None=None # id in the file -> (r,g,b) of those that it holds, where it has a palette
+    in_colours:bool=False # drawn in colours, which the label space knows
 
 def decode_mask(
     source:'str|Path|dict', # a file, or `{'path':…, 'bytes':…}`; PNG, MATLAB with the variable S, or *.regions.txt
@@ -370,7 +374,11 @@ def decode_mask(
     """An index mask through `space.encode`, once, turned by its own tag. FileNotFoundError, or
     BadFile (a ValueError) naming the file: not an index mask, broken, with unseen ids, or mapped
     already."""
-    raw = read_ids(source)
+    raw = read_ids(source, space.colour_to_train is not None)
+    if raw.ids.ndim==3:
+        try: label = space.encode_colours(raw.ids, f'label: {raw.name!r}')
+        except ValueError as e: raise BadFile(str(e), 'unseen colours') from e
+        return DecodedMask(label, raw.tag, in_colours=True)
     space = drawn_as(raw.ids, raw.name, space)
     ids = raw.ids
     if raw.ignored is not None: # any id that the space knows, until all are mapped

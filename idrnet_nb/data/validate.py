@@ -104,7 +104,7 @@ class _PairCheck:
         names = str(self.row.get('id')), self.place['image'], self.place['label']
         if mask is None or (image and pair is None): return Pair(names, self.faults, self.remarks)
         label = pair.label if pair else mask.ids
-        counts, ignored = self.count(label)
+        counts, ignored = self.count(label, mask.in_colours)
         return Pair(names, self.faults, self.remarks, counts, ignored, label.shape, mask.colours)
 
     def read(self, part, decode): # None where it cannot be read
@@ -137,12 +137,12 @@ class _PairCheck:
         if pair and pair.doubt:
             self.faults.append(Fault.of('orientation unclear', place, doubt=pair.doubt))
 
-    def count(self, label): # pixels of each class, and of each ignored id
+    def count(self, label, in_colours): # pixels of each class, and of each ignored id
         k, n = self.space.num_classes, len(ignored_ids(self.space))
         valid = label[label!=self.space.ignore]
         if not len(valid): self.faults.append(Fault.of('nothing but void', self.place['label']))
-        ignored = np.full(n, label.size-len(valid))
-        if n>1 and len(valid)<label.size: # the mask is read again, to tell them apart
+        ignored = np.full(n, 0 if in_colours else label.size-len(valid)) # ignored colours have no id
+        if n>1 and not in_colours and len(valid)<label.size: # the mask is read again, to tell them apart
             apart = read_mask(self.row['label'], _with_ignored_ids(self.space))
             ignored = np.bincount(apart.ravel(), minlength=k+n)[k:k+n]
         return np.bincount(valid, minlength=k), ignored

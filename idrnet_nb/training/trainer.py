@@ -22,7 +22,7 @@ from .config import TrainConfig
 from .label_counts import LabelCounts
 from .losses import Criterion
 from .memory_advice import is_out_of_memory, suggest_batch_size
-from .resume import RunFolder
+from .run_folder import RunFolder
 from .sampler import batches
 from .schedule import param_groups, poly
 

@@ -251,13 +251,37 @@ def test_copies_of_an_image_are_held_out_together(tmp_path):
         assert not contents[0] & contents[1] and len(train) + len(unseen) == 20 and len(unseen) == 6
 
 
-def test_what_an_error_says_of_colour_masks_can_be_run(tmp_path):
-    "The sentence about a mask of colours is Python that makes a mask of ids of it."
+@pytest.mark.parametrize('form', ['RGB', 'RGBA', 'transparent'])
+def test_masks_drawn_in_colours_are_read_as_they_are(tmp_path, form):
+    "A class list with a colour for each class reads RGB and RGBA; alpha 0 is a colour of its own."
     colours = np.array([BLACK, RED, GREEN], np.uint8)[MASK]
-    rows, space = made(tmp_path, [RGB], [colours], 'a, #000000\nb, #ff0000\nc, #00ff00\n')
-    said = check_data(rows, space, progress=False).faults[0][2]
-    code = said[said.index('from PIL') :]
-    exec(code, dict(FILE=tmp_path / 'm' / 'p0.png', LIST=tmp_path / 'classes.txt', NEW=tmp_path / 'm' / 'p0.png'))
-    assert check_data(rows, space, progress=False).ok and np.array_equal(
-        np.asarray(Image.open(tmp_path / 'm' / 'p0.png')), MASK
-    )
+    alpha = np.full((*MASK.shape, 1), 255, np.uint8)
+    if form != 'RGB':
+        colours = np.concatenate([colours, alpha], -1)
+    first = '#000000'
+    if form == 'transparent':
+        colours[MASK == 0] = (9, 9, 9, 0)
+        first = 'transparent'
+    rows, space = made(tmp_path, [RGB], [colours], f'a, {first}\nb, #ff0000\nc, #00ff00\n')
+    report = check_data(rows, space, progress=False)
+    assert report.ok, report.faults
+    assert report.pixels == np.bincount(MASK.ravel(), minlength=3).tolist()
+    assert np.array_equal(SegmentationDataset(rows, space)[0][1].numpy(), MASK)
+
+
+def test_colours_that_no_class_has_are_named(tmp_path):
+    "The fault names file, colours and pixels; void, #rrggbb ignores a colour, and no id seems to be much ignored."
+    colours = np.array([BLACK, RED, GREEN], np.uint8)[MASK]
+    rows, space = made(tmp_path, [RGB], [colours], 'a, #000000\nb, #ff0000\n')
+    ((kind, place, said),) = [f for f in check_data(rows, space, progress=False).faults if f[0] == 'unseen colours']
+    assert '#00ff00' in said and f'({(MASK == 2).sum()} pixels)' in said and 'void, #rrggbb' in said
+    (tmp_path / 'classes.txt').write_text('a, #000000\nb, #ff0000\nvoid, #00ff00\n')
+    report = check_data(rows, space_from_file(tmp_path / 'classes.txt'), progress=False)
+    assert report.ok and report.void == (MASK == 2).sum()
+
+
+def test_a_list_without_colours_says_how_to_give_them(tmp_path):
+    "A mask drawn in colours is refused, with the line to write."
+    colours = np.array([BLACK, RED, GREEN], np.uint8)[MASK]
+    rows, space = made(tmp_path, [RGB], [colours], 'a\nb\nc\n')
+    assert 'NAME, #rrggbb' in check_data(rows, space, progress=False).faults[0][2]
