@@ -87,7 +87,7 @@ class Settings:
         self.check_once()
 
     def check_once(self):
-        "No option says what --set says, and one thing says how long to train."
+        "ValueError if --set repeats an option, or if both --steps and --epochs are given."
         given = self.command.given
         for name,option in self.options.items():
             if option in given and name in self.texts:
@@ -101,8 +101,8 @@ class Settings:
         return name in self.texts or self.options.get(name, name) in self.command.given
 
     def check_parts(self,
-        allowed:tuple, # parts of which settings have an effect
-        why:str='', # others have none
+        allowed:tuple, # parts whose settings have an effect here
+        why:str='', # reason why settings of other parts have none
     )->None:
         "Raise ValueError for a setting of another part."
         for name in self.texts:

@@ -71,7 +71,7 @@ class DataOptions(Command):
         # how many images of the toy world
 
     def refuse_other_data(self, **reasons)->None:
-        "Raise ValueError for options of other data; `reasons`: more of which the toy world has none."
+        "Raise ValueError for options of other data; `reasons`: more that the toy world lacks."
         split = f'{WORLD_HAS_NO_FILES}, it has one unseen part'
         pictures = f'it says how large the toy world is, and --data is {self.data}'
         world = dict(root=WORLD_HAS_NO_FILES, split=split, **reasons)

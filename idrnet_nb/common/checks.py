@@ -42,11 +42,11 @@ def _on_cpu(x):
 
 def check_labels(
     label:Tensor, # any shape, class ids
-    num_classes:int, # ids 0..num_classes-1 are right
-    ignore:int=IGNORE, # and this one
+    num_classes:int, # ids 0..num_classes-1 are valid
+    ignore:int=IGNORE, # this id is valid too
     where:str='label', # named in the error
 )->None:
-    "Raise ValueError naming wrong ids and how many pixels have them. Does nothing off the CPU."
+    "Raise ValueError naming invalid ids and their pixel counts. Not checked for tensors on a GPU."
     check_ignore(num_classes, ignore, where)
     if not _on_cpu(label): return
     if not label.is_floating_point(): label = label.long() # 255 and -100 do not fit some small types
@@ -63,7 +63,7 @@ def as_class_ids(
     where:str='label', # named in the error
     axes:'int|None'=3, # 3: `b H W` is wanted; None: any shape
 )->Tensor: # the same ids, int64
-    "Class ids for indexing. Raises ValueError for arrays, fractions, bools and one-hot masks."
+    "Class ids for indexing. Raises ValueError for NumPy arrays, floats, bools and one-hot labels."
     if not isinstance(label, Tensor):
         raise ValueError(f'{where}: labels must be a tensor, got {type(label).__name__}; '
                          'torch.as_tensor(label) makes one')
@@ -144,9 +144,9 @@ def check_scale(
     images:Tensor, # any shape, RGB
     where:str, # named in the error
 )->bool: # True where the values are bright enough to be surely in 0..255
-    """Raise ValueError for images that are not in 0..255: scaled, normalised, 16-bit. Warns where
-    all values are 0 or 1. Reads the values (a GPU is stopped once), but not those of uint8; black
-    images pass."""
+    """Raise ValueError for images that are not in 0..255: scaled, normalised, 16-bit. Warn if all
+    values of float images are 0, 1 or 2. Black images pass. Reads the values, at the cost of a GPU
+    sync, except those of uint8."""
     if images.dtype == torch.uint8: return True
     if not _has_values(images): return False
     is_float = images.is_floating_point()
@@ -170,7 +170,7 @@ def check_finite(
     x:Tensor, # any shape
     where:str, # named in the error
 )->None:
-    "Raise FloatingPointError saying how many values are nan or infinite. Does nothing off the CPU."
+    "Raise FloatingPointError saying how many values are nan or infinite. Not checked on a GPU."
     if not _on_cpu(x): return
     bad = x.numel() - int(torch.isfinite(x).sum())
     if bad:
@@ -235,9 +235,9 @@ def field_types(
 def check_fields(
     config, # an instance of a dataclass, frozen or not; call this from its `__post_init__`
 )->None:
-    """Hold every field against its annotation, and put it back in its usual form: lists as tuples,
-    20.0 as 20 where a whole number is wanted. Raises ValueError naming class, field, value and what
-    is wanted; nan and infinity are no numbers here."""
+    """Check every field against its annotation, and convert it: lists to tuples, 20.0 to 20 for an
+    int. Raises ValueError naming class, field, value and the wanted type, also for nan and
+    infinity."""
     for name, kind in field_types(type(config)).items():
         value = getattr(config, name)
         try: object.__setattr__(config, name, _convert(value, kind))

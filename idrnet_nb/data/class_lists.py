@@ -160,7 +160,7 @@ def _is_header(fields):
     return all(word in _COLUMNS for field in words for word in field)
 
 def _meant(line):
-    "(name, id or colour) of a line that has both in a form that is not read; None for other lines."
+    "What a line in an unsupported form (`3: road`) seems to mean: (name, id or colour), or None."
     text = line.strip().strip('|').strip()
     rgb = r'(\(?(?:[0-9]{1,3}[,\s]\s*){2}[0-9]{1,3}\)?)'
     found = re.fullmatch(rf'(.*?[^\s:=|,;])\s*[:=|\s]\s*{rgb}(?::.*)?', text)
@@ -177,7 +177,7 @@ def _meant(line):
 def check_form(
     lines:list, # of a class list, without comments and empty ones
 )->None:
-    "ValueError for a list that would be read as other names, or other ids, than it means."
+    "ValueError for a list that would be read as something else: a header, YAML, `3: road`."
     first, fields = lines[0].strip(), split_fields(lines[0])
     if _is_header(fields) and first[0]!='"':
         raise ValueError(f'{first!r} seems to be a header, and would be a class; take it away, or '
@@ -311,7 +311,7 @@ class ClassList:
 
     def mask_colours(self,
         ignore:int, # training id of what is ignored
-    )->'dict|None': # '#rrggbb' or 'transparent' -> training id; None: not all classes have a colour of their own
+    )->'dict|None': # '#rrggbb' or 'transparent' -> training id; None: some class has no colour of its own
         "What masks that are drawn in colours mean."
         if any(line.colour is None for line in self.classes): return None
         pairs = [(line.drawn_as, train) for train,line in enumerate(self.classes)]
@@ -353,9 +353,10 @@ def space_from_file(
     name:str|None=None, # of the space; None: as the file is called
 )->LabelSpace: # the ignore index is 255, or beyond if there are more classes
     """The classes of your own data. Lines `void, id`, `ignore, id` and labelme's `__ignore__` say
-    which ids count for nothing. Where every class has a colour of its own, masks may be drawn in
-    these colours; `void, #rrggbb` says what counts for nothing there. FileNotFoundError, or ValueError naming file and line: what is no
-    id, an id or a name twice, ids for some classes only, a form that means something else."""
+    which ids are ignored. Where every class has a colour of its own, masks may be drawn in these
+    colours; `void, #rrggbb` names an ignored one. FileNotFoundError, or ValueError naming file and
+    line: a field that is no id, a repeated id or name, ids for some classes only, a line that seems
+    to mean something else."""
     file = Path(file)
     listed = ClassList(file)
     ids, ignored = listed.raw_ids()
@@ -396,8 +397,8 @@ def ids_from_colours(
     space:LabelSpace, # its palette says which colour is which class
     ignored:Sequence[tuple[int,int,int]]=(), # colours that are no class
 )->np.ndarray: # `h w`, training ids, uint8; or uint16, or uint32 where they do not fit
-    """A mask drawn in colours as ids, `space.ignore` where the colour is ignored. ValueError for
-    colours that are not in the palette, or that two classes share, or for no array of colours."""
+    """The ids of a colour mask, `space.ignore` where the colour is ignored. ValueError for colours
+    that are not in the palette, or that two classes share, and for an array that is no image."""
     numbers = ColourLookup.numbers(_check_colours(np.asarray(image)))
     colour_to_train = {}
     ignored_rows = np.asarray(ignored, np.int64).reshape(-1, 3).tolist()

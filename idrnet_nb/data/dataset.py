@@ -22,10 +22,10 @@ from .transforms import Augment, resize
 
 # %% ../../nbs/3_data/13_dataset.ipynb #c170
 class MatchedPair(NamedTuple):
-    "An image and its mask, pixel upon pixel, both upright."
+    "An image and its mask, aligned pixel by pixel, both upright."
     image:np.ndarray # `h w 3`, uint8
     label:np.ndarray # `h w`, train ids
-    turned:str='' # 'alike': by the same tag; 'as seen', 'as stored', 'unclear': how the mask was drawn
+    turned:str='' # '': no tag; 'alike': same tag; else what the mask was drawn on: 'as seen', 'as stored', 'unclear'
     doubt:str='' # where that is unclear: which files, what was assumed, what to do
 
 def match_pair(
@@ -33,9 +33,9 @@ def match_pair(
     mask:DecodedMask, # of the row
     row:dict, # of `rows`, for the names in errors
 )->MatchedPair:
-    """Image and mask as they belong together. Each follows its own orientation tag; only where they
-    do not fit so, but the stored pixels do, the mask was drawn on these, and is turned with the
-    image. BadFile where sizes differ."""
+    """Image and mask, aligned. Each is turned by its own EXIF orientation tag. If their sizes then
+    differ, but agree as stored, the mask was drawn on the stored pixels and is turned with the
+    image. BadFile if the sizes differ both ways."""
     rgb, label = image.rgb, mask.ids
     size, label_size = rgb.shape[:2], label.shape
     stored = size[::-1] if image.tag>4 else size
@@ -147,9 +147,9 @@ class SegmentationDataset(torch.utils.data.Dataset):
     def skipped(self)->list: # what is wrong with each pair skipped so far
         return [self.why_unreadable(i) for i in self.bad.nonzero().flatten().tolist()]
 
-    def describe(self)->dict: # as JSON can say it
-        """What a resumed training must find again (`fingerprint.describe_data`): classes, ids,
-        augmentation, files."""
+    def describe(self)->dict: # JSON-serialisable
+        """What must be unchanged when a training is resumed (`fingerprint.describe_data`): classes,
+        ids, size, augmentation, files."""
         space, ids = self.space, self.space.raw_to_train
         if ids is None: ids = {i:i for i in (*range(space.num_classes),space.ignore)}
         ids = {str(id):train for id,train in sorted(ids.items())}

@@ -86,9 +86,9 @@ def _draw_things(space, size, rng):
 
 # %% ../../nbs/3_data/11_fake_datasets.ipynb #c020
 class _BodyPart(NamedTuple):
-    """In a figure 1 high and 2 wide, whose middle is 0; our right is the left of somebody who looks
-    at us."""
-    names:tuple # of its class, the first that the space has; or by chance one of three
+    """In a figure of height 1 (y from the top) and width 2 (x from -1 to 1). The person faces us:
+    their right is at the left of the image."""
+    names:tuple # class names: the first in the space; of more than three, a random one of the first three in it
     top:float
     left:float
     height:float
@@ -142,10 +142,10 @@ def _near_edge(label):
 def fake_scene(
     space:LabelSpace, # classes and colours; people where it has hair and pants, things otherwise
     size:tuple, # (h, w), 32 or more, pixels
-    rng:np.random.Generator, # where all chance comes from
+    rng:np.random.Generator, # the only source of randomness
 )->tuple: # image `h w 3` uint8, label `h w` train ids
-    """A made-up image and its mask, the same for the same generator. Where two things meet (not on
-    people), and on a spot at times, the label is `space.ignore`. ValueError below 32 pixels."""
+    """A made-up image and its mask. The label is `space.ignore` at borders between things (not of
+    people), and sometimes on a round spot. ValueError for a side below 32 pixels."""
     if min(size)<32: raise ValueError(f'scene: size={tuple(size)}; things need 32 pixels to be seen')
     people = {'hair','pants'}<={name.lower() for name in space.classes}
     label = (_draw_people if people else _draw_things)(space, size, rng)
@@ -228,7 +228,7 @@ class _Writer:
 def write_fake_dataset(
     name:str, # a key of `datasets.DATASETS`
     root:'str|Path', # becomes the folder to be given to `DATASETS[name].load`; empty or not there
-    space:LabelSpace, # of the dataset; its `raw_to_train` is gone through backwards
+    space:LabelSpace, # of the dataset; its `raw_to_train` is inverted to write file ids
     train:int=8, # images to train on
     unseen:int=4, # images of each other split
     size:tuple=(96,128), # (h, w) of each, 32 or more, pixels

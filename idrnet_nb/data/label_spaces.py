@@ -16,7 +16,7 @@ from .labels import LabelSpace, palette
 def published_space(
     name:str, # of the dataset
     classes:list, # names, in the order of training
-    raw_ids:'int|list', # ids in the files: of the first class, the others count on; or an id, or several, per class
+    raw_ids:'int|list', # ids in the files. int: id of the first class, then counting up; list: id or ids per class
     ignored_raw_ids:list, # ids in the files that count for nothing
     colours:'list|None'=None, # '#rrggbb' per class; None: `palette`
 )->LabelSpace:

@@ -45,8 +45,8 @@ _OKABE_ITO = ((0,114,178), (230,159,0), (0,158,115), (204,121,167), (86,180,233)
 def palette(
     k:int, # number of classes
 )->np.ndarray: # `k 3`, uint8
-    """Colours that stay apart for colour-blind readers too; `palette(5)` begins `palette(9)`.
-    ValueError for `k<1`, and for more classes than there are colours."""
+    """Colours that stay apart for colour-blind readers too; the first 5 of `palette(9)` are
+    `palette(5)`. ValueError for `k<1`, and for more classes than there are colours."""
     if k<1: raise ValueError(f'palette: k is {k}, give at least one class')
     grid = np.stack(np.meshgrid(*[np.arange(0, 256, 23)]*3, indexing='ij'), -1).reshape(-1, 3)
     lightness = perceived_colours(grid)[:,0,0]
@@ -135,7 +135,7 @@ class ColourLookup:
     def numbers(cls,
         image:np.ndarray, # `h w 3`, or `h w 4` with alpha, integers 0..255
     )->np.ndarray: # `h w`
-        "ValueError for pixels that are partly transparent: it is not known what lies below."
+        "Each colour as 0xrrggbb, or `transparent`. ValueError for partly transparent pixels."
         numbers = image[...,:3].astype(np.int64)@[1<<16, 1<<8, 1]
         alpha = image[...,3:]
         partly = int(((alpha>0) & (alpha<255)).sum())
@@ -189,9 +189,9 @@ class LabelSpace:
     palette:tuple # `k` colours `(r,g,b)`, 0..255
     raw_to_train:'dict|None' = field(default=None, hash=False) # id in the file -> training id; None: the same
     ignore:int = IGNORE # training id of pixels that count for nothing
-    mirror:'tuple|None' = field(default=None, repr=False) # training ids that swap; None: see `left_right`
-    implicit_ignore:tuple = field(default=(), compare=False, repr=False) # ids ignored unasked: 255 of a class list
-    colour_to_train:'dict|None' = field(default=None, hash=False, repr=False) # '#rrggbb' in masks drawn in colours -> training id
+    mirror:'tuple|None' = field(default=None, repr=False) # pairs of training ids that swap in a flip; None: by names
+    implicit_ignore:tuple = field(default=(), compare=False, repr=False) # ids ignored though not listed: 255
+    colour_to_train:'dict|None' = field(default=None, hash=False, repr=False) # '#rrggbb' in colour masks -> training id
 
     def __post_init__(self):
         self._convert('name', _text, 'a text')
@@ -259,7 +259,7 @@ class LabelSpace:
     def dtype(self): # of training ids
         return np.uint8 if max(self.num_classes-1, self.ignore)<256 else np.int64
 
-    def to_json(self)->dict: # as JSON holds it; the last three fields only where they say something
+    def to_json(self)->dict: # JSON-serialisable; without the last three fields where they are not set
         data = asdict(self)
         if self.mirror is None: del data['mirror']
         if self.colour_to_train is None: del data['colour_to_train']

@@ -70,11 +70,11 @@ def _rows(ids, images, labels):
 
 # %% ../../nbs/3_data/08_pairing.ipynb #c055a
 class _Naming(NamedTuple):
-    "How the names of images, or of masks, are made: what stands before and after the id."
-    head:str
-    tail:str
+    "What stands before the id (prefix) and after it (suffix) in file names of images, or of masks."
+    head:str # prefix
+    tail:str # suffix
 
-    def id_of(self, name): # sub-folders included, without kind; None where it is not so made
+    def id_of(self, name): # of a name without extension, sub-folders kept; None if it does not fit
         above, slash, name = name.rpartition('/')
         id = name[len(self.head):len(name)-len(self.tail)]
         return above+slash+id if id and name==self.head+id+self.tail else None
@@ -86,7 +86,7 @@ class _Naming(NamedTuple):
     def __str__(self): return f'{self.head}NAME{self.tail}'
 
 class NameDifference(NamedTuple):
-    "What stands before and after the id in all names of images, and in all names of masks."
+    "A prefix and a suffix of image names, and others of mask names, by which the files pair."
     heads:tuple # (image, mask)
     tails:tuple # (image, mask)
     pairs:int # images that find a mask so
@@ -138,7 +138,7 @@ def name_differences(
     labels:Sequence[str], # names of masks that have no image
     share:float=.9, # of the images, or of the masks, that must find a partner
 )->list: # of `NameDifference`, the one with most pairs first; none where names differ in other ways
-    "The same beginning or end in all names that keeps images and masks apart: `_image`, `_label`."
+    "Prefixes or suffixes by which all images and their masks differ: `_image`, `_label`."
     images, labels = sorted(images), sorted(labels)
     enough = share*min(len(images),len(labels))
     best = {} # what differs -> (pairs, length, heads, tails)
@@ -259,7 +259,7 @@ class _Pairing:
                 if all(other.id_in_name(path) is None for path in paths)}
 
     def all_ids(self):
-        "Ids of all files; of kinds that are not read, of images and of files with a partner."
+        "Ids of files that can be read; of other formats, ids of images and of pairs."
         ids = {*self.images.files, *self.labels.files}
         for one, other in (self.images,self.labels), (self.labels,self.images):
             for id,path in one.unread.items():
@@ -352,11 +352,11 @@ def folder_pairs(
     images_dir:'str|Path', # images, sub-folders and links to folders included
     labels_dir:'str|Path', # masks of the same names, of any kind, MATLAB too
     ids:Sequence[str]|None=None, # take these, in this order; None = all, sorted
-    tails:tuple[str,str]=('',''), # what follows the id in names of images and of masks, say ('_image','_gt')
-    heads:tuple[str,str]=('',''), # what stands before it, say ('img_','mask_')
+    tails:tuple[str,str]=('',''), # suffixes: after the id in names of images and of masks, e.g. ('_image','_gt')
+    heads:tuple[str,str]=('',''), # prefixes: before it, e.g. ('img_','mask_')
 ): # `datasets.Dataset` with columns id, image, label; files are opened later, and palettes stay
-    """Image and mask files joined by name; forms of Unicode do not matter, small and capital
-    letters only where they decide. FileNotFoundError for a missing folder; ValueError for one
+    """Image and mask files joined by name. Unicode forms do not matter; case matters only where two
+    names differ in nothing else. FileNotFoundError for a missing folder; ValueError for one
     folder given as both; Unpaired (a ValueError) listing files without a partner, and what would
     pair them."""
     for folder in images_dir, labels_dir:

@@ -142,7 +142,7 @@ def open_image(
     source:'str|Path|dict', # a file, or a row's `{'path':…, 'bytes':…}`
     what:str, # 'image' or 'label', named in errors
 )->OpenedImage:
-    "FileNotFoundError, or BadFile for what is broken, too large or of several frames."
+    "Open and decode an image file. FileNotFoundError; BadFile: broken, too large, several frames."
     from PIL import Image
     file = SourceFile(source, what)
     # Pillow warns of large images and broken EXIF without a name: left out, unless asked for
@@ -194,9 +194,9 @@ class DecodedImage(NamedTuple):
 def decode_image(
     source:'str|Path|dict', # a file, or `{'path':…, 'bytes':…}` as `datasets.Image(decode=False)` gives it
 )->DecodedImage:
-    """An image, and what was found when it was read. FileNotFoundError, or BadFile (a ValueError)
-    naming the file that is broken, too large, of several frames, of no 8- or 16-bit kind, or would
-    be read as black or white."""
+    """Read an image, with remarks on the file. FileNotFoundError, or BadFile (a ValueError) naming
+    the file: broken, too large, of several frames, not of 8 or 16 bits per channel, or one that
+    would be read as all black or white."""
     opened = open_image(source, 'image')
     im, file = opened.image, opened.file
     with file.decoding():
@@ -218,7 +218,7 @@ def decode_image(
     return decoded._replace(rgb=apply_orientation(decoded.rgb, opened.left), tag=opened.tag)
 
 def _high_bytes(im, bits, file): # -> `h w 3`
-    "BadFile for numbers that do not fill their 16 bits: the high bytes would be next to nothing."
+    "High bytes of 16-bit grey as RGB. BadFile if all are below 4096: nearly black."
     numbers = np.asarray(im)
     low, high = int(numbers.min()), int(numbers.max())
     if low<0 or high>65535:
@@ -250,7 +250,7 @@ def _on_white(im, file):
 def read_image(
     source:'str|Path|dict', # a file, or `{'path':…, 'bytes':…}` as `datasets.Image(decode=False)` gives it
 )->np.ndarray: # `h w 3`, uint8 RGB, upright
-    "Any image as RGB bytes; what `decode_image` raises."
+    "An image as uint8 RGB. Raises as `decode_image`."
     return decode_image(source).rgb
 
 # %% ../../nbs/3_data/06_readers.ipynb #c044r
@@ -264,7 +264,7 @@ class RawMask(NamedTuple):
 
 def read_ids(
     source:'str|Path|dict', # a file, or a row's `{'path':…, 'bytes':…}`; the path's ending says which kind
-    colours:bool=False, # a mask drawn in colours is given as it is, `h w 3`, or `h w 4` with alpha
+    colours:bool=False, # True: return an RGB or RGBA mask as it is, `h w 3` or `h w 4`
 )->RawMask:
     """The ids that an image, a MATLAB file (*.mat) or a text (*.regions.txt) holds.
     FileNotFoundError, or BadFile for what is broken, or no index mask."""
@@ -339,8 +339,8 @@ def drawn_as(
     name:str, # of the file
     space:LabelSpace, # of the dataset
 )->LabelSpace: # to read this mask with
-    """The space itself, but for Cityscapes, which has two kinds of masks: the file's name says
-    which. BadFile where the ids are not of the kind that the name says."""
+    """The label space to read a mask with: `space`, except for Cityscapes, where *_labelIds.png
+    hold label ids and *_labelTrainIds.png training ids. BadFile where name and ids disagree."""
     if space!=LABEL_SPACES['cityscapes']: return space
     by_name = 'labelTrainIds' in Path(name).name
     beyond, ignored = (ids>18)&(ids<IGNORE), ids==IGNORE # only label ids, only training ids have these
@@ -371,9 +371,9 @@ def decode_mask(
     source:'str|Path|dict', # a file, or `{'path':…, 'bytes':…}`; PNG, MATLAB with the variable S, or *.regions.txt
     space:LabelSpace, # says which file id is which class
 )->DecodedMask:
-    """An index mask through `space.encode`, once, turned by its own tag. FileNotFoundError, or
-    BadFile (a ValueError) naming the file: not an index mask, broken, with unseen ids, or mapped
-    already."""
+    """Read a mask, map its ids (`space.encode`) or colours (`space.encode_colours`), and turn it by
+    its orientation tag. FileNotFoundError, or BadFile (a ValueError) naming the file: no mask of
+    ids or known colours, broken, with unknown ids, or mapped already."""
     raw = read_ids(source, space.colour_to_train is not None)
     if raw.ids.ndim==3:
         try: label = space.encode_colours(raw.ids, f'label: {raw.name!r}')
@@ -399,6 +399,6 @@ def decode_mask(
 def read_mask(
     source:'str|Path|dict', # a file, or `{'path':…, 'bytes':…}`; PNG, MATLAB with the variable S, or *.regions.txt
     space:LabelSpace, # says which file id is which class
-)->np.ndarray: # `h w`, training ids, `space.ignore` where a pixel counts for nothing
-    "The ids of a mask; what `decode_mask` raises."
+)->np.ndarray: # `h w`, training ids, `space.ignore` where a pixel is ignored
+    "The training ids of a mask. Raises as `decode_mask`."
     return decode_mask(source, space).ids

@@ -36,10 +36,10 @@ def resize(
 def fit_size(
     size:tuple[int,int], # (h, w) of an image
     bounds:tuple[int,int], # for the shorter and the longer side, in any order, pixels
-    keep_ratio:bool=True, # the largest size within the bounds; or else the bounds, turned as the image
-    factor:float=1., # times the bounds
+    keep_ratio:bool=True, # True: largest size of its aspect ratio within bounds; False: bounds, larger on longer side
+    factor:float=1., # by which the bounds are multiplied
 )->tuple[int,int]: # (h, w)
-    "The resize rule, of the training scale and of `EvalProtocol.fit`."
+    "The size that images are resized to, by `Augment.bounds` and by `EvalProtocol.fit`."
     low, high = sorted(max(1,int(n*factor)) for n in bounds)
     if not keep_ratio: return (high,low) if size[0]>size[1] else (low,high)
     scale = min(high/max(size), low/min(size))
@@ -63,10 +63,10 @@ def random_crop(
     label:Tensor, # `h w`
     size:tuple[int,int], # (h, w) at most; a smaller image stays as small as it is
     rng:np.random.Generator, # where the windows come from
-    max_ratio:float=.75, # of one class; 1 = take the first window
+    max_ratio:float=.75, # largest share of one class in the window; 1: take the first window
     ignore:int=IGNORE, # this id is no class and has no share
 )->tuple[Tensor,Tensor]: # the same window of both
-    "A window, tried ten times until no class fills more than `max_ratio` of it."
+    "A random window, drawn up to ten times until no class fills more than `max_ratio` of it."
     h, w = min(size[0],label.shape[0]), min(size[1],label.shape[1])
     for _ in range(10):
         y, x = rng.integers(label.shape[0]-h+1), rng.integers(label.shape[1]-w+1)
@@ -111,7 +111,7 @@ def photometric(
     saturation:tuple[float,float]=(.5,1.5), # factor
     hue:float=36, # turned at most, degrees
 )->Tensor: # `3 h w`, uint8
-    "Brightness, contrast, saturation and hue, each with chance 1/2; the label stays."
+    "Random brightness, contrast, saturation, hue, each with probability 1/2; no label changes."
     on = rng.random(4)<.5
     added = rng.uniform(-brightness,brightness)*on[0]
     factor = rng.uniform(*contrast) if on[1] else 1
@@ -127,10 +127,10 @@ def rotate(
     image:Tensor, # `3 h w`, uint8
     label:Tensor, # `h w`
     degrees:float, # anticlockwise
-    colour:Sequence[float]=(124,116,104), # of what comes in, RGB 0–255: the mean of ImageNet
-    ignore:int=IGNORE, # label of what comes in
+    colour:Sequence[float]=(124,116,104), # of the uncovered corners, RGB 0–255: the mean of ImageNet
+    ignore:int=IGNORE, # label of the uncovered corners
 )->tuple[Tensor,Tensor]: # of the same size
-    "Turn about the middle: image bilinear, label nearest."
+    "Rotate about the centre: image bilinear, label nearest."
     h, w = label.shape
     angle = torch.tensor(float(degrees)).deg2rad()
     y, x = torch.meshgrid(torch.arange(h)-(h-1)/2, torch.arange(w)-(w-1)/2, indexing='ij')
@@ -147,10 +147,10 @@ def pad_to(
     image:Tensor, # `3 h w`, uint8
     label:Tensor, # `h w`
     size:tuple[int,int], # (h, w) at least, pixels
-    colour:Sequence[float]=(124,116,104), # of the rim, RGB 0–255: the mean of ImageNet
-    ignore:int=IGNORE, # label of the rim
-)->tuple[Tensor,Tensor]:
-    "Grow to `size`, right and below."
+    colour:Sequence[float]=(124,116,104), # of the padding, RGB 0–255: the mean of ImageNet
+    ignore:int=IGNORE, # label of the padding
+)->tuple[Tensor,Tensor]: # `3 h' w'`, `h' w'`
+    "Pad to `size`, at the right and at the bottom."
     h, w = label.shape
     new_h, new_w = max(size[0],h), max(size[1],w)
     padded = torch.tensor(colour).round().to(image.dtype).view(3,1,1).repeat(1,new_h,new_w)
@@ -160,8 +160,8 @@ def pad_to(
 # %% ../../nbs/3_data/12_transforms.ipynb #c163
 @dataclass
 class Augment:
-    """The training recipe: scale, crop, flip, light, rotate, pad; the same for the same (seed,
-    epoch, index)."""
+    """The training augmentation, in this order: scale, crop, flip, colours, rotate, pad. The same
+    (seed, epoch, index) gives the same result."""
     crop:tuple[int,int]|None=None # (h, w) of the result, pixels; None leaves the size to chance
     scale:tuple[float,float]=(.5,2.) # factor, from to
     flip:float=.5 # chance

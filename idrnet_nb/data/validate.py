@@ -48,7 +48,7 @@ class Pair(NamedTuple):
     "What was found in one pair of files."
     names:tuple # (id, image, mask): where they lie, or the row where they are held in memory
     faults:list # of `Fault`
-    remarks:list # of `Fault`, of what is none
+    remarks:list # of `Fault`: worth knowing, but no fault
     counts:'np.ndarray|None'=None # `k` pixels of each class; None where the mask is not in order
     ignored:'np.ndarray|None'=None # pixels of each of `ignored_ids(space)`
     size:'tuple|None'=None # (h, w) of the mask
@@ -58,7 +58,7 @@ def _is_published(space): return space==LABEL_SPACES.get(space.name)
 
 def ignored_ids(
     space:LabelSpace, # of masks
-)->list: # of ids, as the files have them; none of a published dataset, which is as it should be
+)->list: # of ids, as the files have them; empty for a published dataset, whose ids are known to be right
     "The ids in the files that count for nothing."
     if _is_published(space): return []
     if space.raw_to_train is None: return [space.ignore]
@@ -162,15 +162,15 @@ class Report:
     `Report(**json)` reads it again."""
     name:str # of the label space
     classes:tuple # `k` names
-    pictures:int # pairs looked at
-    pixels:list # `k` counts, in masks that are in order
-    occurs:list # `k` counts of images that have the class
+    pictures:int # number of pairs
+    pixels:list # `k`, pixels of each class, in masks without faults
+    occurs:list # `k`, images in which each class occurs
     void:int # pixels that are of no class
     sizes:list # (h, w) of the smallest and of the largest mask; none if there is no mask
     faults:list = field(default_factory=list) # of `Fault`
-    remarks:list = field(default_factory=list) # of `Fault`: what is none, but to be known
+    remarks:list = field(default_factory=list) # of `Fault`: worth knowing, but no fault
     ignored:list = field(default_factory=list) # (id in the files, pixels) of each of `ignored_ids`
-    beside:list = field(default_factory=list) # of each: [masks that hold it, [classes in these]]
+    beside:list = field(default_factory=list) # for each of `ignored`: [masks that hold it, [class ids in them]]
     flip:list = field(default_factory=list) # sentences: which classes a mirrored image swaps
 
     @property
@@ -311,8 +311,8 @@ def _check_part(name, rows, space, palettes, images, workers, progress):
 MUCH = .2 # of all pixels: an ignored id that fills more is hardly the rim between objects
 
 class _ClassCheck:
-    """What the masks of a part say about the class list as a whole. Classes may be absent, but in
-    the part that is learnt from."""
+    """What the masks of a part say about the class list as a whole. Only in the training part is
+    an absent class a fault."""
     def __init__(self, reports, part, space):
         self.report, self.space = reports[part], space
         self.is_learnt = part==('train' if 'train' in reports else next(iter(reports)))
@@ -384,7 +384,7 @@ class _ClassCheck:
             yield self.fault('ignored id', id=id, share=self.percent(n), line=line)
 
     def no_rim(self):
-        "An ignored id that stands between no classes: these masks have another id for a class."
+        "An unlisted id in masks of one single class: no border between objects, but a class."
         names = self.space.classes
         for (id,n),(masks,classes) in zip(self.report.ignored,self.report.beside):
             if id not in self.stray or len(classes)!=1 or len(names)<2: continue
@@ -396,11 +396,11 @@ class _ClassCheck:
 # %% ../../nbs/3_data/14_validate.ipynb #c023b
 def find_duplicates(
     items, # of any kind
-    questions, # functions of an item, the cheapest first
-    keep=lambda group: True, # which groups are asked further
+    questions, # key functions of an item, the cheapest first
+    keep=lambda group: True, # False for groups that are dropped
 )->list: # of lists, two items or more each
-    """Items that give the same answer to every question. Those that are alone with an answer are
-    not asked the next one."""
+    """Groups of items that agree in every key. An item whose key is unique is dropped before the
+    next, more costly key is computed."""
     groups = [list(items)]
     for question in questions:
         parts = []
@@ -490,7 +490,7 @@ def check_parts(
     workers:int=0, # processes that read files
     progress:bool=True, # show a bar
     images:bool=True, # read images too; without, masks only, as before a training
-    published:bool|None=None, # absent classes and copies are remarks; None: if `space` is published
+    published:bool|None=None, # True: absent classes are no fault, copies are remarks; None: if `space` is published
 )->dict: # name -> `Report`
     """Read every file of all parts once: pixels and images of each class, and every fault with its
     path; also what no single pair shows: a class without any pixel, an ignored id that fills much,

@@ -37,7 +37,8 @@ from ..training.metrics import auroc
 
 # %% ../../nbs/5_experiments/19_ablation.ipynb #c011
 class Transposed(Interaction):
-    "Classes gather from those whose deletion hurts them, not from those that suffer when they are deleted."
+    """A class gathers from classes whose deletion raises its loss, not from those whose loss its
+    deletion raises."""
     def forward(self, class_feats, memory, relation_mean, relation_var, present):
         return class_context(class_feats, memory, relation_mean.T, relation_var.T, present)
 
@@ -100,7 +101,7 @@ class Ablation:
     what:str # in words
     settings:dict=field(default_factory=dict) # of `HeadConfig`
     parts:tuple=() # an `Interaction` in the place of the usual one; sub-classes of `IDRContext`
-    table:Optional[str]=None # in both matrices: 'even', 'random', 'cooccurrence', 'similarity'; None: learnt
+    table:Optional[str]=None # fills both matrices: 'even', 'random', 'cooccurrence', 'similarity'; None: learnt
     arm:str='+idr' # variant of the model, see `variants.SWITCHES`
 
 _FIXED = dict(learn_tables=False)
@@ -188,8 +189,8 @@ def ablate(
     labels=(), # of the training images, for 'cooccurrence'
     seed:int=0, # for 'random'
 ):
-    """Change a model in place; returns what has to be called after each step, or None.
-    Raises ValueError for a model without IDR."""
+    """Change a model in place. Returns a function (step -> None) to call after each training step,
+    or None if there is nothing to do. Raises ValueError for a model without IDR."""
     if model.head.idr is None: raise ValueError('ablate: an ablation needs a model with IDR, build it with idr=True')
     idr = model.head.idr = replace_parts(model.head.idr, ablation.parts)
     k = idr.num_classes
@@ -305,8 +306,9 @@ def interaction_inputs(
     model:nn.Module, # a `Segmentor` with IDR
     change, # (class_feats `b k c`, present `b k`) -> what takes their place
 ):
-    """While it lasts, classes exchange context from what `change` returns. The model is in evaluation
-    mode meanwhile and left as it was. Raises ValueError for a model without IDR."""
+    """Context manager: inside it, classes exchange context computed from what `change` returns. The
+    model is in evaluation mode inside it, and as before afterwards. Raises ValueError for a model
+    without IDR."""
     idr = model.head.idr
     if idr is None:
         raise ValueError('interaction_inputs: the model has no IDR, whose classes exchange context; '
@@ -437,9 +439,10 @@ def run_watch(
     run:dict, # of `ablations`; `every` steps between two measurements
     **how, # of `benchmark.run_trial`: out, device
 )->dict: # a row of ablation.csv; `extra` holds what was measured on the way
-    """Train, and measure again and again how five matrices agree with the true relations; with `follow`
-    also against the patch that only accompanies them. Raises ValueError for another ablation than
-    'full', without `every`, and for `follow` without `extra`."""
+    """Train, and measure every `every` steps how five matrices agree with the true relations; with
+    `follow` also how they rank these against a patch that only co-occurs with some classes. Raises
+    ValueError for an ablation other than 'full', without `every`, and for `follow` without
+    `extra`."""
     if run['variant'] != 'full': raise ValueError(f"run_watch watches the variant 'full', not {run['variant']!r}")
     if run.get('follow') and not run.get('extra'): raise ValueError('run_watch: follow needs extra=1')
     if run.get('every', 0) < 1: raise ValueError('run_watch needs every=, the steps between two measurements')

@@ -108,7 +108,7 @@ def measured(
 def judged_by(
     task:Task, # data
 )->dict: # protocol, for `save_model`; empty where the task has none
-    "What the saved model must know to be judged so again."
+    "The evaluation protocol of the task, to be saved with the model."
     return dict(protocol=asdict(task.protocol)) if task.protocol else {}
 
 # %% ../../nbs/5_experiments/05_compare.ipynb #c033
@@ -117,8 +117,8 @@ def read_variants(
     variants:tuple, # names, in the order wanted; a variant with no rows is left out
     metrics:tuple=('miou',), # columns to read as numbers
 )->dict: # variant -> rows, for `summary` and `table`
-    """One comparison out of a results CSV, seeds that all its variants have. ValueError if the file
-    mixes tasks or sizes, or holds a run twice."""
+    """Read one comparison from a results CSV; only seeds that all its variants have are kept.
+    ValueError if the file mixes tasks or sizes, or holds a run twice."""
     rows = [row for row in read_rows(path) if row['arm'] in variants]
     tasks = {(row['task'], row['note']) for row in rows}
     if len(tasks)>1:

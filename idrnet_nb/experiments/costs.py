@@ -72,10 +72,10 @@ def measure_costs(
     device='auto', # where
     rounds:int=7, # times each variant is timed, in turn with the others; a first one is not counted
 )->list: # rows of bench_costs.csv, one per variant
-    """Parameters; GMACs of the inference of one image and TFLOPs of a training step, counted
-    (`profiling.gmacs`; upsampling inside the loss is not); the training step in the precision and
-    memory order of the training, timed as a ratio to the first variant round by round, median and
-    quartiles; the most bytes that a step holds beyond those before it (`profiling.peak_memory`)."""
+    """Measure, for each variant: parameters; GMACs of inference on one image and TFLOPs of a
+    training step, counted by `profiling.gmacs` (without upsampling inside the loss); seconds of a
+    training step in the training's precision and memory order, and their ratio to the first variant
+    (median and quartiles over rounds); peak memory of a step in bytes (`profiling.peak_memory`)."""
     device = pick_device(device)
     steps = training_steps(run, device)
     seconds = time_interleaved(steps, rounds)

@@ -40,8 +40,8 @@ def show_matrix_clustered(
     title:str='', # above
     most:int=40, # of more classes only so many are shown, those with the strongest entries
 ): # matplotlib figure
-    """A relation matrix with like classes side by side, and the tree that says how like. Raises
-    ValueError if it is not `k k`."""
+    """A relation matrix with rows and columns ordered by hierarchical clustering, and its
+    dendrogram. Raises ValueError if it is not `k k`."""
     import matplotlib.pyplot as plt
     matrix = as_matrix(matrix, names, 'show_matrix_clustered')
     size = off_diagonal(matrix).abs()
@@ -216,7 +216,8 @@ def _frames(matrices, steps, names, top): # -> PIL images of one size, in the co
 def principal_plane(
     x:Tensor, # `n c`
 )->tuple: # (array `n 2`, shares of the variance along both axes)
-    "Two principal components; of each the largest coordinate is positive, on every machine."
+    """First two principal components, signs fixed (largest coordinate positive) so that all
+    machines agree."""
     u, s, _ = torch.linalg.svd(x-x.mean(0), full_matrices=False)
     s, u = F.pad(s, (0, max(0, 2-len(s)))), F.pad(u, (0, max(0, 2-u.shape[1])))
     u = u*torch.where(u.gather(0, u.abs().argmax(0, keepdim=True)) < 0, -1, 1)

@@ -18,7 +18,7 @@ from .results import append_rows, read_rows
 def key(
     run:dict, # plain values
 )->str: # equal for equal runs, in whatever order their settings are
-    "What a run is found again by: the column `run` of a CSV."
+    "Identifier of a run: what stands in the column `run` of a CSV."
     return json.dumps(run, sort_keys=True)
 
 def run_name(
@@ -75,8 +75,8 @@ def complete(
     jobs:int=1, # runs at a time, a process each; 1: in this process
     on_wait=None, # called again and again while processes compute
 ): # an `Outcome` per run, as they end
-    """Do all runs; one that fails leaves the others alone. Who stops reading stops the work: no
-    further run is begun."""
+    """Yield the outcome of each run; one that fails does not affect the others. If the caller stops
+    iterating, no further run is started."""
     if jobs<2 or len(runs)<2:
         for run in runs: yield _attempt(run, fn)
         return

@@ -113,8 +113,8 @@ def paired(
 def verdict(
     row:dict, # of bench_pairs.csv
 )->str: # 'more', 'less' or 'open'
-    """Settled where both intervals, bootstrap and t over seeds, leave zero out on the same side;
-    one seed settles nothing."""
+    """'more' or 'less' if both 95 % intervals (bootstrap; t over seeds) exclude zero on the same
+    side, else 'open'. With one seed always 'open'."""
     low, high, t_low, t_high = as_floats(row, 'low','high','t_low','t_high')
     if low>0 and t_low>0: return 'more'
     if high<0 and t_high<0: return 'less'

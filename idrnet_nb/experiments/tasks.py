@@ -27,7 +27,7 @@ class Task:
     space:LabelSpace # classes
     train:object # items (image, label) of one size
     test:object # unseen items
-    focus:tuple=() # class ids with a mean of their own
+    focus:tuple=() # ids of classes, e.g. look-alikes, whose mean IoU is also reported by itself
     truth:Optional[Tensor]=None # `k k` bool, true relations
     note:str='' # sizes and splits, for the record
     recipe:object=None # makes the task again, in another process

@@ -41,8 +41,8 @@ class Trial:
 
     @property
     def runs(self)->list:
-        """A dict of plain values each, which says all that decides the result. Seeds are outermost,
-        so that each variant has a result soon."""
+        """One dict of plain values per run, with everything that determines its result. The loop
+        over seeds is the outer one, so that every variant soon has a result."""
         fixed = dict(data=self.data, size=list(self.size), weights=self.weights, model=self.model,
                      train=self.train)
         if self.data=='world': fixed['pictures'] = list(self.pictures)

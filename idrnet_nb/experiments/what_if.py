@@ -86,8 +86,9 @@ def without_class(
     idr:nn.Module, # the `IDRContext` of a model
     deleted:Tensor, # `b`, one class per image
 ):
-    """While it lasts, the deleted class contributes nothing to the exchange of context and receives
-    nothing: what `IDRContext.interact` does in a deletion pass, for whoever calls the model."""
+    """Context manager: inside it, the deleted class neither contributes to the exchange of context
+    nor receives any, in each call of the model, as `IDRContext.interact` does in a deletion
+    pass."""
     def remove(module, inputs):
         *others, present = inputs
         return *others, remove_class(present, deleted)
@@ -169,7 +170,8 @@ class Probe:
     def choose_how(self,
         how:Optional[str]=None, # one of `HOWS`; None: 'context' where there is IDR, else 'features'
     )->str: # one of `HOWS`
-        "Raises ValueError for another word, and for 'context' without IDR."
+        """Check `how`, or choose a default. Raises ValueError if it is unknown, and for 'context'
+        without IDR."""
         has_idr = self.model.head.idr is not None
         how = how or ('context' if has_idr else 'features')
         if how not in HOWS: raise ValueError(f'what_if: how={how!r} is none of {", ".join(HOWS)}')
@@ -199,7 +201,8 @@ class Probe:
     def present(self,
         how:str, # one of `HOWS`
     )->list: # ids of the classes that can be deleted
-        "With 'context' those of the coarse prediction, which exchange context; else of the final."
+        """Classes of the coarse prediction for 'context' (they exchange context), else of the final
+        prediction."""
         if how == 'context': return self.grouping.present[0].nonzero()[:,0].tolist()
         return self.before.argmax(0).unique().tolist()
 
@@ -222,8 +225,8 @@ class Probe:
     def erase(self,
         d:int, # class id
     )->list: # the backbone's maps
-        """Cells predicted as the class become the mean of all other cells; a cell that is half of
-        it goes half the way."""
+        """Replace the features of cells predicted as the class by the mean over all other cells; a
+        cell that lies partly in the class is blended by its share."""
         deleted = self.predicted_as(d)
         deleted, inside = map(self.to_network, (deleted, torch.ones_like(deleted)))
         erased = []

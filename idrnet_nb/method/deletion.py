@@ -6,6 +6,7 @@
 __all__ = ['sample_deleted', 'remove_class', 'zero_context', 'Deletion', 'check_deleted', 'class_loss_stats', 'update_relation']
 
 # %% ../../nbs/1_method/08_deletion.ipynb #c003
+# "IDRNet step n", "deletion diagnostics, step n", the axis letters (b c h w …): nbs/1_method/01_notation.ipynb
 from typing import NamedTuple, Optional
 import torch
 import torch.nn.functional as F
@@ -20,10 +21,12 @@ def sample_deleted(
     count:Tensor, # `k`, how often each class has been deleted
     uniform:Tensor, # `b k`, random numbers in 0..1
 )->Tensor: # `b`, one class per image
-    """One predicted class per image, P(d) ∝ 1/count; an image sees the choices of the images before
-    it (deletion diagnostics, step 1). Exponential race: argmin of -log(u)·count is drawn ∝ 1/count,
-    and no value has to reach the host."""
-    arrival = -uniform.clamp(1e-12, 1-1e-7).log()
+    """Choose one predicted class per image, class d with probability ∝ 1/count[d] (deletion
+    diagnostics, step 1). Images choose one after the other, and a choice counts at once: in a copy,
+    the caller's `count` does not change. How to draw without reading a value from the GPU: let
+    every class arrive after a random time, -log(u)·count, exponentially distributed with rate
+    1/count. The first to arrive is class d with just this probability."""
+    arrival = -uniform.clamp(1e-12, 1-1e-7).log() # times at a count of 1, finite and above 0
     deleted = []
     for image_present,image_arrival in zip(present, arrival):
         deleted.append((image_arrival*count).masked_fill(~image_present, torch.inf).argmin())
@@ -35,31 +38,32 @@ def remove_class(
     present:Tensor, # `b k`, bool
     deleted:Tensor, # `b`, one class per image
 )->Tensor: # `b k`, bool
-    "The deleted class contributes to no other (deletion diagnostics, step 2)."
+    "`present` without the deleted class: it contributes nothing (deletion diagnostics, step 2)."
     return present & ~F.one_hot(deleted, present.shape[1]).bool()
 
 def zero_context(
     context:Tensor, # `b k c`
     deleted:Tensor, # `b`, one class per image
 )->Tensor: # `b k c`
-    "The deleted class receives nothing (deletion diagnostics, step 2)."
+    "`context`, 0 for the deleted class: it receives nothing (deletion diagnostics, step 2)."
     is_deleted = F.one_hot(deleted, context.shape[1]).bool()
     return context.masked_fill(rearrange(is_deleted, 'b k -> b k 1'), 0)
 
 # %% ../../nbs/1_method/08_deletion.ipynb #c019d
 class Deletion(NamedTuple):
-    "A deletion pass: which class was deleted in each image, and the context without it."
+    "A refinement with one class deleted per image: that class, and the context without it."
     deleted:Tensor # `b`, one class per image
     context:Tensor # `b k 4c`, context of each class without the deleted one
 
 def check_deleted(
     present:Tensor, # `b k`, bool, classes predicted in each image
-    uniform:Optional[Tensor], # `b k`, random numbers to sample the deleted classes; None: drawn
-    deleted:Optional[Tensor], # `b`, the classes to delete; None: sampled
-    where:str, # named in the error
+    uniform:Optional[Tensor], # `b k`, random numbers for `sample_deleted`; None: not given
+    deleted:Optional[Tensor], # `b`, class ids, int64; None: not given
+    where:str, # function to name in the error
 )->None:
-    """Raise ValueError for random numbers or deleted classes of another shape, and for what is no
-    class id (that on the CPU only)."""
+    """Check what a caller passes on to the diagnostics. Raises ValueError for random numbers of a
+    wrong shape, and for deleted classes of a wrong shape or type or with ids outside 0..K-1 (ids
+    are read on the CPU only)."""
     b, k = present.shape
     if uniform is not None and uniform.shape != (b,k):
         raise ValueError(f'{where}: uniform must be `b k`, ({b}, {k}) for the last forward, '
@@ -68,6 +72,7 @@ def check_deleted(
     if deleted.shape != (b,) or deleted.dtype != torch.int64:
         raise ValueError(f'{where}: deleted must be {b} class ids of int64, one for each image, '
                          f'got {tuple(deleted.shape)} of {deleted.dtype}')
+    # ids on a GPU would have to be waited for; while torch compiles or traces there are none
     on_host = type(deleted) is Tensor and deleted.device.type == 'cpu'
     if not on_host or torch.compiler.is_compiling(): return
     if ((deleted < 0) | (deleted >= k)).any():
@@ -79,32 +84,36 @@ def class_loss_stats(
     label:Tensor, # `b n`, ground truth; ids outside 0..K-1 are left out
     num_classes:int, # K
 )->tuple: # (`b k` means, `b k` population variances, `b k` pixel counts)
-    """Statistics of the loss over the true pixels of each class, per image; 0 where a class has
-    none (deletion diagnostics, step 3)."""
+    """Mean and population variance of the loss over the true pixels of each class, per image; 0
+    where a class has none (deletion diagnostics, step 3)."""
     label = label.long()
-    index = torch.where((label >= 0) & (label < num_classes), label, num_classes)
-    def sum_per_class(x): return x.new_zeros(len(x), num_classes+1).scatter_add(1, index, x)
+    counted = (label >= 0) & (label < num_classes)
+    class_id = torch.where(counted, label, num_classes) # one class more, for all other pixels
+    def sum_per_class(x): return x.new_zeros(len(x), num_classes+1).scatter_add(1, class_id, x)
     count = sum_per_class(torch.ones_like(losses))
     mean = sum_per_class(losses) / count.clamp(min=1)
-    var = sum_per_class((losses - mean.gather(1, index))**2) / count.clamp(min=1)
+    # around the mean: E[l²]-E[l]² would lose digits where losses are nearly equal
+    var = sum_per_class((losses - mean.gather(1, class_id))**2) / count.clamp(min=1)
     return mean[:,:num_classes], var[:,:num_classes], count[:,:num_classes]
 
 # %% ../../nbs/1_method/08_deletion.ipynb #c033
 def update_relation(
     relation:Tensor, # `k k`; row: class deleted, column: class whose loss changed
-    change:Tensor, # `b k`, loss statistic without the deleted class, minus with it
+    change:Tensor, # `b k`, mean (or variance) of each class's loss after the deletion, minus before
     deleted:Tensor, # `b`, one class per image
     valid:Tensor, # `b k`, bool, classes with enough true pixels
-    momentum:float=.1, # how far to move
+    momentum:float=.1, # part of the way to the change
 )->Tensor: # `k k`
-    """Exponential moving average of row `deleted[b]`, image after image, in closed form: an image
-    that m later ones overwrite counts momentum·(1-momentum)^m (deletion diagnostics, step 3).
-    A change that is not finite is left out."""
+    """Exponential moving average: image after image, row `deleted[b]` moves towards `change[b]`
+    (deletion diagnostics, step 3). Entries that are not valid or not finite are left out. Instead
+    of a loop over images, the result of all their moves: if m later images move the same entry,
+    the change of this image has weight momentum·(1-momentum)^m."""
     valid = valid & change.isfinite()
     change = torch.where(valid, change, 0)
-    updates = F.one_hot(deleted, len(relation))[:,:,None] * valid[:,None,:] # b i j, 0 or 1
-    updates_after = updates.flip(0).cumsum(0).flip(0) - updates
-    dtype = full_precision(relation).dtype # a power of integers would be computed in float32
-    weight = momentum * (1-momentum)**updates_after.to(dtype) * updates
+    # `b i j`: 1 where image b moves entry [i,j], else 0
+    updates = F.one_hot(deleted, len(relation))[:,:,None] * valid[:,None,:]
+    later_updates = updates.flip(0).cumsum(0).flip(0) - updates # how many later images move it, too
+    dtype = full_precision(relation).dtype # with integer exponents torch would compute in float32
+    weight = momentum * (1-momentum)**later_updates.to(dtype) * updates
     kept = (1-momentum)**updates.sum(0).to(dtype)
     return kept*relation + (weight*change[:,None,:]).sum(0)

@@ -32,8 +32,8 @@ def pad_to_multiple(
 
 # %% ../../nbs/2_models/03_any_size.ipynb #c062
 def _first_cells(x, n, dim):
-    """The first `n` along an axis, as a view. Where one program is written for all sizes
-    (`torch.export`) a copy, whose strides do not depend on whether anything is cut."""
+    """The first `n` entries along an axis, as a view. Under `torch.export`, which writes one
+    program for all sizes, a copy: its strides do not depend on whether anything is cut off."""
     # torch 2.7 takes compiling for exporting
     one_for_all = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
     if one_for_all: return x.index_select(dim, torch.arange(n, device=x.device))
@@ -56,9 +56,9 @@ def window_parts(
     window:int, # cells along a window
     shift:int, # cells it was shifted by, less than `window`
     device=None, # where
-)->Tensor: # `n`: 0 inside, 1 in the last window, 2 where the ring was closed
-    """Which cells of a shifted axis were neighbours before the shift: those with the same number,
-    in the same window."""
+)->Tensor: # `n`: 0; in the last window 1, and 2 for cells that the shift wrapped around
+    """Number the cells of a cyclically shifted axis: two cells of one window were neighbours before
+    the shift if they have the same number, and only then may attend to each other."""
     at = torch.arange(n, device=device)
     return (at>=n-window).long() + (at>=n-shift).long()
 

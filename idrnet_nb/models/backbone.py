@@ -34,7 +34,8 @@ class ChannelNorm(nn.LayerNorm):
 def side_by_side(
     maps:Sequence[Tensor], # `b c h w` each, the finest first
 )->Tensor: # `b c' h w`, on the finest grid, c' = all channels
-    "All maps, resized bilinearly to the first one's grid, as one (HRNet, Wang et al. 2019)."
+    """Concatenate all maps, each resized bilinearly to the first one's grid (HRNet, Wang et al.
+    2019)."""
     size = maps[0].shape[-2:]
     def resize(x):
         if x.shape[-2:]==size: return x
@@ -68,8 +69,8 @@ def published(
 class Family(NamedTuple):
     "How networks whose names begin with `prefix` differ from a plain pyramid."
     prefix:str # of the networks' names
-    options:dict # what timm must be asked for
-    norm_eps:float|None=None # of a norm after each stage; None: the stages end with a norm
+    options:dict # arguments of `timm.create_model` that it needs
+    norm_eps:float|None=None # eps of the norm we add after each stage; None: timm's stages end with one
 
 FAMILIES = ( # the first that fits is taken
     Family('swin_', dict(strict_img_size=False, always_partition=True), norm_eps=1e-5),
@@ -135,10 +136,10 @@ class Backbone(nn.Module):
         pretrained:bool=False, # download timm's own weights
         output_stride:int|None=None, # stride of the last map, in pixels; None: the family's own
         pad_to:int|None=None, # images are padded to a multiple of it; None: the coarsest stride, 1: never
-        mean:Sequence[float]|None=None, # of the input, RGB in 0..255; for whoever normalises, not applied here
+        mean:Sequence[float]|None=None, # of the input, RGB in 0..255; `Segmentor` applies it, not the backbone
         std:Sequence[float]|None=None, # likewise
-        norms:bool|None=None, # a `ChannelNorm` after each map; None: for families whose stages end without
-        concat:bool=False, # all maps `side_by_side`, given twice: what FCN and OCRNet read from HRNet
+        norms:bool|None=None, # a `ChannelNorm` after each map; None: only if the stages do not end with a norm
+        concat:bool=False, # return all maps concatenated (`side_by_side`), twice, as FCN and OCRNet read HRNet
         maps:int=4, # how many maps are given, the last ones; the others are not normed either
         **options, # of `OPTIONS`: what shapes the network, for `timm.create_model` or `TinyBackbone`
     ):
@@ -264,8 +265,8 @@ class Backbone(nn.Module):
         return net
 
     def _names_in_whole_network(self, net, weights):
-        """The file may be of timm's whole network, with a classifier after our maps: name in the
-        file -> name in ours, None for what we have no use for. None where it is of ours alone."""
+        """Map names in the file to our names, where the file holds timm's whole network with its
+        classifier (names we do not use map to None). Returns None if it holds just our network."""
         def flat(name): return name.replace('.', '_') # timm writes layers_0 where only maps are wanted
         names, ours = read_safetensors_header(weights).shapes, {flat(n):n for n in net.state_dict()}
         others = {n for n in names if flat(n) not in ours}

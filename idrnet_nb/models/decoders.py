@@ -13,10 +13,10 @@ from ..method.layers import ConvNormAct, upsample
 
 # %% ../../nbs/2_models/05_decoders.ipynb #c038
 class FPN(nn.Module):
-    """Feature pyramid (UPerNet). The context takes the place of the pyramid's last map;
-    all maps end side by side on the finest grid."""
+    """Feature pyramid (UPerNet). The context takes the place of the pyramid's last map; at the end
+    all maps are upsampled to the finest grid and concatenated."""
     def __init__(self,
-        channels:list, # of the pyramid's maps but the last
+        channels:list, # of all maps of the pyramid except the last
         width:int, # channels of the context and of every map inside
         eps:float=1e-5, # of the norms
     ):

@@ -28,7 +28,7 @@ from .plugin_seam import (
 def all_idr(
     model:nn.Module, # any
 )->list: # of (path, `IDRClassifier`)
-    "Every IDR that `add_idr` put in, copies that do not run among them."
+    "All IDR modules that `add_idr` inserted, inactive copies included."
     return [(path, m) for path,m in model.named_modules() if isinstance(m, IDRClassifier)]
 
 def running_idr(
@@ -61,9 +61,9 @@ def check_no_idr(
 def get_idr(
     model:nn.Module, # plugged, wrapped or not
 )->IDRClassifier: # its `relations`, `idr.memory`, `seam` …
-    """The module that `add_idr` put in. Of copies that peft keeps the one that runs; of several
-    others (student and teacher) the one that learns. Raises ValueError where there is none, or
-    where nothing tells which of several is meant."""
+    """The module that `add_idr` inserted. If peft keeps several copies: the one that runs; if there
+    are several models (student and teacher): the one that is trained. Raises ValueError if there is
+    none, or if it is unclear which of several is meant."""
     kind, found = type(model).__name__, running_idr(model)
     if not found: raise ValueError(f'{kind} has no IDR; call add_idr(model) first')
     if len(found) == 1: return found[0][1]
@@ -78,7 +78,7 @@ PLUGIN_FORMAT = 2 # of names of weights; what was written in format 1 is read by
 CONFIG_KEY = 'idrnet_nb_plug' # of the note in a config of transformers
 
 class PluginNote(NamedTuple):
-    "What stands beside the weights of a plugged model."
+    "Metadata saved with the weights of a model with IDR added (a plugged model)."
     format:int # of names of weights
     version:str # of this package
     model:str # class of the model
@@ -92,7 +92,7 @@ class PluginNote(NamedTuple):
         return cls(PLUGIN_FORMAT, __version__, kind, at, idr.out_channels, idr.settings)
 
 class RefusedSave:
-    "Stands in a plugged model for a method that would write what nobody can read."
+    "Replaces, in a model with IDR, a saving method whose files could not be loaded again."
     methods = ('save_pretrained', 'push_to_hub')
 
     def __init__(self,
@@ -164,14 +164,15 @@ def add_idr(
     at:Optional[str]=None, # path of its last convolution; None: `find_seam`
     width:Optional[int]=None, # see `IDRClassifier`
     dim:Optional[int]=None, # likewise
-    stride:int=8, # wanted side of a cell of the working grid, pixels; a seam that is coarser stays as it is
-    keep_answer:bool=True, # start from the model's own prediction (ours); False: as published
+    stride:int=8, # stride of the grid that IDR works on, in image pixels; coarser features stay as they are
+    keep_answer:bool=True, # IDR is added to the model's own logits (ours); False: it replaces them, as published
     dropout:float=.1, # see `IDRClassifier`
     example:Optional[Tensor]=None, # `b c H W`, images to try the model on; None: black, 64×64
 )->nn.Module: # `model`
-    """Put IDR at the seam. Make the optimiser, and wrap (DDP, compile, peft), after this. Raises
-    ValueError, FloatingPointError for a model that has IDR already, a wrapper, a wrong seam, an
-    output that is not finite; the model is then as it was."""
+    """Put IDR around the model's last convolution, the one that gives the class logits (the seam).
+    Create the optimiser, and wrap (DDP, compile, peft), after this. Raises ValueError,
+    FloatingPointError for a model that has IDR already, a wrapper, a wrong seam, an output that is
+    not finite; the model is then as it was."""
     check_no_idr(model)
     settings = dict(width=width, dim=dim, stride=stride, keep_answer=keep_answer, dropout=dropout)
     check_settings(settings, 'add_idr', may_be_none=('width', 'dim'))
@@ -226,11 +227,11 @@ def idr_loss(
     uniform:Optional[Tensor]=None, # `b k`, random numbers in 0..1 to sample the deleted classes with; None: drawn
     deleted:Optional[Tensor]=None, # `b`, the classes to delete; None: sampled
 )->Tensor: # scalar, to be added to the model's own loss
-    """Coarse loss (step 10), and once a forward the deletion diagnostics. Raises RuntimeError
-    without a forward in training, ValueError for labels of a wrong shape or with wrong ids,
-    FloatingPointError for a loss that is not finite (CPU). Warns, once, where earlier forwards with
-    gradients are still in use: the labels are taken for those of the last; and where all weights of
-    IDR are frozen."""
+    """Coarse loss (step 10); also runs the deletion diagnostics. Call it once after each forward in
+    training. Raises RuntimeError without such a forward, ValueError for labels of a wrong shape or
+    with wrong ids, FloatingPointError for a loss that is not finite (CPU). Warns once if several
+    forwards wait for a backward (`label` then belongs to the last one), and if all weights of IDR
+    are frozen."""
     idr = get_idr(model)
     numbers = dict(coarse_weight=coarse_weight, relation_momentum=relation_momentum,
                    memory_momentum=memory_momentum)

@@ -27,8 +27,8 @@ def pool_grid(
     x:Tensor, # `b c H W`
     pool:int, # side of a square, in pixels
 )->Tensor: # `b c h w`, on the working grid
-    """The mean of each square of `pool × pool` pixels; of a square that is half outside, of what is
-    there."""
+    """Average pooling over squares of `pool × pool` pixels; a square that reaches over the border
+    averages only the pixels inside."""
     return x if pool == 1 else F.avg_pool2d(x, pool, ceil_mode=True)
 
 def unpool_grid(
@@ -36,7 +36,7 @@ def unpool_grid(
     size:tuple, # `(H, W)`
     pool:int, # side of a square, in pixels
 )->Tensor: # `b c H W`
-    "Back to the fine grid: each square lies where it was, what was outside is cut off."
+    "Upsample bilinearly to the fine grid, and cut off what lies beyond `size`."
     return x if pool == 1 else crop(upsample(x, (x.shape[-2]*pool, x.shape[-1]*pool)), size)
 
 # %% ../../nbs/2_models/13_plugin_module.ipynb #c021
@@ -44,8 +44,8 @@ def unpool_grid(
 def start_at_zero(
     classifier:Classifier, # changed in place
 )->None:
-    """Let a classifier give 0 at first, and yet have gradients everywhere: its hidden channels are
-    made twins, and what one adds the other takes away."""
+    """Initialise a classifier so that its output is 0 but gradients still flow: hidden channels
+    come in pairs with equal weights, which the last layer adds and subtracts."""
     conv, logits = classifier.hidden.conv, classifier.logits
     half = conv.out_channels//2
     conv.weight[half:2*half] = conv.weight[:half]
@@ -55,7 +55,7 @@ def start_at_zero(
 
 # %% ../../nbs/2_models/13_plugin_module.ipynb #c022a
 class TrainForward:
-    "Stands for one forward in training; dies with the graph of that forward."
+    "Token for one forward in training; it is freed with the autograd graph of that forward."
 
 class ForwardLog:
     """Which forwards in training still wait for their `idr_loss`, so that a loss that was forgotten
@@ -134,7 +134,7 @@ def check_settings(
 
 # %% ../../nbs/2_models/13_plugin_module.ipynb #c022d
 class FixedPart(NamedTuple):
-    "What the deletion of a class does not touch, on the way to the final prediction."
+    "Intermediate results that do not depend on which class is deleted."
     coarse_logits:Tensor # `b k H W`, P_c
     fine:Tensor # `b hidden H W`, what the features add to the classifier's first convolution
     pooled:Tensor # `b hidden h w`, what R adds to it, on the working grid
@@ -156,7 +156,7 @@ class IDRClassifier(nn.Module):
         seam:nn.Conv2d, # features in, logits of K classes out; it goes on as the coarse classifier, P_c
         width:Optional[int]=None, # C, channels of R and of the refined features; None: as the input, within 64..512
         dim:Optional[int]=None, # channels of query, key and value; None: `width`, at most 256
-        pool:int=1, # the working grid is so many times coarser than the input
+        pool:int=1, # factor by which the working grid is coarser than the input
         keep_answer:bool=True, # P_o = P_c + D2(…), where D2 starts at 0 (ours); False: P_o = D2(…), as published
         dropout:float=.1, # whole channels, in D2
     ):
@@ -274,7 +274,7 @@ class IDRClassifier(nn.Module):
         return self.last is not None and self.last.logits.requires_grad
 
     def learning_signs(self)->tuple: # of bool, the surest first
-        "What tells that this copy, of several, is the one that learns."
+        "Evidence that, of several copies of IDR, this one is being trained; see `plugin.get_idr`."
         is_trainable = any(p.requires_grad for p in self.parameters())
         has_last = self.last is not None
         return self.ran_with_grad, self.forwards.had_loss, has_last, is_trainable

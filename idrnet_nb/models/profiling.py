@@ -18,8 +18,8 @@ def time_interleaved(
     fns:dict, # name -> callable without arguments
     rounds:int=5, # times each is timed
 )->dict: # name -> seconds of each round
-    """Time several functions in turn, round by round, in one process, after one round that does not
-    count. The clock is that of `torch.utils.benchmark`, which waits for a GPU."""
+    """Time several functions in turn, round by round, in one process, after one warm-up round. The
+    clock is that of `torch.utils.benchmark`, which synchronises a GPU first."""
     logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR) # the import reports compilers
     from torch.utils.benchmark import timer
     seconds = {name:[] for name in fns}
@@ -60,8 +60,9 @@ def peak_memory(
 
 # %% ../../nbs/2_models/19_profiling.ipynb #c015
 def count_flops(): # a context that counts
-    """torch's flop counter, which also knows the fused attention of a CPU (torch 2.7 does not) and
-    the inside of `tiled_cross_entropy`. A multiply-add is 2: `count_flops().get_total_flops()`."""
+    """torch's flop counter, extended to fused attention on a CPU (torch 2.7 misses it) and to
+    `tiled_cross_entropy`. A multiply-add counts as 2. Use it as `with count_flops() as flops: …`,
+    then `flops.get_total_flops()`."""
     from torch.utils import flop_counter
     def attention(query, key, value, *args, **kwargs):
         return flop_counter.sdpa_flop_count(query, key, value)

@@ -45,7 +45,7 @@ class TinyBackbone(nn.Module):
         output_stride:int=4, # stride of the last map, in pixels: 4, 8 or 16
         width:int=32, # channels of the first map; the others have 2, 2 and 4 times as many
     ):
-        "Raises ValueError for another stride."
+        "Raises ValueError for an unsupported `output_stride`."
         super().__init__()
         if output_stride not in (4,8,16):
             raise ValueError(f'TinyBackbone: output_stride={output_stride}; it can be 4, 8 or 16')

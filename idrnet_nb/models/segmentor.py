@@ -25,10 +25,10 @@ from .weights import colour_stats
 class Segmentor(nn.Module, HubMixin):
     """Images in, logits out: normalize, pad, backbone, head, resize, crop.
     Saves, loads and shares itself (`hub.HubMixin`)."""
-    needed = ('backbone', 'head')
-    looks_at_values = True # check float images for the range 0..255; switched off by who has checked already
-    has_seen_bright = False # in training, a batch of float images that surely was in 0..255
-    has_warned = False # about the range of float images
+    needed = ('backbone', 'head') # keys of saved settings that `from_pretrained` asks for
+    looks_at_values = True # check that float images are in 0..255; inference sets it False where it has checked
+    has_seen_bright = False # a training batch had values above 2: the images are not in 0..1
+    has_warned = False # a warning about the range of float images was given
 
     def __init__(self,
         backbone:nn.Module, # gives a list of maps; has `channels`, `pad_to`, `mean`, `std` (in 0..255)
@@ -55,8 +55,10 @@ class Segmentor(nn.Module, HubMixin):
         upsample_logits:bool=True, # False: the logits stay as the head makes them, which is all that training needs
         **head_args, # `deleted`, `uniform`, `criterion`: see `SegHead`
     )->HeadOutput: # with logits `b k H W`
-        """Raises ValueError where images and labels do not fit each other, for labels that are no class
-        ids, for float images that are not in 0..255; FloatingPointError for nan in the images (CPU)."""
+        """Predict at the size of the images; with a label also the losses, see `SegHead.forward`.
+        Raises ValueError where images and labels do not fit each other, for labels that are no
+        class ids, for float images that are not in 0..255; FloatingPointError for nan in the
+        images (looked for on the CPU only)."""
         check_images(images, 'Segmentor')
         if label is not None: label = as_class_ids(label, 'Segmentor')
         self.check_inputs(images, label, size)
@@ -69,10 +71,9 @@ class Segmentor(nn.Module, HubMixin):
         pyramid = self.backbone(x)
         if not upsample_logits: return self.head(pyramid, label, upsample_logits=False, **head_args)
         padded_size = x.shape[-2:]
-        if size and padded_size == own_size: # resized once
+        if size and padded_size == own_size: # nothing to crop: the head resizes to `size` at once
             logits, *others = self.head(pyramid, label, size=size, **head_args)
-            logits = upsample(logits, size)
-        else:
+        else: # undo the padding at the padded size, then resize
             logits, *others = self.head(pyramid, label, size=padded_size, **head_args)
             logits = upsample(crop(logits, own_size), size or own_size)
         return HeadOutput(logits, *others) # torch.compile of torch 2.11 cannot follow `_replace`
@@ -92,8 +93,10 @@ class Segmentor(nn.Module, HubMixin):
         if size is not None and not torch.compiler.is_compiling(): check_size(size, 'Segmentor')
 
     def check_values(self, images):
-        """Are float images in 0..255? In training an error at first and a warning later, once: a dark
-        crop must not end a long run. On a GPU a training checks until it has seen a bright batch."""
+        """Raise ValueError for float images that are not in 0..255. In training only until one
+        batch was bright enough to be surely in 0..255; after that a GPU is not made to wait for a
+        check, and on the CPU a bad batch, perhaps a dark crop, gives one warning instead of ending
+        a long run."""
         if images.dtype == torch.uint8 or torch.compiler.is_compiling(): return
         check_finite(images, 'input images')
         if not self.looks_at_values: return
@@ -108,6 +111,7 @@ class Segmentor(nn.Module, HubMixin):
 
     def check_norms_can_train(self, x):
         "Raise ValueError where a norm of the backbone would see one value per channel in training."
+        # `steps` of `Backbone`: strides of the network's own maps; another backbone may lack both
         stride = max(getattr(self.backbone, 'steps', getattr(self.backbone, 'strides', [1])))
         if x.shape[0] > 1 or max(x.shape[-2:]) > stride: return
         batch_norm = nn.modules.batchnorm._BatchNorm
@@ -121,9 +125,9 @@ class Segmentor(nn.Module, HubMixin):
         return dict(backbone=self.backbone.config, head=asdict(self.head.config))
 
     @classmethod
-    def from_config(cls, config): # of `to_config`
-        """Build from saved settings, which may be a stranger's: nothing is fetched, no file is read.
-        Raises ValueError naming the part that does not fit."""
+    def from_config(cls, config): # as `to_config` gives it; a saved one may hold the label space, 'space'
+        """Build from saved settings. They may come from somebody we do not trust: nothing is
+        downloaded, no file is read. Raises ValueError naming the part that does not fit."""
         head = cls.head_config(config['head'])
         if config.get('space') is not None:
             num_classes = LabelSpace.from_json(config['space']).num_classes
@@ -143,15 +147,14 @@ class Segmentor(nn.Module, HubMixin):
             raise ValueError(f'head has {unknown}, which this version does not know; '
                              f'there are {", ".join(sorted(known))}')
         if 'num_classes' not in settings: raise ValueError("head lacks 'num_classes'")
-        settings = {name: tuple(v) if isinstance(v, list) else v for name,v in settings.items()}
-        try: return HeadConfig(**settings)
+        try: return HeadConfig(**settings) # which turns the lists of JSON into tuples
         except (TypeError, ValueError) as e: raise ValueError(f'head: {e}') from e
 
 # %% ../../nbs/2_models/10_segmentor.ipynb #c064
 def build_segmentor(
     framework:str, # 'fcn', 'pspnet', 'deeplabv3', 'upernet', 'ocrnet' or 'segformer'
     backbone='tiny', # a timm name, 'tiny', or a module with `channels`, `pad_to`, `mean`, `std`
-    num_classes:int=2, # K
+    num_classes:int=2, # classes, without the ignore index
     idr=True, # True, False (plain framework), or 'attention' (IDR's self-attention alone)
     weights=None, # safetensors file for the backbone
     pretrained:bool=False, # download timm's weights
@@ -171,9 +174,12 @@ def build_segmentor(
             raise ValueError(f'build_segmentor: {", ".join(given)} would change nothing, the backbone is '
                              'built already; give them to it')
         return Segmentor(backbone, config)
-    # a head that reads one map gets HRNet's four as one; no backbone gives more maps than the head reads
-    one_map = backbone.startswith('hrnet') and not config.fpn
-    maps = 4 if config.fpn or one_map else 2 if config.aux_weight else 1
-    options = {'concat': one_map, 'maps': maps, **(backbone_args or {})}
+    # HRNet under a head without decoder: its four maps are concatenated into one
+    concat = backbone.startswith('hrnet') and not config.fpn
+    # no more maps than the head reads: all, or the last two (one of them for aux), or the last
+    if config.fpn or concat: maps = 4
+    elif config.aux_weight: maps = 2
+    else: maps = 1
+    options = {'concat': concat, 'maps': maps, **(backbone_args or {})}
     backbone = Backbone(backbone, weights=weights, pretrained=pretrained, output_stride=output_stride, **options)
     return Segmentor(backbone, config)

@@ -51,8 +51,9 @@ def widened(
     channels:list, # of the backbone's maps
     config:HeadConfig, # of a plain head
     step:Optional[int]=None, # widths tried are multiples of it; None: 4, or less where layers are narrow
-)->int: # width
-    "The width at which a plain head comes nearest to as many parameters as it has with IDR."
+)->int: # width, channels
+    """The width at which a plain head's number of parameters is nearest to that of the head with
+    IDR."""
     def parameters(**settings):
         with torch.device('meta'): head = SegHead(channels, replace(config, **settings))
         return sum(p.numel() for p in head.parameters())

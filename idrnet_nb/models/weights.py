@@ -55,7 +55,7 @@ def weight_faults(
 def load_weights(
     module:nn.Module, # filled in place, left as it was on any error
     path:str|Path, # a .safetensors file with the names of `module.state_dict()`
-    names:dict|None=None, # file's name -> module's name, None: not wanted; by default the same
+    names:dict|None=None, # file's name -> module's name, or None to skip the tensor; None: names are equal
 )->int: # number of tensors loaded
     """Load all weights or none: 0 missing, 0 unexpected, every shape right, every value finite.
     Norms' step counters (`num_batches_tracked`) may be missing. Raises FileNotFoundError, or
@@ -109,8 +109,8 @@ class _SizeLimit(TorchDispatchMode):
 def no_larger_than(
     path:str|Path, # a .safetensors file
 ):
-    """Build a network inside this that the file can fill. Raises ValueError before memory is
-    taken for a much larger one; FileNotFoundError."""
+    """Context manager: a network built inside it must not be much larger than the file. Raises
+    ValueError before memory is allocated for a larger one; FileNotFoundError."""
     sizes = [math.prod(shape) for shape in read_safetensors_header(path).shapes.values()]
     # some room: buffers that are not saved, and timm's classifier, which is thrown away
     with _SizeLimit(numbers=4*sum(sizes) + 2**26, tensors=4*len(sizes) + 1000): yield

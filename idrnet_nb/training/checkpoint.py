@@ -62,7 +62,7 @@ def save_checkpoint(
     state, # nested, see `pack`
     about:dict|None=None, # what must be the same when it is resumed, as JSON can say it
     score:float|None=None, # the higher the better
-    keep:int=3, # the last so many stay, and the best
+    keep:int=3, # number of newest checkpoints that are kept, besides the best
 )->Path: # the file
     """Write step-….safetensors whole or not at all, then delete old ones.
     OSError where it cannot be written; the ones before stay as they are."""
@@ -114,8 +114,9 @@ def load_checkpoint(
     folder, # of `save_checkpoint`
     which='last', # 'last', 'best', or a number of steps
 )->dict: # state; path, step, score, about
-    """Read a checkpoint. One that is cut short is left out with a warning, and the one before it is
-    taken. FileNotFoundError where none is left, ValueError for a newer format or another word."""
+    """Read a checkpoint. Truncated files are skipped with a warning: 'last' then takes the one
+    before. FileNotFoundError if none is left, ValueError for a newer format or an invalid
+    `which`."""
     if which not in ('last', 'best') and type(which) is not int:
         raise ValueError(f"which={which!r}: 'last', 'best', or a number of steps")
     found = checkpoints(folder)

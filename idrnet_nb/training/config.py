@@ -14,7 +14,8 @@ from ..common.checks import check_fields
 from .losses import Criterion
 
 # %% ../../nbs/4_training/03_config.ipynb #c010
-_LEAST = dict(steps=1, batch_size=1, accumulate=1, log_every=1, workers=0, warmup=0, ohem_least=0,
+_LEAST = dict( # smallest value of a setting
+              steps=1, batch_size=1, accumulate=1, log_every=1, workers=0, warmup=0, ohem_least=0,
               lr=0, backbone_lr=0, weight_decay=0, power=0, gamma=0)
 
 @dataclass(frozen=True)
@@ -24,25 +25,25 @@ class TrainConfig:
     batch_size:int=16 # images per step
     accumulate:int=1 # parts a batch is cut into, one after the other, where memory is short
     lr:float=3e-3 # peak learning rate of the head
-    backbone_lr:float=1. # times `lr` for the backbone
+    backbone_lr:float=1. # a factor: the backbone's learning rate is `backbone_lr*lr`
     optimiser:Literal['adamw','sgd']='adamw' # 'adamw' or 'sgd' (momentum 0.9)
     weight_decay:float=1e-2 # not on norms, biases, position tables
     power:float=.9 # of the poly schedule
     floor:float=0. # the schedule ends at `floor*lr`
     warmup:int=20 # steps of linear warm-up
     warmup_from:Optional[float]=None # share of `lr` at which it begins; None: 1/warmup
-    clip:Optional[float]=None # largest gradient norm
+    clip:Optional[float]=None # largest norm of all gradients together; None: no clipping
     ema:Optional[float]=None # decay of a running mean of the weights, say .999; the mean is what training ends with
     frozen:bool=False # the backbone does not learn, and its norms keep their statistics
     loss:str='ce' # a sum of 'ce', 'focal', 'dice', 'lovasz', as '0.5*ce+dice' (`losses.Criterion`)
     gamma:float=2. # of 'focal'
     class_weights:Optional[tuple[float,...]]=None # `k`, a pixel's weight by its class
-    ohem:Optional[float]=None # only pixels whose class has less than this probability count, say .7
-    ohem_least:int=100_000 # and at least so many per batch, the hardest
-    amp:Optional[Literal['bf16','fp16']]=None # None (float32), 'bf16' or 'fp16'
+    ohem:Optional[float]=None # only pixels whose true class is given less than this probability count, say .7
+    ohem_least:int=100_000 # with `ohem`: at least so many pixels of a batch, those of the lowest probability
+    amp:Optional[Literal['bf16','fp16']]=None # mixed precision; None: float32; 'fp16' scales the loss
     channels_last:bool=False # memory order of images and weights; often faster on a GPU
     compile:Optional[str]=None # backend of torch.compile, say 'inductor'
-    on_bad:Literal['stop','skip']='stop' # a loss that is not finite: 'stop', or 'skip' (which stops a GPU every step)
+    on_bad:Literal['stop','skip']='stop' # at a loss that is not finite; to 'skip', a GPU waits at each step
     workers:int=0 # processes that load images
     seed:int=0 # of everything
     log_every:int=10 # steps between two records

@@ -23,7 +23,7 @@ def convert(
     checkpoint:'str|Path', # the authors' .pth file
     name:str, # one of `PUBLISHED`
     out:'str|Path', # folder for model.safetensors, config.json and the card
-)->int: # tensors taken
+)->int: # number of tensors loaded
     """Turn a published checkpoint into a model of this package, all or nothing. Raises as
     `settings_of`, `hub.check_folder`, `read_checkpoint` and `load_author_state`; ValueError where
     `out` holds another model, or the checkpoint itself."""

@@ -152,13 +152,13 @@ def timed(
     pictures:Optional[int]=None, # of the training set; None: no hours
     most:float=60., # seconds that a step may take
 )->dict: # batch, seconds, spread, picture_seconds, peak_bytes, peak, steps, hours, scaled
-    """A short real training on random images, in the recipe's precision: forward, diagnostics,
-    backward, optimiser; no loading. `seconds` are the median of a step, `spread` its
-    largest over its smallest, and `peak` says whether bytes were 'measured' by CUDA's
-    allocator or 'counted'. A batch that does not fit is halved and one that takes longer
-    than `most` made smaller, down to two images; then `scaled` is True: `hours`, of all
-    `steps`, are seconds per image times images. Errors as `train`; a MemoryError where two
-    images do not fit."""
+    """Time a short training on random images, in the recipe's precision: forward, diagnostics,
+    backward, optimiser; no data loading. `seconds` is the median time of a step, `spread` the
+    slowest over the fastest step, and `peak` says whether `peak_bytes` was 'measured' by CUDA's
+    allocator or 'counted'. A batch that does not fit into memory, or takes longer than `most`
+    seconds, is made smaller, down to two images; `scaled` is then True. `hours` is the time of the
+    whole training, from the seconds per image. Errors as `train`; MemoryError if two images do not
+    fit."""
     if isinstance(device, str): device = pick_device(device)
     batch = batch_size or recipe.train.batch_size
     if batch>2: # how many images fit into `most` seconds?

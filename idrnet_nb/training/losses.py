@@ -23,28 +23,29 @@ def hard_mean(
     label:Tensor, # `b H W`, class ids or `ignore`
     ignore:int, # label of pixels that do not count
     weights=None, # `k`, a pixel's weight by its class; a tensor where `loss` is, or numbers
-    below:Optional[float]=None, # only pixels whose class has less than this probability; None: all
-    least:int=100_000, # and at least so many, the hardest
-    sure:Optional[Tensor]=None, # `b H W`, probability of each pixel's class; None: exp(-loss)
+    below:Optional[float]=None, # OHEM: only pixels whose true class is given less than this probability; None: all
+    least:int=100_000, # with `below`: at least so many pixels, those of the lowest probability
+    sure:Optional[Tensor]=None, # `b H W`, probability given to each pixel's true class; None: exp(-loss)
 )->Tensor: # scalar
-    """Weighted mean over the (hard) pixels that have a label; 0 if none has.
+    """Mean of pixel losses, if wanted weighted by class (`weights`) and over hard pixels only
+    (`below`, OHEM); 0 where no pixel counts. ValueError for labels that are no integers.
     IndexError where `weights` are fewer than the classes (CPU)."""
     label = as_class_ids(label, 'hard_mean', axes=None)
     if weights is not None: check_ignore(len(weights), ignore, 'hard_mean')
     valid = label!=ignore
-    count = valid.to(loss.dtype)
+    pixel_weight = valid.to(loss.dtype)
     if weights is not None:
         weights = torch.as_tensor(weights, dtype=loss.dtype, device=loss.device)
-        count = count * weights[label.where(valid, 0)]
+        pixel_weight = pixel_weight * weights[label.where(valid, 0)]
     if below is not None:
         if sure is None: sure = (-loss).exp()
-        sure = sure.detach().where(valid, 2.) # an ignored pixel is never hard
+        sure = sure.detach().where(valid, 2.) # above any probability: ignored pixels come last
         hard = sure<below
-        if least: # all up to the `least`-th lowest probability
+        if least: # and all pixels, ties too, up to the `least`-th lowest probability
             lowest = sure.flatten().topk(min(least, sure.numel()), largest=False).values
             hard = hard | (sure<=lowest.amax())
-        count = count * hard
-    return (loss*count).sum() / count.sum().clamp(min=1e-12)
+        pixel_weight = pixel_weight * hard
+    return (loss*pixel_weight).sum() / pixel_weight.sum().clamp(min=1e-12)
 
 # %% ../../nbs/4_training/01_losses.ipynb #c018
 def focal(
@@ -53,12 +54,12 @@ def focal(
 )->Tensor: # `b H W`
     "(1-p)^gamma · loss, p = exp(-loss) (Lin et al. 2017, eq. 4, without alpha)."
     if not gamma: return loss
-    wrong = -(-loss).expm1() # 1-p, to all digits
-    return wrong.clamp(min=1e-12)**gamma * loss
+    wrong = -(-loss).expm1() # 1-p, exact also where p is nearly 1
+    return wrong.clamp(min=1e-12)**gamma * loss # for gamma < 1 a power of 0 has no finite gradient
 
 # %% ../../nbs/4_training/01_losses.ipynb #c024
-def _by_class(logits, label, ignore): # `b k H W`, `b H W` -> two of `k n`, both 0 on ignored pixels
-    "Probability of each class at each pixel, and whether it is the true one."
+def _by_class(logits, label, ignore): # `b k H W`, `b H W` -> (`k n` probabilities, `k n` bool), n = b·H·W
+    "Probability of each class at each pixel, and whether it is the true one; 0, False if ignored."
     k = logits.shape[1]
     label = rearrange(as_class_ids(label, 'loss'), 'b h w -> (b h w)')
     check_labels(label, k, ignore, 'loss')
@@ -94,15 +95,18 @@ def lovasz(
     errors, order = (truth.to(prob.dtype)-prob).abs().sort(dim=1, descending=True)
     true = truth.gather(1, order)
     total = truth.sum(1, keepdim=True, dtype=torch.int32)
-    intersection = (total - true.cumsum(1, dtype=torch.int32)).to(prob.dtype) # true pixels not yet wrong
+    # I and U if the first j pixels, those of the largest errors, were wrong and all others right
+    intersection = (total - true.cumsum(1, dtype=torch.int32)).to(prob.dtype)
     union = (total + (~true).cumsum(1, dtype=torch.int32)).to(prob.dtype)
+    # growth of 1 - I/U by pixel j: a true one took 1 from I; a false one added 1 to U: I/(U-1) - I/U
     by_false = intersection / (union*(union-1)).clamp(min=1)
-    gradient = torch.where(true, 1/union, by_false) # of the Jaccard loss, pixel by pixel
+    gradient = torch.where(true, 1/union, by_false)
     return _mean_over_present(reduce(errors*gradient, 'k n -> k', 'sum'), truth)
 
 # %% ../../nbs/4_training/01_losses.ipynb #c042
 _TERMS = ('ce', 'focal', 'dice', 'lovasz')
-_TERM = re.compile(r'\s*(?:((?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)\s*\*)?\s*([a-z]+)\s*') # 0.5*ce
+# a term of `Criterion.loss`, say 'ce' or '0.5*ce': (factor or None, name)
+_TERM = re.compile(r'\s*(?:((?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)\s*\*)?\s*([a-z]+)\s*')
 
 @lru_cache(32)
 def _weight_tensor(weights, dtype, device): return torch.tensor(weights, dtype=dtype, device=device)
@@ -110,11 +114,11 @@ def _weight_tensor(weights, dtype, device): return torch.tensor(weights, dtype=d
 @dataclass(frozen=True)
 class Criterion:
     """A loss to be given to a model: `model(images, label, criterion=Criterion('ce+dice'))`.
-    ValueError for what is no loss, weight, probability or power."""
+    ValueError for an unknown loss; class_weights, ohem, ohem_least or gamma out of range."""
     loss:str='ce' # a sum of 'ce', 'focal', 'dice', 'lovasz', with factors
     class_weights:Optional[tuple]=None # `k`, a pixel's weight by its class; of ce and focal only
-    ohem:Optional[float]=None # only pixels whose class has less than this probability; of ce and focal
-    ohem_least:int=100_000 # and at least so many
+    ohem:Optional[float]=None # ce and focal: only pixels whose true class is given less than this probability
+    ohem_least:int=100_000 # with `ohem`: at least so many pixels, those of the lowest probability
     gamma:float=2. # of focal
 
     def __post_init__(self):
@@ -125,7 +129,7 @@ class Criterion:
                 raise ValueError(f'Criterion: {wrong}; give one number per class') from e
             object.__setattr__(self, 'class_weights', weights)
         check_fields(self)
-        object.__setattr__(self, '_terms', self._parse()) # once: no compiler has to follow a regex
+        object.__setattr__(self, '_terms', self._parse()) # here, not in `__call__`: torch.compile cannot follow a regex
         if not all(0<=weight<float('inf') for weight in self.class_weights or ()):
             raise ValueError(f'Criterion: class_weights={self.class_weights}; '
                              'each is a number from 0 up')
@@ -156,8 +160,9 @@ class Criterion:
         weights = self._weights_like(ce)
         return hard_mean(loss, label, ignore, weights, self.ohem, self.ohem_least, (-ce).exp())
 
-    def _weights_like(self, x): # `k`, where `x` is
-        "Copying numbers to a GPU makes the host wait: it is done once. Nothing of a trace is kept."
+    def _weights_like(self, x): # `k`, with the dtype and device of `x`; None without class weights
+        """The class weights as a tensor. Cached, since copying numbers to a GPU makes the host wait;
+        but not while a compiler or tracer runs, whose tensors must not stay in the cache."""
         if self.class_weights is None: return None
         traced = torch.compiler.is_compiling() or type(x) is not Tensor
         if traced: return x.new_tensor(self.class_weights)
@@ -184,11 +189,11 @@ class Criterion:
 
 # %% ../../nbs/4_training/01_losses.ipynb #c047
 def balanced_weights(
-    pixels, # `k` counts, as `Report.pixels` has them
-    how:str='log', # 'log': 1/ln(1.02+share) (Paszke et al. 2016); 'median': median share over share
+    pixels, # `k` counts of pixels, say `pixels` of the `data.validate.Report`
+    how:str='log', # 'log': 1/ln(1.02+share), of ENet (Paszke et al. 2016); 'median': (median of shares)/share
 )->tuple: # `k` weights; 1 for a class without pixels
-    """Weights that help rare classes, from shares of all pixels (ENet's; Eigen and Fergus 2015).
-    ValueError for another word, counts that are negative or no numbers, or no pixels at all."""
+    """Class weights that help rare classes, from each class's share of all pixels ('median': Eigen
+    and Fergus 2015). ValueError for an unknown `how`, negative counts or nan, or if all are 0."""
     n = torch.as_tensor(pixels, dtype=torch.float64)
     if how not in ('log','median'):
         raise ValueError(f"balanced_weights: how={how!r}, there are 'log' and 'median'")
@@ -196,5 +201,5 @@ def balanced_weights(
         raise ValueError(f'balanced_weights: {tuple(n.tolist())} are no pixel counts of classes')
     share = n/n.sum()
     if how=='log': weights = 1/(1.02+share).log()
-    else: weights = share[n>0].quantile(.5)/share
+    else: weights = share[n>0].quantile(.5)/share # torch.median would take the lower of two
     return tuple(weights.where(n>0, 1.).tolist())

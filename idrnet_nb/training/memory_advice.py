@@ -43,8 +43,8 @@ def suggest_batch_size(
     images:Tensor, # `b 3 h w`, a batch that does not fit
     labels:Tensor, # `b h w`
 )->str: # for an error
-    """What was too much, and the largest part of the batch that fits.
-    Of several processes one alone cannot try."""
+    """Text for an out-of-memory error, with the largest part of the batch that fits. With several
+    processes nothing is tried, since all would have to take part."""
     config, size, (height, width) = state.config, len(images), images.shape[-2:]
     part, fitting = size//config.accumulate, None
     if state.world_size == 1:

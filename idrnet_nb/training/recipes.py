@@ -85,7 +85,7 @@ class Recipe:
         broken='raise', # what to do with files that cannot be read, see `SegmentationDataset`
         seed=0, # of the augmentation
     )->SegmentationDataset:
-        "To train on: read, changed by `augment`."
+        "The training dataset: images and labels read from `rows`, augmented by `augment`."
         augment = replace(self.augment, seed=seed, ignore=self.space.ignore)
         return SegmentationDataset(rows, self.space, augment=augment, on_unreadable=broken)
 
@@ -179,7 +179,7 @@ RECIPES = {name:Recipe.from_json({'name':name, **settings})
            for name,settings in _read_json('recipes.json').items()}
 
 # %% ../../nbs/4_training/15_recipes.ipynb #c021
-REPORTED = _read_json('reported.json') # recipe -> mIoU in percent: plain, single, multi; None: not published
+REPORTED = _read_json('reported.json') # recipe -> mIoU, %: without IDR, with (one scale, several); None: not given
 
 # %% ../../nbs/4_training/15_recipes.ipynb #c029
 _LAPTOP_SIZES = dict(camvid=(180,240), cityscapes=(192,384), stanford_background=(120,160),
@@ -318,7 +318,8 @@ def mini(
     epochs:int=8, # times each image is seen
     batch_size:int=4, # images per step
 )->Recipe:
-    "The same recipe for seconds on two cores."
+    """A tiny version of the recipe (small crops, `tiny` backbone) that trains in seconds on two CPU
+    cores."""
     head, train, augment, protocol = recipe.head, recipe.train, recipe.augment, recipe.protocol
     ratio = side/min(augment.crop)
     def scaled(size): return size and tuple(max(1, round(n*ratio)) for n in size)

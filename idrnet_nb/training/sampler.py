@@ -96,7 +96,7 @@ def batches(
     seed:int=0, # of the order
     workers:int=0, # loading processes; they change neither order nor pixels
     start:int=0, # batches that were seen already
-    share:tuple=(0,1), # (which, of how many): this process's part of each batch
+    share:tuple=(0,1), # (rank, number of processes): which part of each batch this process loads
 ):
     """Batches for ever, seeded; calls the dataset's `set_epoch` if it has one.
     ValueError for fewer images than a batch, or a batch that cannot be shared."""

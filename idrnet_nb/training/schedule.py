@@ -27,8 +27,8 @@ def param_groups(
     model:nn.Module, # a `Segmentor`, or any module
     config:TrainConfig, # lr, backbone_lr, weight_decay
 )->list: # groups for an optimiser
-    """Four groups: backbone or head, with weight decay (two axes or more, no table of positions) or
-    without. Every trained parameter is in exactly one."""
+    """Four groups: backbone or head, with weight decay (parameters of two axes or more, but not
+    position embeddings) or without. Every trained parameter is in exactly one."""
     groups = {}
     for name, p in model.named_parameters():
         if not p.requires_grad: continue

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from idrnet_nb.data.validate import DataFault, Report, check_data, check_parts, raise_faults
+from idrnet_nb.data.dataset import SegmentationDataset
 from idrnet_nb.data.readers import decode_image
 from idrnet_nb.data.pairing import folder_pairs
 from idrnet_nb.data.class_lists import space_from_file
