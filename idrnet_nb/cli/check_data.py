@@ -12,14 +12,14 @@ from typing import Annotated, Optional
 
 from .option_types import Arg, File, Folder, Processes
 from .reports import check_report, write_report
-from .shared_options import ClassListOptions, ReadOptions, published
+from .shared_options import OwnPartsOptions, ReadOptions, published
 from ..data.class_lists import space_from_file
 from ..data.datasets import DATASETS
 from ..data.validate import check_parts
 
 # %% ../../nbs/7_cli/06_check_data.ipynb #c006
 @dataclass(kw_only=True)
-class CheckData(ClassListOptions, ReadOptions):
+class CheckData(OwnPartsOptions, ReadOptions):
     """Read every file of a dataset once: count classes, list what is wrong.
     Exit code 0: nothing, 1: something, 2: not understood."""
     epilog = 'example: idrnet check-data --images photos --labels masks --classes classes.txt'
@@ -59,4 +59,4 @@ class CheckData(ClassListOptions, ReadOptions):
             raise ValueError('--root and --split belong to --data NAME; '
                              'a folder of your own has --images, --labels and --classes')
         self.check_own_options('check')
-        return space_from_file(self.classes), dict(all=self.own_pairs)
+        return space_from_file(self.classes), self.named_parts() or dict(all=self.own_pairs)

@@ -11,18 +11,21 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 from .option_types import Arg, Count, File, Folder, Seed
+from .plan import Plan, command_from_plan
+from .reports import describe_data, describe_training
 from .set_option import Settings, list_settings
-from .shared_options import (VARIANT, WORLD_HAS_NO_FILES, DataOptions, DeviceOptions,
-    ModelOptions, TrainingOptions)
+from .shared_options import VARIANT
+from .training_options import DataAndModelOptions, TrainingSetup
 from ..experiments import compare
 from ..models.hub import check_folder
 
 # %% ../../nbs/7_cli/08_compare.ipynb #c006
 def _epilog():
-    return f'example: idrnet compare --data world --out runs/demo\n\n{list_settings(("train",))}'
+    return ('example: idrnet compare --images photos --labels masks --classes classes.txt '
+            f'--out runs/compare\n\n{list_settings()}')
 
 @dataclass(kw_only=True)
-class Compare(ModelOptions, TrainingOptions, DataOptions, DeviceOptions):
+class Compare(DataAndModelOptions):
     "Train variants side by side, several seeds each, and say which is better by how much."
     epilog = _epilog
     arms:Annotated[list[str], Arg(help=f'variants: {VARIANT}')]=field(
@@ -31,21 +34,33 @@ class Compare(ModelOptions, TrainingOptions, DataOptions, DeviceOptions):
     seed:Annotated[Seed, Arg(sets='train.seed')]=0 # the first seed
     jobs:Optional[Count]=None # runs at a time; if left out: one per core on a CPU, else 1
     out:Folder=Path('runs/compare') # folder for compare.json, figures, weights and report.html
+    plan:bool=False # show what would be done, write it to plan.json in --out, and stop
+    from_plan:Optional[File]=None # do what a plan says (JSON or YAML); options that are typed replace its own
     results:Optional[File]=None # CSV to append a row per run to
 
     def run(self)->None:
-        settings = Settings(self)
-        settings.check_parts(('train',), 'compare builds each variant by its name; '
-                             'only NAME of TrainConfig, epochs and steps can be set')
-        if 'train.seed' in settings.texts:
+        if self.from_plan: return command_from_plan(self.from_plan, self, 'compare').run()
+        if 'train.seed' in Settings(self).texts:
             raise ValueError('--set seed: compare takes --seed, the first seed, and --seeds, '
                              'their number')
         if self.seed+self.seeds > 2**32:
             raise ValueError(f'--seed {self.seed} --seeds {self.seeds}: seeds end at {2**32-1}')
-        self.refuse_other_data(crop=f'{WORLD_HAS_NO_FILES}, its images are not cropped')
         for arm in self.arms: check_folder(self.out/f'{arm}-{self.seed}') # before anything is trained
-        task = self.task(self.seed, crop=self.crop)
-        config = self.train_config(settings, len(task.train))
+        setup = self.setup(self.arms)
+        if self.plan or not self.quiet: self.show_plan(setup)
+        if self.plan: return
         seeds = tuple(range(self.seed, self.seed+self.seeds))
-        compare.compare(task, tuple(self.arms), seeds, self.out, config, self.device, self.jobs,
-            not self.quiet, self.results, **self.model_settings())
+        compare.compare(setup.task, tuple(self.arms), seeds, self.out, setup.config, self.device,
+            self.jobs, not self.quiet, self.results, **setup.model_args)
+
+    def show_plan(self, setup:TrainingSetup)->None:
+        "Print what will be done; with --plan, write it."
+        task = setup.task
+        model = compare.build(self.arms[-1], task, self.seed, **setup.model_args)
+        print(describe_data(task, setup.reports))
+        print(describe_training(setup.config, model, task, self.arms[-1]))
+        print(f'compares  {", ".join(self.arms)}; {self.seeds} seeds each, {len(self.arms)*self.seeds} '
+              f'trainings\nwrites    {self.out}')
+        if not self.plan: return
+        Plan('compare', self, setup.model_args.get('recipe')).write(self.out/'plan.json')
+        print(f'nothing is trained. To do it: idrnet compare --from-plan {self.out/"plan.json"}')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Unpaired', 'NameDifference', 'name_differences', 'why_missing', 'folder_pairs', 'read_text', 'part_column',
-           'csv_pairs', 'hub_pairs']
+           'table_columns', 'csv_pairs', 'hub_pairs']
 
 # %% ../../nbs/3_data/08_pairing.ipynb #c003
 import csv
@@ -482,6 +482,13 @@ def part_column(
 )->str: # '' where no column has such a name, or all its values are alike
     "The column of a table that says which part a row belongs to: split, subset, part, phase or fold."
     return _PairTable(Path(file)).part_column()
+
+def table_columns(
+    file:'str|Path', # see `csv_pairs`
+)->list: # of texts; none where the table has no rows
+    "The names of the columns of a table."
+    rows = _PairTable(Path(file)).rows
+    return list(rows[0].fields) if rows else []
 
 def csv_pairs(
     file:'str|Path', # CSV with a line of column names, or JSONL; its paths are relative to its folder

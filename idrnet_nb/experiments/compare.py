@@ -21,6 +21,7 @@ from ..models.variants import parse_variant, widened
 from ..training.config import TrainConfig
 from ..training.inference import evaluate, load_model, save_model
 from ..training.metrics import auroc
+from ..training.recipes import Recipe, with_variant
 from ..training.trainer import train
 from .compare_page import METRICS, table, write_page
 from idrnet_nb.experiments.results import (append_rows, as_floats, provenance, read_rows,
@@ -30,14 +31,20 @@ from .tasks import Task
 
 # %% ../../nbs/5_experiments/05_compare.ipynb #c019
 def build(
-    variant:str, # see `parse_variant`
+    variant:Optional[str], # see `parse_variant`; None: the head of the recipe
     task:Task, # its classes
     seed:int=0, # of the weights
     backbone:str='tiny', # timm name, or 'tiny'
     weights=None, # safetensors file for the backbone
+    recipe:Optional[Recipe]=None, # builds the model instead of `backbone` and `settings`
+    pretrained:bool=False, # timm's own weights for the backbone
     **settings, # of `build_segmentor`: width, output_stride …
 ):
     "The model of a variant; the same seed gives the same weights."
+    if recipe is not None:
+        if variant: recipe = with_variant(recipe, variant)
+        seed_everything(seed)
+        return recipe.build(weights, pretrained)
     framework, switch = parse_variant(variant)
     settings = {'ignore':task.space.ignore, **settings, **switch}
     num_classes = task.space.num_classes
@@ -48,7 +55,8 @@ def build(
         if config.fpn_width:
             settings['fpn_width'] = config.fpn_width*settings['width']//config.width
     seed_everything(seed)
-    return build_segmentor(framework, backbone, num_classes, weights=weights, **settings)
+    return build_segmentor(framework, backbone, num_classes, weights=weights, pretrained=pretrained,
+                           **settings)
 
 # %% ../../nbs/5_experiments/05_compare.ipynb #c119
 def run_variant(
@@ -228,7 +236,7 @@ def compare(
     for of_variant in rows.values(): of_variant.sort(key=lambda row: row['seed'])
     result = dict(task=task.name, note=task.note, arms=rows, relation_auroc=_mean_auroc(rows),
                   seconds=time.perf_counter()-start, config=asdict(config),
-                  model={name:value for name,value in model_args.items() if name!='weights'})
+                  model=_model_settings(model_args))
     models = {variant:load_model(out/f'{variant}-{seeds[0]}')[0] for variant in variants}
     write_page(out, task, result, models)
     if progress:
@@ -246,6 +254,10 @@ def _mean_auroc(rows): # None where no variant has learnt relations and a truth
 
 def _settings(config, model_args): # of a row, as JSON
     train_settings = {name:value for name,value in asdict(config).items() if name!='seed'}
-    model = dict(model_args)
-    if model.get('weights'): model['weights'] = Path(model['weights']).name
-    return json.dumps(dict(train=train_settings, model=model))
+    weights = dict(weights=Path(model_args['weights']).name) if model_args.get('weights') else {}
+    return json.dumps(dict(train=train_settings, model=_model_settings(model_args) | weights))
+
+def _model_settings(model_args): # as JSON can hold them, without the path of the weights
+    settings = {name:value for name,value in model_args.items() if name!='weights'}
+    if settings.get('recipe'): settings['recipe'] = settings['recipe'].to_json()
+    return settings
