@@ -136,7 +136,9 @@ def options(files):  # every option of train, with a value that is not its defau
         data='lip',
         device='cpu',
         epochs=3,
-        hold_out=0.1,
+        group_by='([0-9])([.]png)?$',
+        from_plan=files / 'no.json',
+        plan=(),
         images=files / 'camvid' / 'val',
         judge=None,
         keep=5,
@@ -160,9 +162,12 @@ def options(files):  # every option of train, with a value that is not its defau
         split='val',
         steps=5,
         tensorboard=(),
-        unseen_images=files / 'camvid' / 'val',
-        unseen_labels=files / 'camvid' / 'valannot',
-        unseen_pairs=files / 'val.csv',
+        test_images=files / 'camvid' / 'val',
+        test_labels=files / 'camvid' / 'valannot',
+        test_pairs=files / 'val.csv',
+        val_images=files / 'camvid' / 'val',
+        val_labels=files / 'camvid' / 'valannot',
+        val_pairs=files / 'val.csv',
         weights=files / 'tiny.safetensors',
         width=24,
         workers=1,
@@ -204,7 +209,7 @@ def test_an_option_has_an_effect_or_is_refused(start, files, trained, capsys, mo
     refused = {}
     for name, value in options(files).items():
         if name == 'judge':
-            value = 'val' if start in ('set', 'recipe') else 'unseen'
+            value = 'test' if start == 'world' else 'none'
         words = value if isinstance(value, tuple) else (value,)
         if f'--{name.replace("_", "-")}' in base:
             continue  # how this way begins
@@ -212,6 +217,8 @@ def test_an_option_has_an_effect_or_is_refused(start, files, trained, capsys, mo
         monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 10**8)
         if name == 'allow' and start in ('own', 'folders'):
             continue  # see test_faults_of_own_data
+        if name in ('plan', 'from_plan'):
+            continue  # see test_a_plan_is_shown_kept_and_given_back
         code, _, err = run(capsys, *base, f'--{name.replace("_", "-")}', *words)
         if code == 0:
             assert trained.calls[-1] != plain or any(asked), f'{name} changes nothing beside {start}'
@@ -220,9 +227,9 @@ def test_an_option_has_an_effect_or_is_refused(start, files, trained, capsys, mo
             refused[name] = err
     names = {'image_prefix', 'image_suffix', 'label_prefix', 'label_suffix'}
     wanted = dict(
-        world={'root', 'crop', 'split', 'mini', 'hold_out', 'skip_broken', 'pretrained', 'allow', *names},
-        set={'pictures', 'mini', 'hold_out', 'pretrained', 'allow', *names},
-        recipe={'pictures', 'hold_out', 'pretrained', 'allow', *names},
+        world={'root', 'crop', 'split', 'mini', 'group_by', 'skip_broken', 'pretrained', 'allow', *names},
+        set={'pictures', 'mini', 'group_by', 'pretrained', 'allow', *names},
+        recipe={'pictures', 'group_by', 'pretrained', 'allow', *names},
         own={'data', 'root', 'pictures', 'split', *names},
         folders={'data', 'root', 'pictures', 'split'},
     )[start]
@@ -231,9 +238,7 @@ def test_an_option_has_an_effect_or_is_refused(start, files, trained, capsys, mo
         'labels',
         'pairs',
         'classes',
-        'unseen_images',
-        'unseen_labels',
-        'unseen_pairs',
+        *(f'{part}_{what}' for part in ('val', 'test') for what in ('images', 'labels', 'pairs')),
         'recipe',
         'data',
         'weights',
@@ -243,6 +248,27 @@ def test_an_option_has_an_effect_or_is_refused(start, files, trained, capsys, mo
     assert wanted <= set(refused) <= wanted | others, set(refused) ^ wanted
     for name in wanted - {'pretrained'}:
         assert f'--{name.replace("_", "-")}' in refused[name], refused[name]
+
+
+@pytest.mark.parametrize('start', ['world', 'set', 'recipe', 'own', 'folders'])
+def test_a_plan_is_shown_kept_and_given_back(start, files, trained, capsys, tmp_path):
+    "--plan trains nothing; --from-plan trains what the same options would have; what is typed beside it counts more."
+    base = ['train', *words_of(start, files), '--out', tmp_path / 'run', '--lr', 0.002, '--set', 'ema=.9']
+    code, out, _ = run(capsys, *base, '--plan')
+    assert code == 0 and not trained.calls and f'{tmp_path / "run"} (from the beginning)' in out
+    assert run(capsys, *base)[0] == 0
+    plan = tmp_path / 'run' / 'plan.json'
+    assert run(capsys, 'train', '--from-plan', plan)[0] == 0
+    assert trained.calls[1]['config'] == trained.calls[0]['config'] and trained.calls[0]['config']['lr'] == 0.002
+    del trained.calls[0]['results'], trained.calls[1]['results']
+    assert trained.calls[1] == trained.calls[0]
+    assert run(capsys, 'train', '--from-plan', plan, '--lr', 0.5)[0] == 0
+    assert trained.calls[2]['config']['lr'] == 0.5 and trained.calls[2]['rows'] == trained.calls[0]['rows']
+    edited = json.loads(plan.read_text())
+    edited['options']['--sead'] = ['3']
+    plan.write_text(json.dumps(edited))
+    code, _, err = run(capsys, 'train', '--from-plan', plan)
+    assert code == 2 and '--sead' in err
 
 
 def test_faults_of_own_data(files, trained, capsys, tmp_path):
@@ -272,7 +298,7 @@ def test_faults_of_own_data(files, trained, capsys, tmp_path):
         '--backbone',
         'tiny',
     ]
-    unseen = ['--unseen-images', tmp_path / 'unseen' / 'images', '--unseen-labels', tmp_path / 'unseen' / 'masks']
+    unseen = ['--test-images', tmp_path / 'unseen' / 'images', '--test-labels', tmp_path / 'unseen' / 'masks']
     classes.write_text('background\nobject\n')
     code, _, err = run(capsys, *words, *unseen)
     assert code == 2 and 'object, 255' in err and 'class without a pixel' in err and not trained.calls
@@ -281,7 +307,7 @@ def test_faults_of_own_data(files, trained, capsys, tmp_path):
     assert run(capsys, 'check-data', *words[1:7], '--quiet')[0] == 0
     code, out, _ = run(capsys, *words, *unseen)
     assert code == 0 and trained.calls[-1]['model']['head']['num_classes'] == 2 and 'a flip swaps no classes' in out
-    again = ['--unseen-images', tmp_path / 'seen' / 'images', '--unseen-labels', tmp_path / 'seen' / 'masks']
+    again = ['--test-images', tmp_path / 'seen' / 'images', '--test-labels', tmp_path / 'seen' / 'masks']
     code, _, err = run(capsys, *words, *again)
     assert code == 2 and 'in two parts' in err and '--allow in-two-parts' in err
     assert run(capsys, *words, *again, '--allow', 'in-two-parts')[0] == 0
@@ -404,9 +430,10 @@ def test_options_that_exclude_each_other(files, trained, capsys):
     own = ['--pairs', files / 'train.csv', '--classes', files / 'classes.txt']
     for words, said in (
         (['--data', 'camvid', *own], '--data'),
-        (['--unseen-images', files], '--unseen-images'),
-        ([*own, '--unseen-images', files], 'with --unseen-labels'),
-        ([*own, '--unseen-pairs', files / 'val.csv', '--hold-out', 0.3], '--hold-out'),
+        (['--test-images', files], '--test-images'),
+        ([*own, '--test-images', files], 'with --test-labels'),
+        ([*own, '--test-pairs', files / 'val.csv', '--split', '70/30'], '--split'),
+        ([*own, '--split', 'val'], 'give shares'),
         (['--pretrained', '--weights', files / 'tiny.safetensors'], 'both say where'),
         (['--images', files], 'what to train on'),
         (['--recipe', 'laptop_fcn_camvid'], 'needs --root'),
@@ -417,8 +444,7 @@ def test_options_that_exclude_each_other(files, trained, capsys):
         code, _, err = run(capsys, 'train', *words)
         assert code == 2 and said in err and not trained.calls, err
     assert (
-        run(capsys, 'train', *own, '--unseen-pairs', files / 'val.csv')[0] == 0
-        and len(trained.calls[-1]['judged']) == 4
+        run(capsys, 'train', *own, '--test-pairs', files / 'val.csv')[0] == 0 and len(trained.calls[-1]['judged']) == 4
     )
 
 
@@ -668,8 +694,8 @@ def test_every_option_with_every_odd_value(command, files, capsys, tmp_path, mon
         ('--keep', '0'),
         ('--save-every', '0'),
         ('--workers', '-1'),
-        ('--hold-out', '1.5'),
-        ('--hold-out', '0'),
+        ('--split', '70'),
+        ('--split', '70/0'),
         ('--width', '0'),
         ('--pictures', '0', '1'),
         ('--size', '0'),
@@ -737,8 +763,9 @@ def test_names_that_overwrite_each_other(files, capsys, tmp_path):
         capsys, 'predict', '--model', files / 'model', '--device', 'cpu', tmp_path / 'a.png', tmp_path / 'A.PNG'
     )
     assert code == 2 and 'same name' in err
-    code, _, err = run(capsys, 'predict', '--model', files / 'model', '--device', 'cpu', tmp_path)
-    assert code == 2 and 'is a folder' in err
+    (tmp_path / 'empty').mkdir()
+    code, _, err = run(capsys, 'predict', '--model', files / 'model', '--device', 'cpu', tmp_path / 'empty')
+    assert code == 2 and 'a folder without images' in err
 
 
 def test_a_report_is_not_written_over_what_is_read(files, capsys, tmp_path):

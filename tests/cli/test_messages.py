@@ -70,7 +70,7 @@ def test_a_good_model_is_not_judged_on_white_masks(of_two, tmp_path, capsys):
         '--quiet',
         '--out',
     ]
-    assert main([*start, str(tmp_path / 'no'), *words(white, 'unseen-')]) == 2
+    assert main([*start, str(tmp_path / 'no'), *words(white, 'test-')]) == 2
     err = capsys.readouterr().err
     assert 'id 255' in err and '--allow ignored-id' in err and not (tmp_path / 'no').exists()
     assert all(len(line) < 600 for line in err.splitlines()) and len(err.splitlines()) == 3  # one line a fault

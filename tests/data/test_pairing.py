@@ -859,7 +859,7 @@ def test_a_column_of_parts_is_not_dropped_in_silence(tmp_path):
         Image.new('RGB', (4, 3)).save(tmp_path / f'{name}.png')
         Image.new('L', (4, 3)).save(tmp_path / f'{name}_m.png')
     (tmp_path / 't.csv').write_text('image,label,split\na.png,a_m.png,train\nb.png,b_m.png,val\n')
-    with pytest.warns(UserWarning, match="column 'split' .train, val. is not read.*--unseen-pairs"):
+    with pytest.warns(UserWarning, match="column 'split' .train, val. is not read.*--test-pairs"):
         assert len(csv_pairs(tmp_path / 't.csv')) == 2
     (tmp_path / 'one.csv').write_text('image,label,split\na.png,a_m.png,train\nb.png,b_m.png,train\n')
     with warnings.catch_warnings():
