@@ -12,10 +12,13 @@ from pathlib import Path
 import torch
 
 from ..common.checks import differences
+from ..common.distributed import all_gather_object
 from ..common.state import keep_modes, keep_random_state
 from ..data.fingerprint import data_differences, describe_data
 from ..models.hub import WEIGHTS
-from .checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from idrnet_nb.training.checkpoint import (checkpoints, load_checkpoint, model_weights,
+    save_checkpoint)
+from .eval_schedule import EvalSchedule, ScoreSummary
 from .logger import TrainLogger, read_log
 
 # %% ../../nbs/4_training/08_run_folder.ipynb #c016
@@ -28,11 +31,11 @@ class RunFolder:
         resume:bool=False, # go on with the training in `out`, if there is one
         save_every:'int|None'=None, # steps between checkpoints; None: twenty in all
         keep:int=3, # checkpoints that stay, besides the best
-        eval_fn=None, # model -> score, the higher the better
+        schedule:EvalSchedule=EvalSchedule(), # of the evaluations
         tensorboard:bool=False, # see `TrainLogger`
         live:'bool|None'=False, # see `TrainLogger`
     ):
-        self.state, self.out, self.keep, self.eval_fn = state, out and Path(out), keep, eval_fn
+        self.state, self.out, self.keep, self.schedule = state, out and Path(out), keep, schedule
         self.save_every = save_every or max(1, state.config.steps//20)
         if out:
             self.about = self.describe(data) # saved in each checkpoint
@@ -42,17 +45,18 @@ class RunFolder:
         except OSError as error:
             raise OSError(f'train: nothing can be written to out={str(out)!r} ({error}); '
                           'give another folder') from error
+        self.scores = ScoreSummary.of(self.log.lines) # up to now
 
     def describe(self, data)->dict: # what is compared when the training is resumed
         """config, model, pictures and data must be the same; `judged` (the evaluation) and `where`
         may differ."""
-        config, model = self.state.config, self.state.model
+        config, model, eval_fn = self.state.config, self.state.model, self.schedule.eval_fn
         free = 'workers', 'log_every', 'compile' # these may change
         return dict(
             config={name: value for name, value in asdict(config).items() if name not in free},
             model=model.to_config() if hasattr(model, 'to_config') else type(model).__name__,
             pictures=len(data), data=describe_data(data, config.workers),
-            judged=self.eval_fn.describe() if hasattr(self.eval_fn, 'describe') else None,
+            judged=eval_fn.describe() if hasattr(eval_fn, 'describe') else None,
             where=dict(torch=torch.__version__, device=self.state.device.type,
                        processes=self.state.world_size))
 
@@ -124,21 +128,59 @@ class RunFolder:
                           f'compared: {"; ".join(changed)}')
 
     @property
-    def is_due(self)->bool: # is it time for a checkpoint?
-        done, steps = self.state.done, self.state.config.steps
-        return bool(self.out) and (done == steps or done % self.save_every == 0)
+    def is_last(self)->bool: # are all steps done?
+        return self.state.done == self.state.config.steps
+
+    @property
+    def is_save_due(self)->bool: # is it time for a checkpoint?
+        return bool(self.out) and (self.is_last or self.state.done % self.save_every == 0)
+
+    @property
+    def is_eval_due(self)->bool: # is it time for an evaluation?
+        return self.schedule.is_due(self.state.done, self.is_save_due, self.is_last)
+
+    @property
+    def is_due(self)->bool: # is it time for one of the two?
+        return self.is_save_due or self.is_eval_due
+
+    @property
+    def has_stopped(self)->bool: # early, for want of a better score
+        return self.schedule.reason_to_stop(self.scores) is not None
 
     def save(self)->None:
-        """Evaluate and write a checkpoint. To be called in every process: they share the
-        evaluation, and the first one writes."""
-        state, done = self.state.state(), self.state.done
-        score = None if self.eval_fn is None else self.evaluate()
-        if self.state.rank: return
-        if score is not None: self.log.write(step=done-1, score=score)
+        """Evaluate and write a checkpoint, each if it is due; a best score and an early stop write
+        one at once. To be called in every process: they share the evaluation, and the first one
+        writes."""
+        state, done, score = self.state.state(), self.state.done, None
+        if self.is_eval_due:
+            score = self.evaluate()
+            self.log.write(step=done-1, score=score)
+            self.scores = self.scores.add(done, score)
+        is_best = score is not None and self.scores.best_step == done
+        reason = self.schedule.reason_to_stop(self.scores)
+        if reason and not self.is_last: self.log.write(step=done-1, stopped=reason)
+        if self.state.rank or not (self.is_save_due or is_best or reason): return
         save_checkpoint(self.out/'checkpoints', done, state, self.about, score, self.keep)
 
     def evaluate(self)->float:
-        """Score of the model, or of its running mean. Leaves random generators and modes as they
-        were."""
+        """Score of the model, or of its running mean; that of the first process counts. Leaves
+        random generators and modes as they were."""
         with keep_random_state(), keep_modes(self.state.model):
-            return float(self.eval_fn(self.state.mean_model))
+            score = float(self.schedule.eval_fn(self.state.mean_model))
+        return all_gather_object(score)[0]
+
+    def finish(self)->None:
+        """The model gets the weights that the training ends with: those of the best step, or the
+        last ones; of either the running mean, if there is one. The log says which step."""
+        state, best_step = self.state, self.scores.best_step
+        if state.ema: state.model.load_state_dict(state.ema.module.state_dict())
+        if self.schedule.restore_best and best_step is not None:
+            chosen = dict(step=state.done-1, chosen=state.done)
+            if best_step != state.done:
+                all_gather_object(None) # until the first process has written it
+                found = load_checkpoint(self.out/'checkpoints', 'best')
+                state.model.load_state_dict(model_weights(found['state']))
+                chosen['chosen'] = found['step']
+            if chosen not in [{key: line.get(key) for key in chosen} for line in self.log.lines]:
+                self.log.write(**chosen)
+        self.log.close()

@@ -19,6 +19,7 @@ from ..common.state import rng_state, set_rng_state
 from ..models.hub import check_folder
 from .bad_batches import BadBatches
 from .config import TrainConfig
+from .eval_schedule import EvalSchedule
 from .label_counts import LabelCounts
 from .losses import Criterion
 from .memory_advice import is_out_of_memory, suggest_batch_size
@@ -224,9 +225,6 @@ def _check_arguments(model, data, out, resume, save_every, keep, eval_fn, tensor
     "Raise ValueError for arguments that cannot work, before anything is built, moved or written."
     if not out and (resume or eval_fn or tensorboard):
         raise ValueError('train: resume, eval_fn and tensorboard need a folder: give out=')
-    if eval_fn is not None and not callable(eval_fn):
-        raise ValueError(f'train: eval_fn={eval_fn!r} cannot be called; '
-                         'give a function model -> score, say inference.Evaluator(data)')
     for name, n in dict(save_every=save_every, keep=keep).items():
         if n is not None and not (isinstance(n, int) and n >= 1):
             raise ValueError(f'train: {name}={n!r}; give a whole number, 1 or more')
@@ -255,12 +253,16 @@ def train(
     resume:bool=False, # go on with the training in `out`, if there is one
     save_every:Optional[int]=None, # steps between checkpoints; None: twenty in all
     keep:int=3, # checkpoints that stay, besides the best
-    eval_fn=None, # model -> score, the higher the better, say `inference.Evaluator(data)`; before each checkpoint
+    eval_fn=None, # model -> score, the higher the better, say `inference.Evaluator(data)`
+    eval_every:Optional[int]=None, # steps between evaluations; None: before each checkpoint
+    patience:Optional[int]=None, # stop after so many evaluations without a better score; None: never
+    restore_best:bool=True, # with `eval_fn`: end with the weights of the best step, not of the last
     tensorboard:bool=False, # the log for TensorBoard as well, in `out`
     live:Optional[bool]=None, # draw loss and score as they come; None: in Jupyter, where `progress` is on
 )->list: # records: step, lr, loss and its parts
-    """Train `model` in place. With `config.ema` it ends with the running mean of its weights.
-    Warns of classes that no label holds.
+    """Train `model` in place. With an `eval_fn` it ends with the weights of the best step (the last
+    ones stay beside them as a checkpoint); with `config.ema`, with their running mean. Warns of
+    classes that no label holds.
 
     Raises before the first step:
         FileExistsError: `out` holds a training, and `resume` is False;
@@ -272,35 +274,41 @@ def train(
         MemoryError: a batch does not fit (what would is named);
         OSError: the disk is full."""
     from tqdm.auto import tqdm
+    schedule = EvalSchedule(eval_fn, eval_every, patience, restore_best)
     _check_arguments(model, data, out, resume, save_every, keep, eval_fn, tensorboard)
     state = TrainState(model, config, init_distributed(device))
     try:
         if live is None and not progress: live = False
-        folder = RunFolder(state, data, out, resume, save_every, keep, eval_fn, tensorboard, live)
+        folder = RunFolder(state, data, out, resume, save_every, keep, schedule, tensorboard, live)
         bad_batches = BadBatches(data, config, folder.log)
         label_counts = LabelCounts.of(model, data, config)
         source = batches(data, config.batch_size, config.seed, config.workers, state.done,
                          share=(state.rank, state.world_size))
+        end = state.done if folder.has_stopped else config.steps
         # `range` first: zip then asks for no batch after the last. `named`: an error in loading names the file
-        steps = zip(range(state.done, config.steps), bad_batches.named(source, state.done))
+        steps = zip(range(state.done, end), bad_batches.named(source, state.done))
         bar = tqdm(steps, total=config.steps, initial=state.done, desc='training', leave=False,
                    disable=not progress or state.rank > 0)
+        shown = folder.scores.text() # beside the bar
         for step, (images, labels) in bar:
             losses = _guarded_step(state, images, labels, label_counts, bad_batches)
             state.advance()
             if on_step: on_step(step)
-            is_last = state.done == config.steps
-            label_counts.close_if_done(is_last) # after an epoch: warns of classes without pixels
-            is_logged = losses and (is_last or step % config.log_every == 0)
+            label_counts.close_if_done(folder.is_last) # after an epoch: warns of classes without pixels
+            is_logged = losses and (folder.is_last or step % config.log_every == 0)
             # before the log or a checkpoint is written: was a loss since the last look not finite?
             if is_logged or folder.is_due: bad_batches.report_remembered(state.first_bad)
             if is_logged:
                 values = check_losses(losses, step)
                 folder.log.write(step=step, lr=state.lr, **values)
-                bar.set_postfix(loss=f'{values["loss"]:.3f}', refresh=False)
-            if folder.is_due: folder.save()
-        if state.ema: model.load_state_dict(state.ema.module.state_dict())
-        folder.log.close()
+                shown['loss'] = f'{values["loss"]:.3f}'
+            if folder.is_due:
+                folder.save()
+                shown.update(folder.scores.text())
+            if is_logged or folder.is_due: bar.set_postfix(shown, refresh=False)
+            if folder.has_stopped: break
+        label_counts.close_if_done(True)
+        folder.finish()
         return folder.log.records()
     finally:
         for p in state.frozen: p.requires_grad_(True)

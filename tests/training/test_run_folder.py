@@ -350,7 +350,7 @@ def test_a_look_changes_nothing(tmp_path):
     for frozen in (False, True):
         config = replace(CONFIG, frozen=frozen)
         a, b = (
-            finish(tmp_path / f'{frozen}a', pairs(), config, save_every=2, eval_fn=judge)[0],
+            finish(tmp_path / f'{frozen}a', pairs(), config, save_every=2, eval_fn=judge, restore_best=False)[0],
             finish(tmp_path / f'{frozen}b', pairs(), config)[0],
         )
         same(a.state_dict(), b.state_dict())
