@@ -28,12 +28,15 @@ from ..data.labels import LabelSpace
 from ..data.pairing import csv_pairs
 from ..experiments.tasks import Task
 from ..experiments.compare import build, judged_by, measured
+from ..experiments import model_page
+from ..experiments.page import check_page, command_line
 from ..experiments.results import provenance
 from ..models.segmentor import Segmentor
 from ..models.variants import parse_variant, variant_name
 from ..data import splits
 from ..training import inference, recipes, trainer
 from ..training.config import TrainConfig
+from ..training.metrics import Meter
 from ..training.recipes import Recipe
 
 # %% ../../nbs/7_cli/07_train.ipynb #c006
@@ -153,7 +156,7 @@ def _epilog():
 class Train(RecipeOptions, DataOptions, OwnTrainingOptions, ReadOptions, DeviceOptions):
     "Train one model and save it."
     epilog = _epilog
-    out:Folder=Path('runs/train') # folder for the model, its log and its checkpoints
+    out:Folder=Path('runs/train') # folder for the model, its log, its checkpoints and report.html
     resume:bool=False # go on with the training in --out, if there is one
     save_every:Optional[Count]=None # steps between checkpoints; if left out: twenty in all
     keep:Count=3 # checkpoints that stay, besides the best
@@ -166,6 +169,7 @@ class Train(RecipeOptions, DataOptions, OwnTrainingOptions, ReadOptions, DeviceO
     def run(self)->None:
         self.set_max_pixels()
         self.check_options()
+        check_page(self.out)
         training = self.by_recipe() if self.start in ('recipe', 'own') else self.by_variant()
         task, model, config = training
         evaluator = self.evaluator(task)
@@ -179,10 +183,10 @@ class Train(RecipeOptions, DataOptions, OwnTrainingOptions, ReadOptions, DeviceO
             print(f'skipped: {pair}', file=sys.stderr)
         meter = inference.evaluate(model, task.test, progress=not self.quiet,
             protocol=task.protocol, together=True)
-        if rank_and_world_size()[0] == 0: self.save(training, meter.scores())
+        if rank_and_world_size()[0] == 0: self.save(training, meter)
 
-    def save(self, training:_Training, scores:dict)->None:
-        task, model, config = training
+    def save(self, training:_Training, meter:Meter)->None:
+        (task, model, config), scores = training, meter.scores()
         variant = variant_name(model.head.config)
         if self.arm.endswith('+wide'): variant = self.arm # a widened head looks like a plain one
         row = dict(arm=variant, seed=config.seed, miou=scores['miou'])
@@ -191,6 +195,8 @@ class Train(RecipeOptions, DataOptions, OwnTrainingOptions, ReadOptions, DeviceO
         inference.save_model(model, self.out, task.space, task.size, **about)
         print_scores(task, scores)
         print(f'saved in {self.out}')
+        model_page.train_page(self.out, task, model, config, meter, variant,
+                              command_line()).leave(self.out)
 
     @cached_property
     def start(self)->str: # 'world', 'set', 'recipe' or 'own'

@@ -27,7 +27,7 @@ from ..training.sampler import collate
 from ..training.trainer import train
 from idrnet_nb.experiments.compare_page import (METRICS, Comparison, RunRecord, record_file,
     table, write_page)
-from .page import command_line
+from .page import check_page, command_line
 from idrnet_nb.experiments.results import (append_rows, as_floats, provenance, read_rows,
     to_cells)
 from .runner import complete
@@ -174,12 +174,13 @@ class _TrainVariant:
         return row, where
 
     def peak_of_step(self, model)->int: # bytes
-        "Of one training step beyond what is held before. It changes the model, which is saved by now."
+        "Of one training step beyond what is held before. It changes the model."
         n = self.config.batch_size//self.config.accumulate
         items = [self.task.train[i] for i in range(min(n, len(self.task.train)))]
         images, labels = (x.to(self.device) for x in collate(items))
         model.zero_grad()
-        return peak_memory(TrainingStep(model.train(), images, labels, self.config.amp), self.device)
+        step = TrainingStep(model.train(), images, labels, self.config.amp)
+        return peak_memory(step, self.device)
 
     def count_step(self, step):
         with self.steps.get_lock(): self.steps.value += 1
@@ -223,14 +224,16 @@ def compare(
     **model_args, # of `build`
 )->dict: # what compare.json holds
     """Train all variants with all seeds, and leave compare.json, panels.png, relations.png,
-    report.html, the weights and the counts of all images in `out`. ValueError for an unknown variant, or one that is named
-    twice; what a run raises ends the comparison, and rows of finished runs are kept."""
+    report.html, the weights and the counts of all images in `out`. ValueError for an unknown
+    variant, one that is named twice, and a report.html of another program in `out`; what a run
+    raises ends the comparison, and rows of finished runs are kept."""
     for variant in variants: parse_variant(variant)
     counts = Counter([*variants, *(f'seed {seed}' for seed in seeds)])
     twice = sorted(name for name,count in counts.items() if count>1)
     if twice: raise ValueError(f'compare: {", ".join(twice)} named twice; once is enough')
     start = time.perf_counter()
     device = str(pick_device(device))
+    check_page(out)
     if results: read_rows(results, COLUMNS) # another file is refused before anything is trained
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)

@@ -21,8 +21,8 @@ from ..training.metrics import interval
 from idrnet_nb.experiments.gallery import (different_images, image_mious, predict_images,
     random_images, worst_images)
 from .page import Page
-from idrnet_nb.experiments.page_parts import (confusion_table, gain_table, show_confusion,
-    show_gains, show_losses)
+from idrnet_nb.experiments.page_parts import (add_confusions, gain_table, show_gains,
+    show_losses)
 from .results import interval_text
 from .statistics import Difference, bootstrap_scores, paired, verdict
 from .tasks import Task
@@ -150,17 +150,19 @@ def conclude(
 )->str: # a sentence without a full stop
     "Which of two variants is better by how much, or that this is not settled."
     gain, low, high = found.gain, found.low, found.high
+    points = 'points of mIoU'
     is_nearer = found.t_low<low if gain>=0 else found.t_high>high # nan for one seed: it is not
     if is_nearer: low, high = found.t_low, found.t_high
     over = f'over {seeds} seeds' if seeds>1 else 'by one seed'
     settled = verdict(found._asdict())
+    text = interval_text(low, high)
     if settled=='more':
-        return f'{variant} is better than {first} by {gain:.1f} points of mIoU {interval_text(low, high)} {over}'
+        return f'{variant} is better than {first} by {gain:.1f} {points} {text} {over}'
     if settled=='less':
         text = interval_text(-high, -low)
-        return f'{variant} is worse than {first} by {-gain:.1f} points of mIoU {text} {over}'
+        return f'{variant} is worse than {first} by {-gain:.1f} {points} {text} {over}'
     return (f'whether {variant} or {first} is better is not settled {over}: '
-            f'{gain:+.1f} points of mIoU {interval_text(low, high)}')
+            f'{gain:+.1f} {points} {text}')
 
 class Comparison:
     "Variants on one task, seed by seed; the first is what the others are compared with."
@@ -193,12 +195,12 @@ class Comparison:
         return self.counts[self.first].shape[1]>1
 
     @cached_property
-    def scores(self)->dict: # variant -> `Scores`; empty where there is one image
+    def scores(self)->dict: # variant -> `Scores`; empty for one image
         if not self.is_drawable: return {}
         return {variant:bootstrap_scores(counts) for variant,counts in self.counts.items()}
 
     @cached_property
-    def differences(self)->dict: # variant -> `Difference` to the first; empty where there is one image
+    def differences(self)->dict: # variant -> `Difference` to the first; empty for one image
         if not self.is_drawable: return {}
         first = self.counts[self.first]
         return {variant:paired(self.counts[variant], first) for variant in self.others}
@@ -207,9 +209,10 @@ class Comparison:
         "What the comparison means, in one sentence."
         if not self.is_drawable: return 'One unseen image settles nothing: judge on more of them.'
         if not self.others:
-            scores, row = self.scores[self.first], self.variants[self.first]
-            return (f'{self.first} reaches {scores.miou:.1f} % mIoU {interval_text(scores.low, scores.high)} '
-                    f'over {self.seeds} seed{"s" if len(row)>1 else ""}; it is compared with nothing.')
+            scores, plural = self.scores[self.first], 's' if self.seeds>1 else ''
+            text = interval_text(scores.low, scores.high)
+            return (f'{self.first} reaches {scores.miou:.1f} % mIoU {text} over '
+                    f'{self.seeds} seed{plural}; it is compared with nothing.')
         texts = [conclude(variant, self.first, found, self.seeds)
                  for variant,found in self.differences.items()]
         text = '; '.join(texts)+'.'
@@ -222,7 +225,8 @@ class Comparison:
         for line in summary(self.variants):
             of = self.scores.get(line['arm'])
             by_images = interval_text(of.low, of.high) if of else ''
-            lines.append((line['seeds'], line['mean'], by_images, _over_seeds(line['low'], line['high'])))
+            over_seeds = _over_seeds(line['low'], line['high'])
+            lines.append((line['seeds'], line['mean'], by_images, over_seeds))
         columns = ['seeds', 'mIoU', '95 %, images and seeds', '95 %, seeds alone']
         return pd.DataFrame(lines, columns=columns, index=pd.Index(self.variants, name='variant'))
 
@@ -233,8 +237,10 @@ class Comparison:
         lines = [(f'{d.gain:+.1f}', interval_text(d.low, d.high), _over_seeds(d.t_low, d.t_high),
                   f'{100*d.better:.0f}', words[verdict(d._asdict())])
                  for d in self.differences.values()]
-        columns = ['gain', '95 %, images and seeds', '95 %, seeds alone', '% of draws above 0', 'verdict']
-        index = pd.Index([f'{variant} – {self.first}' for variant in self.differences], name='difference')
+        columns = ['gain', '95 %, images and seeds', '95 %, seeds alone', '% of draws above 0',
+                   'verdict']
+        names = [f'{variant} – {self.first}' for variant in self.differences]
+        index = pd.Index(names, name='difference')
         return pd.DataFrame(lines, columns=columns, index=index)
 
     def cost_table(self): # DataFrame, a row per variant
@@ -247,72 +253,71 @@ class Comparison:
             costs[variant] = rows[0]['parameters'], seconds, peak
         lines = []
         for parameters,seconds,peak in costs.values():
-            of_first = costs[self.first]
-            lines.append((parameters, _ratio(parameters, of_first[0]), seconds, _ratio(seconds, of_first[1]),
-                          f'{peak/2**20:,.0f}', _ratio(peak, of_first[2])))
+            ratios = [_ratio(*pair) for pair in zip((parameters, seconds, peak), costs[self.first])]
+            lines.append((parameters, ratios[0], seconds, ratios[1], f'{peak/2**20:,.0f}', ratios[2]))
         columns = ['parameters', '×', 'seconds a run', '× ', 'peak MiB a step', '×  ']
         return pd.DataFrame(lines, columns=columns, index=pd.Index(costs, name='variant'))
 
 def _ratio(a, b): return f'{a/b:.2f}' if b else '–'
 
 # %% ../../nbs/5_experiments/06_compare_page.ipynb #c071
-_INTERVALS = ('Intervals hold 95 %. Over images and seeds: both are drawn with replacement, 2,000 times, alike '
-              'for all variants (bootstrap). Over seeds alone: Student\'s t, which for few seeds is the more '
-              'careful one. A difference is settled where both leave zero out on the same side.')
-_BY_CLASS = ('Intervals by bootstrap over images and seeds. A class gains or loses where its interval leaves zero '
-             'out; of twenty classes without any difference, about one would do so by chance.')
+_INTERVALS = ('Intervals hold 95 %. Over images and seeds: both are drawn with replacement, 2,000 '
+    'times, alike for all variants (bootstrap). Over seeds alone: Student\'s t, which for few seeds '
+    'is the more careful one. A difference is settled where both leave zero out on the same side.')
+_BY_CLASS = ('Intervals by bootstrap over images and seeds. A class gains or loses where its interval '
+    'leaves zero out; of twenty classes without any difference, about one would do so by chance.')
+_COSTS = ('Seconds to train and judge, mean over seeds; they depend on what else the machine did, and '
+    'on how many runs it did at a time. Memory: the most that one training step holds beyond the '
+    'model.')
 
 def _add_scores(page, found):
-    page.section('Scores').table(found.score_table(), 'mIoU of each variant on the unseen images, percent')
+    page.section('Scores')
+    page.table(found.score_table(), 'mIoU of each variant on the unseen images, percent')
     if found.differences:
-        page.table(found.difference_table(), f'Differences to {found.first}, points of mIoU, paired by '
-                   'image and seed', _INTERVALS)
+        caption = f'Differences to {found.first}, points of mIoU, paired by image and seed'
+        page.table(found.difference_table(), caption, _INTERVALS)
+    rows = [row for of_variant in found.variants.values() for row in of_variant]
     more = {metric:title for metric,title in METRICS.items()
-            if metric!='miou' and any(metric in row for rows in found.variants.values() for row in rows)}
+            if metric!='miou' and any(metric in row for row in rows)}
     if more:
-        page.table(table(found.variants, more).droplevel(0), f'{", ".join(more.values())}: mean IoU of the '
-                   'classes that look alike; intervals over seeds alone')
+        caption = f'{", ".join(more.values())}: mean IoU of the classes that look alike'
+        note = 'Intervals over seeds alone.'
+        page.table(table(found.variants, more).droplevel(0), caption, note)
 
 def _add_classes(page, found):
-    page.section('Classes')
     names, counts = found.task.space.classes, found.counts[found.first][0]
+    if found.differences: page.section('Classes')
     for variant,difference in found.differences.items():
+        pair = f'{variant} against {found.first}'
         scores = found.scores[found.first], found.scores[variant]
         rows = gain_table(difference, scores, counts, names, (found.first, variant))
-        page.heading(f'{variant} against {found.first}')
-        page.figure(show_gains(difference, names), f'Gain of each class by {variant} over {found.first}; '
-                    'the numbers are in the table below', 'A dot is filled where the interval leaves zero out.')
-        page.table(rows, f'IoU of each class, percent: {found.first}, {variant}, and the gain in points', _BY_CLASS)
-
-def _add_confusions(page, found):
-    names = found.task.space.classes
-    page.section('Confusions', 'Pixels of all unseen images, all seeds together.')
-    for variant,counts in found.counts.items():
-        total = counts.sum((0,1), dtype=np.int64)
-        page.heading(variant)
-        page.figure(show_confusion(total, names), f'Confusion matrix of {variant}; its largest entries beside '
-                    'the diagonal are in the table below', 'Percent of the pixels of each label (row) by '
-                    'predicted class (column).', dpi=96*(len(names)>20))
-        page.table(confusion_table(total, names, 8), f'{variant}: the largest confusions')
+        page.heading(pair)
+        page.figure(show_gains(difference, names),
+            f'Gain of each class, {pair}; the numbers are in the table below',
+            'A dot is filled where the interval leaves zero out.')
+        page.table(rows, f'{pair}: IoU of each class in percent, gain in points', _BY_CLASS)
 
 def _add_images(page, found, models, n=6):
     task, first_seed = found.task, {v:found.counts[v][0] for v in models}
     mious = {variant:image_mious(counts) for variant,counts in first_seed.items()}
     worst = worst_images(np.mean([*mious.values()], 0), n)
-    page.section('Images', 'Predictions of the first seed on unseen images. A number on a region is its class.')
+    others = random_images(len(next(iter(mious.values()))), n, besides=worst)
+    different = different_images(first_seed, 5*n)
+    page.section('Images', 'Predictions of the first seed on unseen images. '
+                 'A number on a region is its class.')
     page.heading('The worst')
     page.gallery(predict_images(task, models, worst, mious), task.space,
                  f'The {len(worst)} images with the lowest mIoU, mean over the variants.')
-    different = different_images(first_seed, 5*n)
     if different:
         items = predict_images(task, models, different, mious)
         items.sort(key=lambda item: -item.wrong['they differ'].mean())
         page.heading('The most different between variants')
-        page.gallery(items[:n], task.space, 'Images where the variants disagree at the most pixels, among '
-                     f'the {len(items)} whose confusions differ most.')
-    others = random_images(len(next(iter(mious.values()))), n, besides=worst)
-    page.heading('Drawn by lot')
-    page.gallery(predict_images(task, models, others, mious), task.space, 'From those that are not the worst.')
+        page.gallery(items[:n], task.space, 'Images where the variants disagree at the most pixels, '
+                     f'among the {len(items)} whose confusions differ most.')
+    if others:
+        page.heading('Drawn by lot')
+        page.gallery(predict_images(task, models, others, mious), task.space,
+                     'From those that are not the worst.')
 
 # %% ../../nbs/5_experiments/06_compare_page.ipynb #c072
 def compare_page(
@@ -322,35 +327,46 @@ def compare_page(
     command:str='', # that was typed, see `page.command_line`
 )->Page:
     "The page of a comparison."
-    task, where = found.task, result.get('where', {})
-    about = [task.note, where.get('date'), where.get('device')]
-    page = Page(f'{", ".join(found.variants)} on {task.name}', found.conclusion(), ' · '.join(filter(None, about)))
+    task, where, names = found.task, result.get('where', {}), found.task.space.classes
+    about = filter(None, (task.note, where.get('date'), where.get('device')))
+    variants = ', '.join(found.variants)
+    page = Page(f'{variants} on {task.name}', found.conclusion(), ' · '.join(about))
     _add_scores(page, found)
     _add_classes(page, found)
-    _add_confusions(page, found)
-    curves = {v:[(r.steps, r.losses) for r in records] for v,records in found.records.items()}
-    page.section('Curves').figure(show_losses(curves), 'Training loss of each variant over the steps: '+', '.join(
-        f'{v} ends at {np.mean([losses[-1] for _,losses in pairs]):.3f}' for v,pairs in curves.items()),
-        'Training loss. Thick lines: mean over seeds; thin lines: the seeds.')
+    page.section('Confusions', 'Pixels of all unseen images, all seeds together.')
+    for variant,counts in found.counts.items():
+        page.heading(variant)
+        add_confusions(page, counts.sum((0,1), dtype=np.int64), names, variant)
+    _add_curves(page, found)
     _add_images(page, found, models)
-    learnt = _learnt_relations(models)
-    if learnt is not None:
-        page.section('Relations').figure(show_relations(task, learnt), 'Learnt relation matrix of the first seed',
-            'Row: the class that is deleted; column: the class whose loss moves.', dpi=96)
-        if result['relation_auroc'] is not None:
-            page.text('The learnt mean relation matrix ranks true relations above the others with AUROC '
-                      f'{result["relation_auroc"]:.3f} (mean over seeds; 0.5 is chance).')
-    page.section('Costs').table(found.cost_table(), f'What each variant costs, and × {found.first}',
-        'Seconds to train and judge, mean over seeds; they depend on what else the machine did, and on how '
-        'many runs it did at a time. Memory: the most that one training step holds beyond the model.', digits=0)
-    page.section('What was done').settings(dict(data=task.name, images=task.note, variants=', '.join(found.variants),
-        seeds=', '.join(str(row['seed']) for row in found.variants[found.first]), seconds=f'{result["seconds"]:.0f}',
-        **where), 'The comparison')
+    _add_relations(page, task, models, result['relation_auroc'])
+    page.section('Costs')
+    page.table(found.cost_table(), f'What each variant costs, and × {found.first}', _COSTS, digits=0)
+    seeds = ', '.join(str(row['seed']) for row in found.variants[found.first])
+    about = dict(data=task.name, images=task.note, variants=variants, seeds=seeds,
+                 seconds=f'{result["seconds"]:.0f}', **where)
+    page.section('What was done').settings(about, 'The comparison')
     page.settings(result['config'] | dict(seed=None), 'The training, of all variants alike')
     page.settings(result['model'], 'The model')
-    page.section('Run it again', 'The same command, commit and versions give the same numbers on the same kind of '
-                 'device.').command(command or 'idrnet_nb.experiments.compare.compare, called from Python')
-    return page
+    return page.run_again(command)
+
+def _add_curves(page, found):
+    curves = {v:[(r.steps, r.losses) for r in records] for v,records in found.records.items()}
+    ends = [f'{variant} ends at {np.mean([losses[-1] for _,losses in pairs]):.3f}'
+            for variant,pairs in curves.items()]
+    alt = f'Training loss of each variant over the steps: {", ".join(ends)}'
+    caption = 'Training loss. Thick lines: mean over seeds; thin lines: the seeds.'
+    page.section('Curves').figure(show_losses(curves), alt, caption)
+
+def _add_relations(page, task, models, auroc):
+    learnt = _learnt_relations(models)
+    if learnt is None: return
+    page.section('Relations')
+    page.figure(show_relations(task, learnt), 'Learnt relation matrix of the first seed',
+                'Row: the class that is deleted; column: the class whose loss moves.', dpi=96)
+    if auroc is not None:
+        page.text('The learnt mean relation matrix ranks true relations above the others with '
+                  f'AUROC {auroc:.3f} (mean over seeds; 0.5 is chance).')
 
 def _learnt_relations(models): # `k k` of the first model that has some, else None
     for model in models.values():

@@ -93,7 +93,8 @@ def _panel(array, alt, caption, is_mask=False, marks=()):
     kind = 'png' if is_mask or max(image.size)<160 else 'jpeg'
     options = dict(optimize=True) if kind=='png' else dict(quality=80)
     image.save(file, format=kind, **options)
-    return Panel(data_uri(file.getvalue(), f'image/{kind}'), alt, caption, *image.size, is_mask, [*marks])
+    uri = data_uri(file.getvalue(), f'image/{kind}')
+    return Panel(uri, alt, caption, *image.size, is_mask, [*marks])
 
 class GalleryItem(NamedTuple):
     "An image with its label and what was predicted."
