@@ -27,7 +27,7 @@ setup(
     long_description_content_type='text/markdown',
     packages=find_packages(include=[cfg['lib_name'], cfg['lib_name'] + '.*']),
     zip_safe=False,
-    package_data={cfg['lib_name']: ['**/*.json']},
+    package_data={cfg['lib_name']: ['**/*.json', '**/*.j2']},
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={**extras, 'dev': cfg['dev_requirements'].split() + sum(extras.values(), [])},

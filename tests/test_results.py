@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest, torch
 
-from idrnet_nb.experiments import compare, costs, speed, statistics, trials
+from idrnet_nb.experiments import compare, costs, pair_rows as pairs, speed, trials
 from idrnet_nb.experiments.ablation import ABLATIONS, ablation_pairs
 from idrnet_nb.experiments.benchmark import SUITES
 from idrnet_nb.experiments.compare import build, read_variants
 from idrnet_nb.experiments.costs import cost_runs
 from idrnet_nb.experiments.results import read_rows
 from idrnet_nb.experiments.runner import key, run_missing
-from idrnet_nb.experiments.statistics import Difference, pair_rows
+from idrnet_nb.experiments.pair_rows import pair_rows
+from idrnet_nb.experiments.statistics import Difference
 from idrnet_nb.experiments.trials import config_of
 from idrnet_nb.models.head import FRAMEWORKS, HeadConfig
 from idrnet_nb.models.plugin_module import IDRClassifier
@@ -42,7 +43,7 @@ COMPARED = 'world.csv', 'camvid.csv', 'camvid_upernet.csv', 'stanford.csv', 'ccp
 
 COLUMNS = {  # of the files, as those who write them say
     **dict.fromkeys(('bench.csv', 'ablation.csv'), trials.COLUMNS),
-    **dict.fromkeys(('bench_pairs.csv', 'ablation_pairs.csv'), statistics.PAIR_COLUMNS),
+    **dict.fromkeys(('bench_pairs.csv', 'ablation_pairs.csv'), pairs.PAIR_COLUMNS),
     'bench_costs.csv': costs.COST_COLUMNS,
     'speed.csv': speed.COLUMNS,
     **dict.fromkeys((*COMPARED, 'plug.csv'), compare.COLUMNS),
@@ -202,8 +203,8 @@ def pairs_found(make, name):
     "How many rows would be in the place of a row of `make`, if the counts of all runs were there."
     place = lambda r: (r['setting'], r['framework'], r['arm'], r['against'])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, 'read_counts', lambda run, out: torch.zeros(2, 2, 2))
-        patch.setattr(statistics, 'paired', lambda *counts, resamples: Difference(*[0.0] * 6, [], [], []))
+        patch.setattr(pairs, 'read_counts', lambda run, out: torch.zeros(2, 2, 2))
+        patch.setattr(pairs, 'paired', lambda *counts, resamples: Difference(*[0.0] * 6, [], [], []))
         made = {place(r) for r in make()}
     return sum(place(r) in made for r in read_rows(RESULTS / name))
 

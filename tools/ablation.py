@@ -23,7 +23,7 @@ from idrnet_nb.experiments.ablation import ABLATIONS, ablation_pairs, ablations,
 from idrnet_nb.experiments.benchmark import SUITES
 from idrnet_nb.experiments.results import read_rows, write_rows
 from idrnet_nb.experiments.runner import key, run_missing
-from idrnet_nb.experiments.statistics import update_pairs
+from idrnet_nb.experiments.pair_rows import update_pairs
 from idrnet_nb.experiments.trials import COLUMNS, check_weights
 
 RESULTS = Path(__file__).resolve().parents[1] / 'nbs' / 'results'

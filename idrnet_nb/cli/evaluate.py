@@ -7,7 +7,7 @@ __all__ = ['Evaluate']
 
 # %% ../../nbs/7_cli/09_evaluate.ipynb #c003
 import math, time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Literal, Optional
 from torch.utils.data import Subset
 
@@ -19,9 +19,12 @@ from ..common.device import pick_device
 from ..data.dataset import SegmentationDataset
 from ..data.datasets import DATASETS
 from ..data.labels import LabelSpace
+from ..experiments import model_page
+from ..experiments.page import check_page, command_line
 from ..experiments.tasks import Task
 from ..experiments.results import provenance
 from ..method.toy_world import TOY_WORLD
+from ..models.hub import check_folder
 from ..models.segmentor import Segmentor
 from ..training import inference
 
@@ -39,12 +42,16 @@ class Evaluate(InferenceOptions, DataOptions, FolderOptions, ReadOptions, Device
     allow:Annotated[list[_Fault], Arg(metavar='FAULT')]=field(default_factory=list)
         # evaluate on own data in spite of these faults: ignored-id, palettes-differ
     limit:Optional[Count]=None # only the first so many images (no number to publish)
+    out:Optional[Folder]=None # folder for report.html, a page of scores, classes and images; if left out: no page
     json:Optional[File]=None # write scores, protocol, date, versions and device there
     workers:Processes=0 # processes that load images
 
     def run(self)->None:
         device = pick_device(self.device)
         self.set_max_pixels()
+        if self.out:
+            check_folder(self.out)
+            check_page(self.out)
         check_report(self.json, (self.model, self.images, self.labels, self.pairs))
         model, space = inference.load_model(self.model, device=device)
         self.check_options(space)
@@ -59,6 +66,10 @@ class Evaluate(InferenceOptions, DataOptions, FolderOptions, ReadOptions, Device
         print_scores(task, scores)
         print(f'protocol: {protocol}')
         if self.json: write_report(self.json, self.report(task, protocol, scores, images, seconds))
+        if not self.out: return
+        page = model_page.evaluate_page(replace(task, protocol=protocol), model, meter,
+                                        self.model.resolve().name, seconds, command_line())
+        page.leave(self.out)
 
     def check_options(self, space:LabelSpace)->None:
         "Find out what data is meant. ValueError for options without an effect."

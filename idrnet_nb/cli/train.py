@@ -7,7 +7,7 @@ __all__ = ['Train']
 
 # %% ../../nbs/7_cli/07_train.ipynb #c003
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -21,12 +21,16 @@ from ..common.distributed import rank_and_world_size
 from ..data.dataset import SegmentationDataset
 from ..data.datasets import DATASETS
 from ..experiments.compare import build, judged_by, measured
+from ..experiments import model_page
+from ..experiments.page import check_page, command_line
 from ..experiments.results import provenance
 from ..experiments.tasks import Task
 from ..models.segmentor import Segmentor
 from ..models.variants import variant_name
 from ..training import inference, trainer
 from ..training.checkpoint import checkpoints
+from ..training.config import TrainConfig
+from ..training.metrics import Meter
 
 # %% ../../nbs/7_cli/07_train.ipynb #c012
 def _epilog():
@@ -38,7 +42,7 @@ class Train(DataAndModelOptions):
     "Train one model and save it."
     epilog = _epilog
     arm:Annotated[str, Arg(help=f'the variant: {VARIANT}')]='fcn+idr' # it changes the head of a recipe, too
-    out:Folder=Path('runs/train') # folder for the model, its log, its checkpoints and its plan
+    out:Folder=Path('runs/train') # folder for the model, its log, its checkpoints, plan.json and report.html
     plan:bool=False # show what would be done, write it to plan.json in --out, and stop
     from_plan:Optional[File]=None # do what a plan says (JSON or YAML); options that are typed replace its own
     resume:bool=False # go on with the training in --out, if there is one
@@ -52,6 +56,7 @@ class Train(DataAndModelOptions):
         if self.from_plan: return command_from_plan(self.from_plan, self, 'train').run()
         by_recipe = self.start in ('recipe', 'own')
         variant = None if by_recipe and 'arm' not in self.given else self.arm
+        check_page(self.out)
         setup = self.setup([variant] if variant else [], variant)
         task, config = setup.task, setup.config
         evaluator = self.evaluator(task)
@@ -69,7 +74,7 @@ class Train(DataAndModelOptions):
             print(f'skipped: {pair}', file=sys.stderr)
         meter = inference.evaluate(model, task.test, progress=not self.quiet,
             protocol=task.protocol, together=True)
-        if is_main: self.save(model, task, config.seed, meter.scores())
+        if is_main: self.save(model, task, config, meter)
 
     def variant_of(self, model:Segmentor)->str: # read off the model, so that a card says what was built
         is_wide = self.arm.endswith('+wide') and not model.head.config.idr # it looks like a plain one
@@ -86,13 +91,16 @@ class Train(DataAndModelOptions):
         Plan('train', self, setup.model_args.get('recipe')).write(self.out/'plan.json')
         print(f'nothing is trained. To do it: idrnet train --from-plan {self.out/"plan.json"}')
 
-    def save(self, model:Segmentor, task:Task, seed:int, scores:dict)->None:
-        row = dict(arm=self.variant_of(model), seed=seed, miou=scores['miou'])
+    def save(self, model:Segmentor, task:Task, config:TrainConfig, meter:Meter)->None:
+        variant, scores = self.variant_of(model), meter.scores()
+        row = dict(arm=variant, seed=config.seed, miou=scores['miou'])
         results = measured(task, row, provenance(next(model.parameters()).device))
         about = dict(results=results) | judged_by(task)
         inference.save_model(model, self.out, task.space, task.size, **about)
         print_scores(task, scores)
         print(f'saved in {self.out}')
+        model_page.train_page(self.out, task, model, config, meter, variant,
+                              command_line()).leave(self.out)
 
     def evaluator(self, task:Task): # an `Evaluator` for the part that --judge names; None: no such part
         "Also says in `task.val` what chooses."

@@ -24,7 +24,7 @@ from ..common.device import pick_device
 from ..common.state import keep_modes
 from ..data.labels import LabelSpace, palette
 from .trials import Trial, run_trial, task_of
-from .statistics import pair_rows
+from .pair_rows import pair_rows
 from .tasks import Task
 from .what_if import without_class
 from ..method.deletion import class_loss_stats

@@ -18,7 +18,7 @@ from idrnet_nb.experiments.benchmark_tables import (show_costs_of, show_forest, 
 from .costs import COST_COLUMNS, cost_runs, measure_costs
 from .results import provenance, read_rows
 from .runner import key, run_missing
-from .statistics import pair_rows, update_pairs
+from .pair_rows import pair_rows, update_pairs
 from .trials import COLUMNS, Trial, check_weights, counts_file, run_trial
 
 # %% ../../nbs/5_experiments/09_benchmark.ipynb #c012

@@ -11,19 +11,24 @@ from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Optional
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..common.device import pick_device, seed_everything
+from ..models.profiling import TrainingStep, peak_memory
 from ..models.segmentor import build_segmentor
 from ..models.variants import parse_variant, widened
 from ..training.config import TrainConfig
 from ..training.inference import evaluate, load_model, save_model
 from ..training.metrics import auroc
 from ..training.recipes import Recipe, with_variant
+from ..training.sampler import collate
 from ..training.trainer import train
-from .compare_page import METRICS, table, write_page
+from idrnet_nb.experiments.compare_page import (METRICS, Comparison, RunRecord, record_file,
+    table, write_page)
+from .page import check_page, command_line
 from idrnet_nb.experiments.results import (append_rows, as_floats, provenance, read_rows,
     to_cells)
 from .runner import complete
@@ -67,6 +72,7 @@ def run_variant(
     progress:bool=True, # show bars
     on_step=None, # called after each step
     on_meter=None, # called with the `Meter` of the unseen images
+    on_records=None, # called with the records of the training
     change=None, # called with the model before it is trained
     **model_args, # of `build`
 )->tuple: # (model, row of results)
@@ -75,6 +81,7 @@ def run_variant(
     model = build(variant, task, config.seed, **model_args)
     if change: change(model)
     records = train(model, task.train, config, device, progress, on_step)
+    if on_records: on_records(records)
     meter = evaluate(model, task.test, progress=progress, protocol=task.protocol)
     if on_meter: on_meter(meter)
     scores = meter.scores()
@@ -160,12 +167,28 @@ class _TrainVariant:
     def __call__(self, run):
         if self.task is None: self.task = self.recipe()
         task, variant, seed = self.task, run['arm'], run['seed']
+        kept = [] # records of the training, and the `Meter`
         model, row = run_variant(variant, task, replace(self.config, seed=seed), self.device,
-            self.progress, self.count_step if self.steps else None, **self.model_args)
+            self.progress, self.count_step if self.steps else None, on_meter=kept.append,
+            on_records=kept.append, **self.model_args)
         where = provenance(torch.device(self.device))
         save_model(model, self.out/f'{variant}-{seed}', task.space, task.size,
                    results=measured(task, row, where), **judged_by(task))
+        records, meter = kept
+        steps, losses = zip(*((record['step'], record['loss']) for record in records))
+        record = RunRecord(meter.per_image.numpy(), np.array(steps), np.array(losses),
+                           self.peak_of_step(model))
+        record.save(record_file(self.out, variant, seed))
         return row, where
+
+    def peak_of_step(self, model)->int: # bytes
+        "Of one training step beyond what is held before. It changes the model."
+        n = self.config.batch_size//self.config.accumulate
+        items = [self.task.train[i] for i in range(min(n, len(self.task.train)))]
+        images, labels = (x.to(self.device) for x in collate(items))
+        model.zero_grad()
+        step = TrainingStep(model.train(), images, labels, self.config.amp)
+        return peak_memory(step, self.device)
 
     def count_step(self, step):
         with self.steps.get_lock(): self.steps.value += 1
@@ -209,14 +232,16 @@ def compare(
     **model_args, # of `build`
 )->dict: # what compare.json holds
     """Train all variants with all seeds, and leave compare.json, panels.png, relations.png,
-    report.html and the weights in `out`. ValueError for an unknown variant, or one that is named
-    twice; what a run raises ends the comparison, and rows of finished runs are kept."""
+    report.html, the weights and the counts of all images in `out`. ValueError for an unknown
+    variant, one that is named twice, and a report.html of another program in `out`; what a run
+    raises ends the comparison, and rows of finished runs are kept."""
     for variant in variants: parse_variant(variant)
     counts = Counter([*variants, *(f'seed {seed}' for seed in seeds)])
     twice = sorted(name for name,count in counts.items() if count>1)
     if twice: raise ValueError(f'compare: {", ".join(twice)} named twice; once is enough')
     start = time.perf_counter()
     device = str(pick_device(device))
+    check_page(out)
     if results: read_rows(results, COLUMNS) # another file is refused before anything is trained
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -225,27 +250,33 @@ def compare(
     how = dict(config=config, device=device, out=out, model_args=model_args)
     for row,where in _train_all(task, runs, jobs, progress, **how):
         rows[row['arm']].append(row)
-        if results:
-            settings = _settings(config, model_args)
-            cells = dict(task=task.name, note=task.note, **to_cells(row), config=settings, **where)
-            append_rows(results, [cells], COLUMNS)
-        if progress:
-            scores = '  '.join(f'{title} {row[m]:5.1f}' for m,title in METRICS.items() if m in row)
-            print(f'{row["arm"]:16} seed {row["seed"]}  {scores}  ({row["seconds"]:.0f} s)',
-                  flush=True)
+        _report_run(row, where, task, config, model_args, results, progress)
     for of_variant in rows.values(): of_variant.sort(key=lambda row: row['seed'])
+    found = Comparison.read(task, rows, out)
     result = dict(task=task.name, note=task.note, arms=rows, relation_auroc=_mean_auroc(rows),
                   seconds=time.perf_counter()-start, config=asdict(config),
-                  model=_model_settings(model_args))
+                  model=_model_settings(model_args),
+                  where=where, conclusion=found.conclusion(),
+                  differences={name:d._asdict() for name,d in found.differences.items()})
     models = {variant:load_model(out/f'{variant}-{seeds[0]}')[0] for variant in variants}
-    write_page(out, task, result, models)
+    write_page(out, found, result, models, command_line())
     if progress:
         print(f'\n{table(rows).to_string()}')
         if result['relation_auroc'] is not None:
             print('\nlearnt relations rank the true ones first with AUROC '
                   f'{result["relation_auroc"]:.3f}')
-        print(f'\neverything is in {out}, start with report.html')
+        print(f'\n{found.conclusion()}\nthe page: {out/"report.html"}')
     return result
+
+def _report_run(row, where, task, config, model_args, results, progress):
+    "A row of the CSV, and a line in the terminal."
+    if results:
+        settings = _settings(config, model_args)
+        cells = dict(task=task.name, note=task.note, **to_cells(row), config=settings, **where)
+        append_rows(results, [cells], COLUMNS)
+    if progress:
+        scores = '  '.join(f'{title} {row[m]:5.1f}' for m,title in METRICS.items() if m in row)
+        print(f'{row["arm"]:16} seed {row["seed"]}  {scores}  ({row["seconds"]:.0f} s)', flush=True)
 
 def _mean_auroc(rows): # None where no variant has learnt relations and a truth
     found = [row['relation_auroc'] for of_variant in rows.values() for row in of_variant

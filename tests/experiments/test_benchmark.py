@@ -13,7 +13,8 @@ from idrnet_nb.models.variants import widened
 from idrnet_nb.experiments.costs import cost_runs, measure_costs
 from idrnet_nb.experiments.results import append_rows, read_rows
 from idrnet_nb.experiments.runner import Outcome, complete, key, run_missing
-from idrnet_nb.experiments.statistics import pair_rows, paired, update_pairs, verdict
+from idrnet_nb.experiments.pair_rows import pair_rows, update_pairs
+from idrnet_nb.experiments.statistics import paired, verdict
 from idrnet_nb.experiments.tasks import toy_world_task
 from idrnet_nb.experiments.trials import BENCH_VARIANTS, COLUMNS, Trial, counts_file, read_counts, run_trial
 from idrnet_nb.cli import main
