@@ -348,7 +348,9 @@ class _Search:
         "Images that another mask of the same size fits better, where there are ten or more."
         groups, found = {}, []
         for i,f in enumerate(self.features):
-            if f.boundaries.any() and f.edges.any(): groups.setdefault(f.size, []).append(i)
+            has_shape = (f.counts[:-1]>0).sum()>1 or len(f.counts)==2 # else it fits any image
+            if has_shape and f.boundaries.any() and f.edges.any():
+                groups.setdefault(f.size, []).append(i)
         for group in groups.values():
             if len(group)<10: continue
             edges = np.stack([self.features[i].edges for i in group])
