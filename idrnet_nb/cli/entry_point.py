@@ -16,6 +16,7 @@ from .check_data import CheckData
 from .compare import Compare
 from .convert import Convert
 from .evaluate import Evaluate
+from .look import LookAtData
 from .option_types import Command, make_parser
 from .predict import Predict
 from .recipes import Recipes
@@ -24,8 +25,9 @@ from .train import Train
 from ..data.validate import DataFault
 
 # %% ../../nbs/7_cli/15_entry_point.ipynb #c006
-COMMANDS = {'check-data':CheckData, 'compare':Compare, 'train':Train, 'bench':Bench, 'speed':Speed,
-            'recipes':Recipes, 'evaluate':Evaluate, 'predict':Predict, 'convert':Convert}
+COMMANDS = {'check-data':CheckData, 'look':LookAtData, 'compare':Compare, 'train':Train,
+            'bench':Bench, 'speed':Speed, 'recipes':Recipes, 'evaluate':Evaluate,
+            'predict':Predict, 'convert':Convert}
 
 def parser()->argparse.ArgumentParser: # of the command `idrnet`
     "All commands and options. What it parses says in `given` which options were typed."
