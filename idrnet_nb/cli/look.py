@@ -13,27 +13,21 @@ from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Optional
 
-from .option_types import Arg, Count, File, Folder, Processes, Seed
-from idrnet_nb.cli.shared_options import (WORLD_HAS_NO_FILES, ClassListOptions, ReadOptions,
+from .option_types import Arg, Count, Folder, Processes, Seed
+from idrnet_nb.cli.shared_options import (WORLD_HAS_NO_FILES, OwnPartsOptions, ReadOptions,
     published)
 from ..common.files import write_atomic
 from ..data.class_lists import space_from_file
 from ..data.datasets import DATASETS
 from ..data.look import KINDS, Look, look_at, show_look
-from ..data.pairing import csv_pairs
 from ..method.toy_world import TOY_WORLD, ToyWorld
 
 # %% ../../nbs/7_cli/17_look.ipynb #c006
-_UNSEEN = 'unseen_images', 'unseen_labels', 'unseen_pairs'
-
 @dataclass(kw_only=True)
-class LookAtData(ClassListOptions, ReadOptions):
+class LookAtData(OwnPartsOptions, ReadOptions):
     """Show images with their masks on a sheet, suspicious ones first, and the share of each class.
     Nothing is trained; the exit code is 0 also where something is suspicious."""
     epilog = 'example: idrnet look --images photos --labels masks --classes classes.txt'
-    unseen_images:Optional[Folder]=None # a second part: images that you keep to evaluate on, with --unseen-labels
-    unseen_labels:Optional[Folder]=None # their masks
-    unseen_pairs:Optional[File]=None # or a table of both
     data:Annotated[Optional[str], Arg(choices=('world', *DATASETS))]=None
         # a published set, which lies in --root, or the toy world; without it, --classes and images of your own
     root:Optional[Folder]=None # folder of the dataset as published, e.g. ADEChallengeData2016
@@ -49,7 +43,7 @@ class LookAtData(ClassListOptions, ReadOptions):
 
     def run(self)->None:
         self.refuse_names()
-        space, parts = self.named_parts()
+        space, parts = self.find_parts()
         self.check_out()
         self.set_max_pixels()
         look = look_at(parts, space, self.workers, not self.quiet, self.seed)
@@ -57,10 +51,9 @@ class LookAtData(ClassListOptions, ReadOptions):
         print(*self.summary(look), sep='\n')
         print(f'written to {self.out/"look.png"} and {self.out/"look.csv"}')
 
-    def named_parts(self)->tuple: # label space; name of a part -> its rows, or a function that loads them
+    def find_parts(self)->tuple: # label space; name of a part -> its rows, or a function that loads them
         "ValueError where it is not clear what is meant."
-        unseen = [f'--{name}'.replace('_', '-') for name in _UNSEEN if getattr(self, name)]
-        own = self.own_options()+unseen
+        own = self.own_options()+self.parts_given
         if self.data and own:
             raise ValueError(f'--data {self.data} and {own[0]}: it has its own images and classes, '
                              'give one or the other')
@@ -68,7 +61,7 @@ class LookAtData(ClassListOptions, ReadOptions):
         if self.data == 'world':
             self.refuse(dict.fromkeys(('root', 'split', 'max_pixels'), WORLD_HAS_NO_FILES))
             train, unseen = map(self.world_rows, self.pictures, (0,1))
-            return TOY_WORLD, dict(train=train, unseen=unseen)
+            return TOY_WORLD, dict(train=train, test=unseen)
         if self.data:
             known = published(self.data, self.root)
             splits = self.split or dict.fromkeys(('train', known.split))
@@ -76,20 +69,8 @@ class LookAtData(ClassListOptions, ReadOptions):
         if self.root or self.split:
             raise ValueError('--root and --split belong to --data NAME; '
                              'a folder of your own has --images, --labels and --classes')
-        return self.own_parts()
-
-    def own_parts(self)->tuple: # as `named_parts`
         self.check_own_options('look at')
-        space = space_from_file(self.classes)
-        named = [name for name in _UNSEEN if getattr(self, name)]
-        if not named: return space, dict(all=self.own_pairs)
-        if named == ['unseen_pairs']: unseen = partial(csv_pairs, self.unseen_pairs)
-        elif named == ['unseen_images', 'unseen_labels']:
-            unseen = partial(self.own_pairs, self.unseen_images, self.unseen_labels)
-        else:
-            raise ValueError('unseen images: give --unseen-images DIR with --unseen-labels DIR, '
-                             'or --unseen-pairs FILE alone')
-        return space, dict(train=self.own_pairs, unseen=unseen)
+        return space_from_file(self.classes), self.named_parts() or dict(all=self.own_pairs)
 
     @staticmethod
     def world_rows(n:int, seed:int)->list: # as of a dataset whose files are held in memory
@@ -104,11 +85,12 @@ class LookAtData(ClassListOptions, ReadOptions):
     def check_out(self)->None:
         "Raise ValueError where --out is a file, or what is read would be overwritten."
         if self.out.is_file(): raise ValueError(f'--out {self.out}: this is a file; give a folder')
-        for folder in (self.images, self.labels, self.unseen_images, self.unseen_labels):
+        folders = self.val_images, self.val_labels, self.test_images, self.test_labels
+        for folder in (self.images, self.labels, *folders):
             if folder and self.out.resolve().is_relative_to(folder.resolve()):
                 raise ValueError(f'--out {self.out}: it lies in {folder}, which is read; '
                                  'give another')
-        for table in (self.pairs, self.unseen_pairs):
+        for table in (self.pairs, self.val_pairs, self.test_pairs):
             if table and table.resolve() == (self.out/'look.csv').resolve():
                 raise ValueError(f'--out {self.out}: {table}, which is read, would be overwritten; '
                                  'give another')

@@ -84,6 +84,10 @@ class TrainState:
         if config.class_weights is not None and len(config.class_weights) != classes:
             raise ValueError(f'TrainConfig: {len(config.class_weights)} class_weights, '
                              f'but the model has {classes} classes; give one per class')
+        if config.batch_size % (config.accumulate*self.world_size):
+            raise ValueError(f'TrainConfig: a batch of {config.batch_size} is not divisible by accumulate='
+                             f'{config.accumulate} times {self.world_size} processes; its parts would not '
+                             'count alike')
         if config.on_bad == 'skip' and self.world_size > 1:
             raise ValueError("TrainConfig: on_bad='skip' is for one process; "
                              'with several, resume after a stop')

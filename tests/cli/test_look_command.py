@@ -55,12 +55,12 @@ def test_own_data_with_and_without_an_unseen_part(files, capsys):
     classes = ['--classes', files / 'classes.txt']
     out, table, _ = look(capsys, files, *own(files), *classes)
     assert out.startswith('classes: 8 pairs, 0 suspicious\n') and set(table['part']) == {'all'}
-    out, table, _ = look(capsys, files, *own(files), *classes, *own(files, 'test', 'unseen-'))
-    assert '12 pairs, 2 suspicious' in out and table['part'].tolist() == ['train'] * 8 + ['unseen'] * 4
+    out, table, _ = look(capsys, files, *own(files), *classes, *own(files, 'test', 'test-'))
+    assert '12 pairs, 2 suspicious' in out and table['part'].tolist() == ['train'] * 8 + ['test'] * 4
     pairs = files / 'unseen.csv'
     lines = [f'{p},{mask_of(p)}' for p in sorted((files / 'camvid' / 'test').iterdir())]
     pairs.write_text('\n'.join(['image,label', *lines]))
-    _, by_table, _ = look(capsys, files, *own(files), *classes, '--unseen-pairs', pairs, '--workers', 1)
+    _, by_table, _ = look(capsys, files, *own(files), *classes, '--test-pairs', pairs, '--workers', 1)
     assert by_table['suspicious'].tolist() == table['suspicious'].tolist()
 
 
@@ -89,7 +89,7 @@ def test_rare_classes_are_named_with_what_to_do(files, capsys):
 def test_the_toy_world(files, capsys):
     out, table, _ = look(capsys, files, '--data', 'world', '--pictures', 12, 3)
     assert out.startswith('world: 15 pairs, 0 suspicious\n') and 'remark' not in out
-    assert table['part'].tolist() == ['train'] * 12 + ['unseen'] * 3
+    assert table['part'].tolist() == ['train'] * 12 + ['test'] * 3
     label = ToyWorld(12, seed=0)[5][1]
     want = [100 * (label == c).float().mean().item() for c in range(TOY_WORLD.num_classes)]
     assert np.allclose(table.iloc[5][[f'{name} %' for name in TOY_WORLD.classes]].astype(float), want, atol=1e-3)
@@ -105,7 +105,7 @@ def test_the_toy_world(files, capsys):
         (['--data', 'world', '--split', 'val'], '--split has no effect here'),
         (['--data', 'world', '--max-pixels', '9'], '--max-pixels has no effect here'),
         (['--data', 'world', '--classes', 'x'], '--data world and --classes'),
-        (['--data', 'camvid', '--root', 'x', '--unseen-pairs', 'x'], '--data camvid and --unseen-pairs'),
+        (['--data', 'camvid', '--root', 'x', '--test-pairs', 'x'], '--data camvid and --test-pairs'),
         (['--data', 'camvid', '--root', 'x', '--pictures', '3', '3'], '--pictures has no effect here'),
         (['--data', 'camvid', '--root', 'x', '--image-suffix', 'x'], '--image-suffix has no effect here'),
         (['--pictures', '3', '3'], '--pictures has no effect here'),
@@ -120,9 +120,9 @@ def test_what_has_no_effect_is_refused(words, said, capsys, tmp_path, monkeypatc
 
 
 def test_half_an_unseen_part_is_refused(files, capsys):
-    words = ['look', *own(files), '--classes', files / 'classes.txt', '--unseen-images', files]
+    words = ['look', *own(files), '--classes', files / 'classes.txt', '--test-images', files]
     code, _, err = run(capsys, *words, '--out', files / 'new')
-    assert code == 2 and 'give --unseen-images DIR with --unseen-labels DIR' in err and not (files / 'new').exists()
+    assert code == 2 and 'give --test-images DIR with --test-labels DIR' in err and not (files / 'new').exists()
 
 
 def test_nothing_that_is_read_is_overwritten(files, capsys):
