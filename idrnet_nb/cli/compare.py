@@ -47,20 +47,20 @@ class Compare(DataAndModelOptions):
             raise ValueError(f'--seed {self.seed} --seeds {self.seeds}: seeds end at {2**32-1}')
         for arm in self.arms: check_folder(self.out/f'{arm}-{self.seed}') # before anything is trained
         setup = self.setup(self.arms)
-        if self.plan or not self.quiet: self.show_plan(setup)
+        self.show_plan(setup)
         if self.plan: return
         seeds = tuple(range(self.seed, self.seed+self.seeds))
         compare.compare(setup.task, tuple(self.arms), seeds, self.out, setup.config, self.device,
             self.jobs, not self.quiet, self.results, **setup.model_args)
 
     def show_plan(self, setup:TrainingSetup)->None:
-        "Print what will be done; with --plan, write it."
+        "Print what will be done, and keep it as plan.json."
         task = setup.task
         model = compare.build(self.arms[-1], task, self.seed, **setup.model_args)
+        Plan('compare', self, setup.model_args.get('recipe')).write(self.out/'plan.json')
+        if self.quiet and not self.plan: return
         print(describe_data(task, setup.reports))
         print(describe_training(setup.config, model, task, self.arms[-1]))
         print(f'compares  {", ".join(self.arms)}; {self.seeds} seeds each, {len(self.arms)*self.seeds} '
               f'trainings\nwrites    {self.out}')
-        if not self.plan: return
-        Plan('compare', self, setup.model_args.get('recipe')).write(self.out/'plan.json')
-        print(f'nothing is trained. To do it: idrnet compare --from-plan {self.out/"plan.json"}')
+        if self.plan: print(f'nothing is trained. To do it: idrnet compare --from-plan {self.out/"plan.json"}')

@@ -81,15 +81,14 @@ class Train(DataAndModelOptions):
         return self.arm if is_wide else variant_name(model.head.config)
 
     def show_plan(self, setup:TrainingSetup, model:Segmentor)->None:
-        "Print what will be done; with --plan, write it."
+        "Print what will be done, and keep it as plan.json."
         print(describe_data(setup.task, setup.reports))
         print(describe_training(setup.config, model, setup.task, self.variant_of(model)))
         found = checkpoints(self.out/'checkpoints')
         state = f'goes on at step {found[-1]["step"]}' if found and self.resume else 'from the beginning'
         print(f'writes    {self.out} ({state})')
-        if not self.plan: return
         Plan('train', self, setup.model_args.get('recipe')).write(self.out/'plan.json')
-        print(f'nothing is trained. To do it: idrnet train --from-plan {self.out/"plan.json"}')
+        if self.plan: print(f'nothing is trained. To do it: idrnet train --from-plan {self.out/"plan.json"}')
 
     def save(self, model:Segmentor, task:Task, config:TrainConfig, meter:Meter)->None:
         variant, scores = self.variant_of(model), meter.scores()

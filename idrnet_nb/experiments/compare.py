@@ -21,7 +21,7 @@ from ..models.profiling import TrainingStep, peak_memory
 from ..models.segmentor import build_segmentor
 from ..models.variants import parse_variant, widened
 from ..training.config import TrainConfig
-from ..training.inference import evaluate, load_model, save_model
+from ..training.inference import Evaluator, evaluate, load_model, save_model
 from ..training.metrics import auroc
 from ..training.recipes import Recipe, with_variant
 from ..training.sampler import collate
@@ -74,13 +74,19 @@ def run_variant(
     on_meter=None, # called with the `Meter` of the unseen images
     on_records=None, # called with the records of the training
     change=None, # called with the model before it is trained
+    out=None, # folder for log and checkpoints, where `task.val` chooses; what is there is gone on with
     **model_args, # of `build`
 )->tuple: # (model, row of results)
-    "Train one variant with one seed, and judge it on the unseen images."
+    """Train one variant with one seed, and judge it on the unseen images. With `task.val` the model is
+    the best of these checkpoints. ValueError for `task.val` without `out`."""
     start = time.perf_counter()
+    choice = {}
+    if task.val is not None:
+        if out is None: raise ValueError('run_variant: task.val chooses a checkpoint; give out=')
+        choice = dict(out=out, resume=True, eval_fn=Evaluator(task.val, task.protocol))
     model = build(variant, task, config.seed, **model_args)
     if change: change(model)
-    records = train(model, task.train, config, device, progress, on_step)
+    records = train(model, task.train, config, device, progress, on_step, **choice)
     if on_records: on_records(records)
     meter = evaluate(model, task.test, progress=progress, protocol=task.protocol)
     if on_meter: on_meter(meter)
@@ -170,7 +176,7 @@ class _TrainVariant:
         kept = [] # records of the training, and the `Meter`
         model, row = run_variant(variant, task, replace(self.config, seed=seed), self.device,
             self.progress, self.count_step if self.steps else None, on_meter=kept.append,
-            on_records=kept.append, **self.model_args)
+            on_records=kept.append, out=self.out/f'{variant}-{seed}', **self.model_args)
         where = provenance(torch.device(self.device))
         save_model(model, self.out/f'{variant}-{seed}', task.space, task.size,
                    results=measured(task, row, where), **judged_by(task))
