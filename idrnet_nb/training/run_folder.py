@@ -19,6 +19,7 @@ from ..models.hub import WEIGHTS
 from idrnet_nb.training.checkpoint import (checkpoints, load_checkpoint, model_weights,
     save_checkpoint)
 from .eval_schedule import EvalSchedule, ScoreSummary
+from .inference import save_model_config
 from .logger import TrainLogger, read_log
 
 # %% ../../nbs/4_training/08_run_folder.ipynb #c016
@@ -34,12 +35,15 @@ class RunFolder:
         schedule:EvalSchedule=EvalSchedule(), # of the evaluations
         tensorboard:bool=False, # see `TrainLogger`
         live:'bool|None'=False, # see `TrainLogger`
+        card:'dict|None'=None, # space, size, … of `inference.save_model_config`; None: no config.json
     ):
         self.state, self.out, self.keep, self.schedule = state, out and Path(out), keep, schedule
         self.save_every = save_every or max(1, state.config.steps//20)
         if out:
             self.about = self.describe(data) # saved in each checkpoint
             self.begin(resume)
+            is_new = not (self.out/WEIGHTS).is_file() # the settings of a saved model stay with it
+            if card and is_new and state.rank == 0: save_model_config(state.model, out, **card)
         try: self.log = TrainLogger(self.out, state.done, tensorboard, live, main=state.rank == 0)
         except ImportError as error: raise ValueError(f'train: {error}') from error
         except OSError as error:
