@@ -8,6 +8,7 @@ __all__ = ['check_losses', 'TrainState', 'try_one_batch', 'train']
 # %% ../../nbs/4_training/12_trainer.ipynb #c003
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Optional
 import torch
 from torch import nn
@@ -20,10 +21,11 @@ from ..common.distributed import init_distributed, rank_and_world_size
 from ..common.state import keep_random_state, rng_state, set_rng_state
 from ..models.hub import check_folder
 from .bad_batches import BadBatches
-from .checkpoint import check_weights
+from .checkpoint import check_weights, checkpoints
 from .config import TrainConfig
 from .eval_schedule import EvalSchedule
-from .label_counts import LabelCounts
+from .label_counts import LabelCounts, count_pixels, resolve_class_weights
+from .logger import read_log
 from .losses import Criterion
 from .memory_advice import is_out_of_memory, suggest_batch_size
 from .run_folder import RunFolder
@@ -81,6 +83,9 @@ class TrainState:
 
     def check_settings(self)->None:
         config, classes = self.config, self.model.head.config.num_classes
+        if config.class_weights == 'balanced':
+            raise ValueError("TrainConfig: class_weights='balanced' are no numbers yet; "
+                             'give resolve_class_weights(config, count_pixels(data, num_classes))')
         if config.class_weights is not None and len(config.class_weights) != classes:
             raise ValueError(f'TrainConfig: {len(config.class_weights)} class_weights, '
                              f'but the model has {classes} classes; give one per class')
@@ -212,6 +217,47 @@ def _guarded_step(state, images, labels, label_counts, bad_batches):
     bad_batches.skipped = 0
     return losses
 
+def _take_steps(state, data, folder, on_step, progress):
+    "All steps that are still to be done, with records, evaluations and checkpoints on the way."
+    from tqdm.auto import tqdm
+    config = state.config
+    bad_batches = BadBatches(data, config, folder.log)
+    label_counts = LabelCounts.of(state.model, data, config)
+    source = batches(data, config.batch_size, config.seed, config.workers, state.done,
+                     share=(state.rank, state.world_size))
+    end = state.done if folder.has_stopped else config.steps
+    steps = zip(range(state.done, end), bad_batches.named(source, state.done))
+    bar = tqdm(steps, total=config.steps, initial=state.done, desc='training', leave=False,
+               disable=not progress or state.rank > 0)
+    shown = folder.scores.text() # beside the bar
+    for step, (images, labels) in bar:
+        losses = _guarded_step(state, images, labels, label_counts, bad_batches)
+        state.advance()
+        if on_step: on_step(step)
+        label_counts.close_if_done(folder.is_last)
+        is_logged = losses and (folder.is_last or step % config.log_every == 0)
+        if is_logged or folder.is_due: bad_batches.report_remembered(state.first_bad)
+        if is_logged:
+            values = check_losses(losses, step)
+            folder.log.write(step=step, lr=state.lr, **values)
+            shown['loss'] = f'{values["loss"]:.3f}'
+        if folder.is_due:
+            folder.save()
+            shown.update(folder.scores.text())
+        if is_logged or folder.is_due: bar.set_postfix(shown, refresh=False)
+        if folder.has_stopped: break
+    label_counts.close_if_done(True)
+
+def _with_class_weights(config, model, data, out, resume, progress):
+    """(config, counts of pixels) where `class_weights='balanced'`, else (config, None). A resumed
+    training has the counts in its log."""
+    if config.class_weights != 'balanced': return config, None
+    head, resumed = model.head.config, resume and checkpoints(Path(out)/'checkpoints')
+    known = [line['pixels'] for line in read_log(out) if 'pixels' in line] if resumed else []
+    pixels = known[0] if known else count_pixels(
+        data, head.num_classes, head.ignore, config.workers, progress)
+    return resolve_class_weights(config, pixels), list(pixels)
+
 def _check_arguments(model, data, out, resume, save_every, keep, eval_fn, tensorboard, card):
     "Before anything is built, moved or written."
     if not out and (resume or eval_fn or tensorboard or card):
@@ -249,7 +295,9 @@ def try_one_batch(
     device = init_distributed(device)
     with keep_random_state():
         tried = copy.deepcopy(model)
-        state = TrainState(tried, replace(config, ema=None, compile=None), device)
+        config = replace(config, ema=None, compile=None)
+        if config.class_weights == 'balanced': config = replace(config, class_weights=None)
+        state = TrainState(tried, config, device)
         bad_batches = BadBatches(data, config)
         source = batches(data, config.batch_size, config.seed, min(1, config.workers),
                          share=(state.rank, state.world_size))
@@ -290,41 +338,19 @@ def train(
     labels, FloatingPointError for a loss that is not finite, both naming step and files; OSError
     where the disk is full; MemoryError where a batch does not fit, saying what would. A warning
     names classes that no label holds."""
-    from tqdm.auto import tqdm
     schedule = EvalSchedule(eval_fn, eval_every, patience, restore_best)
     _check_arguments(model, data, out, resume, save_every, keep, eval_fn, tensorboard, card)
-    state = TrainState(model, config, init_distributed(device))
+    device = init_distributed(device)
+    config, pixels = _with_class_weights(config, model, data, out, resume, progress)
+    state = TrainState(model, config, device)
     try:
         live = live if progress or live else False
         folder = RunFolder(state, data, out, resume, save_every, keep, schedule, tensorboard, live,
                            card)
         if try_first and not state.done: try_one_batch(model, data, config, device, eval_fn)
-        bad_batches = BadBatches(data, config, folder.log)
-        label_counts = LabelCounts.of(model, data, config)
-        source = batches(data, config.batch_size, config.seed, config.workers, state.done,
-                         share=(state.rank, state.world_size))
-        end = state.done if folder.has_stopped else config.steps
-        steps = zip(range(state.done, end), bad_batches.named(source, state.done))
-        bar = tqdm(steps, total=config.steps, initial=state.done, desc='training', leave=False,
-                   disable=not progress or state.rank > 0)
-        shown = folder.scores.text() # beside the bar
-        for step, (images, labels) in bar:
-            losses = _guarded_step(state, images, labels, label_counts, bad_batches)
-            state.advance()
-            if on_step: on_step(step)
-            label_counts.close_if_done(folder.is_last)
-            is_logged = losses and (folder.is_last or step % config.log_every == 0)
-            if is_logged or folder.is_due: bad_batches.report_remembered(state.first_bad)
-            if is_logged:
-                values = check_losses(losses, step)
-                folder.log.write(step=step, lr=state.lr, **values)
-                shown['loss'] = f'{values["loss"]:.3f}'
-            if folder.is_due:
-                folder.save()
-                shown.update(folder.scores.text())
-            if is_logged or folder.is_due: bar.set_postfix(shown, refresh=False)
-            if folder.has_stopped: break
-        label_counts.close_if_done(True)
+        if pixels and not state.done:
+            folder.log.write(step=-1, pixels=pixels, class_weights=config.class_weights)
+        _take_steps(state, data, folder, on_step, progress)
         folder.finish()
         return folder.log.records()
     finally:

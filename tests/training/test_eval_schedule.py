@@ -1,6 +1,5 @@
 """When a training is evaluated, which step it ends with, and when it stops: killed or not, the same."""
 
-import json
 import pytest
 import torch
 from idrnet_nb.method.toy_world import ToyWorld
