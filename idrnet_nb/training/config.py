@@ -7,7 +7,7 @@ __all__ = ['TrainConfig']
 
 # %% ../../nbs/4_training/03_config.ipynb #c003
 from dataclasses import dataclass
-from typing import Literal, Optional
+from typing import Literal, Optional, Union
 import torch
 
 from ..common.checks import check_fields
@@ -37,7 +37,7 @@ class TrainConfig:
     frozen:bool=False # the backbone does not learn, and its norms keep their statistics
     loss:str='ce' # a sum of 'ce', 'focal', 'dice', 'lovasz', as '0.5*ce+dice' (`losses.Criterion`)
     gamma:float=2. # of 'focal'
-    class_weights:Optional[tuple[float,...]]=None # `k`, a pixel's weight by its class
+    class_weights:Optional[Union[tuple[float,...],Literal['balanced']]]=None # `k`; 'balanced': by pixel counts
     ohem:Optional[float]=None # only pixels whose true class is given less than this probability count, say .7
     ohem_least:int=100_000 # with `ohem`: at least so many pixels of a batch, those of the lowest probability
     amp:Optional[Literal['bf16','fp16']]=None # mixed precision; None: float32; 'fp16' scales the loss
@@ -71,12 +71,14 @@ class TrainConfig:
                       f'this is no backend of torch.compile here; there are {", ".join(backends)}')
 
     def _check_loss(self):
-        if self.class_weights is not None:
+        counted = self.class_weights == 'balanced' # before the first step, see `label_counts.resolve_class_weights`
+        if self.class_weights is not None and not counted:
             weights = tuple(map(float, self.class_weights))
             object.__setattr__(self, 'class_weights', weights)
             self._require('class_weights', any(weights) and min(weights) >= 0,
                           'none may be negative, and one at least must be above 0')
-        Criterion(self.loss, self.class_weights, self.ohem, self.ohem_least, self.gamma) # raises for an unknown loss
+        weights = None if counted else self.class_weights
+        Criterion(self.loss, weights, self.ohem, self.ohem_least, self.gamma) # raises for an unknown loss
 
     def _require(self, name, fits, wanted):
         if not fits: raise ValueError(f'TrainConfig: {name}={getattr(self, name)!r}; {wanted}')

@@ -138,7 +138,7 @@ def _time_steps(recipe, device, batch, steps): # -> _StepTimes
     config = replace(config, batch_size=batch, accumulate=accumulate, steps=steps, log_every=10**6,
                      warmup=0, warmup_from=None)
     tick(0)
-    train(model, data, config, device, False, tick)
+    train(model, data, config, device, False, tick, try_first=False)
     seconds = [end-start for start,end in zip(ticks, ticks[1:])]
     peak_bytes = torch.cuda.max_memory_allocated(device) if on_gpu else None
     return _StepTimes(seconds[1:] or seconds, peak_bytes)

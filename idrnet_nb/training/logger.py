@@ -94,7 +94,8 @@ class TrainLogger:
         if live and 'IPython' not in sys.modules:
             raise ValueError('live=True draws into a Jupyter notebook, and there is none here; '
                              'leave it out, and see read_log')
-        self.lines = [line for line in read_log(folder) if line['step'] < done] if folder else []
+        known = read_log(folder) if folder and done else []
+        self.lines = [line for line in known if line['step'] < done]
         self.folder = Path(folder) if folder and main else None
         self.board = self._open_board(folder) if tensorboard and main else None
         self.live = _LiveFigure() if main and (_in_jupyter() if live is None else live) else None

@@ -7,7 +7,7 @@ __all__ = ['RunFolder']
 
 # %% ../../nbs/4_training/08_run_folder.ipynb #c003
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 import torch
 
@@ -19,7 +19,9 @@ from ..models.hub import WEIGHTS
 from idrnet_nb.training.checkpoint import (checkpoints, load_checkpoint, model_weights,
     save_checkpoint)
 from .eval_schedule import EvalSchedule, ScoreSummary
+from .inference import save_model_config
 from .logger import TrainLogger, read_log
+from .schedule import poly
 
 # %% ../../nbs/4_training/08_run_folder.ipynb #c016
 class RunFolder:
@@ -34,17 +36,22 @@ class RunFolder:
         schedule:EvalSchedule=EvalSchedule(), # of the evaluations
         tensorboard:bool=False, # see `TrainLogger`
         live:'bool|None'=False, # see `TrainLogger`
+        card:'dict|None'=None, # space, size, … of `inference.save_model_config`; None: no config.json
     ):
         self.state, self.out, self.keep, self.schedule = state, out and Path(out), keep, schedule
         self.save_every = save_every or max(1, state.config.steps//20)
+        self.is_extended = False # the newest checkpoint is of a training of another length
         if out:
             self.about = self.describe(data) # saved in each checkpoint
             self.begin(resume)
+            is_new = not (self.out/WEIGHTS).is_file() # the settings of a saved model stay with it
+            if card and is_new and state.rank == 0: save_model_config(state.model, out, **card)
         try: self.log = TrainLogger(self.out, state.done, tensorboard, live, main=state.rank == 0)
         except ImportError as error: raise ValueError(f'train: {error}') from error
         except OSError as error:
             raise OSError(f'train: nothing can be written to out={str(out)!r} ({error}); '
                           'give another folder') from error
+        if self.is_extended: self.log_extension()
         self.scores = ScoreSummary.of(self.log.lines) # up to now
 
     def describe(self, data)->dict: # what is compared when the training is resumed
@@ -72,6 +79,7 @@ class RunFolder:
         newest = load_checkpoint(self.out/'checkpoints')
         for c in [newest, *(c for c in found if not c['fault'] and c['path'] != newest['path'])]:
             self.check_same(c['path'], c['about'])
+        self.check_length(newest)
         self.warn_of_changes(newest['path'].name, newest['about'])
         self.state.load(newest['step'], newest['state'])
 
@@ -101,13 +109,38 @@ class RunFolder:
         path, # of a checkpoint
         was:dict, # its `about`
     )->None:
-        "ValueError for another training, saying where it differs."
+        "ValueError for another training, saying where it differs. Another length alone is none."
         same = 'config', 'model', 'pictures'
         wrong = differences(*({key: about.get(key) for key in same} for about in (was, self.about)))
         if was.get('data'): wrong += data_differences(was['data'], self.about['data'])
+        if [line.split()[0] for line in wrong] == ['config.steps']: return
         if wrong:
             raise ValueError(f'{str(path)!r} is of another training: {"; ".join(wrong)}. '
                              'Resume it as it was, or begin anew in another folder')
+
+    def check_length(self,
+        newest:dict, # checkpoint
+    )->None:
+        """May the training be extended to `config.steps`? ValueError where so many are done; a
+        warning says what it means for the learning rate."""
+        config, done, before = self.state.config, newest['step'], newest['about']['config']['steps']
+        self.is_extended = before != config.steps
+        if not self.is_extended: return
+        if config.steps <= done:
+            raise ValueError(f'{str(newest["path"])!r} is of a training of {before} steps, of which '
+                             f'{done} are done; to extend it give more than {done}, '
+                             f'not steps={config.steps}')
+        old, new = [config.lr*poly(done, replace(config, steps=n)) for n in (before, config.steps)]
+        warnings.warn(f'extended from {before} to {config.steps} steps: the learning rate follows the '
+                      f'schedule of {config.steps} steps from now on and changes at step {done} from '
+                      f'{old:.2g} to {new:.2g}, so the result is not that of {config.steps} steps '
+                      'in one go')
+
+    def log_extension(self)->None:
+        "A line from which on early stopping waits anew; once."
+        length = self.state.config.steps
+        if not any(line.get('extended') == length for line in self.log.lines):
+            self.log.write(step=self.state.done-1, extended=length)
 
     def warn_of_changes(self,
         name:str, # of a checkpoint
