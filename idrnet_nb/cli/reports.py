@@ -53,7 +53,7 @@ def describe_training(
     parameters = sum(p.numel() for p in model.parameters())
     epochs = config.steps*config.batch_size/max(1, len(task.train))
     augment = getattr(task.train, 'augment', None)
-    size = f'crops of {augment.crop[0]}x{augment.crop[1]}' if augment else 'images as they are'
+    size = f'crops of {augment.crop[0]}x{augment.crop[1]}' if augment and augment.crop else 'images as they are'
     protocol = task.protocol or 'whole image'
     choice = f'the best of val ({len(task.val)} images)' if task.val is not None else 'the last step'
     return '\n'.join([

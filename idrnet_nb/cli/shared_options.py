@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WORLD_HAS_NO_FILES', 'DEFAULT_SPLIT', 'VARIANT', 'DeviceOptions', 'ReadOptions', 'published', 'DataOptions',
-           'FolderOptions', 'ClassListOptions', 'OwnPartsOptions', 'OwnDataOptions', 'check_own_data', 'ModelOptions',
-           'TrainingOptions', 'InferenceOptions']
+           'FolderOptions', 'ClassListOptions', 'OwnPartsOptions', 'OwnDataOptions', 'check_own_data',
+           'without_unreadable', 'ModelOptions', 'TrainingOptions', 'InferenceOptions']
 
 # %% ../../nbs/7_cli/04_shared_options.ipynb #c003
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from ..data import splits
 from ..data.class_lists import space_from_file
 from ..data.pairing import csv_pairs, folder_pairs, part_column, table_columns
 from ..data.readers import set_max_pixels
-from ..data.validate import DataFault, check_parts, raise_faults
+from ..data.validate import HARMLESS, OF_ALL, DataFault, check_parts, raise_faults
 from ..experiments.tasks import Task, dataset_task, toy_world_task
 from ..models.segmentor import Segmentor
 from ..training.config import TrainConfig
@@ -141,6 +141,7 @@ class FolderOptions(Command):
 
 # %% ../../nbs/7_cli/04_shared_options.ipynb #c014
 _Fault = Literal['class-without-a-pixel', 'ignored-id', 'in-two-parts', 'palettes-differ']
+_WARNED = 'nearly empty', 'orientation unclear' # faults of images that a training need not stop for
 DEFAULT_SPLIT = (.7,.1,.2) # of your own images: train, val, test
 
 @dataclass(kw_only=True)
@@ -232,9 +233,9 @@ def check_own_data(
     skip:Sequence[str]=(), # parts in which pairs that cannot be read are accepted
     harmless:Sequence[str]=(), # kinds of faults that are accepted, e.g. 'one class'
 )->dict: # name -> `Report`
-    "Read all masks. DataFault for faults that are not allowed, with the option that allows them."
-    reports = check_parts(parts, space, command.workers, not command.quiet, images=False)
-    allow = [*harmless, *(kind.replace('-', ' ') for kind in command.allow)]
+    "Read all images and masks. DataFault for faults that are not allowed, with the option that allows them."
+    reports = check_parts(parts, space, command.workers, not command.quiet)
+    allow = [*harmless, *_WARNED, *(kind.replace('-', ' ') for kind in command.allow)]
     try: raise_faults(reports, skip, allow)
     except DataFault as e:
         found = {kind.replace(' ', '-') for _,kind,*_ in e.faults}
@@ -243,6 +244,22 @@ def check_own_data(
         way_out = f'\nTo go on in spite of this, add --allow {options}' if options else ''
         raise DataFault(f'{e}{way_out}', e.faults) from None
     return reports
+
+def without_unreadable(
+    parts:dict, # name -> rows
+    reports:dict, # name -> `Report` of these rows
+)->dict: # name -> rows; train as it is, for its images are left out, and listed, as they are met
+    "Leave out the pairs of val and test that cannot be read, and name them."
+    found = {}
+    for name,rows in parts.items():
+        bad = {fault.place:fault.what for fault in reports[name].faults if fault.kind not in (*HARMLESS, *OF_ALL)}
+        places = [{row['image']['path'], row['label']['path']} for row in rows]
+        kept = [i for i,paths in enumerate(places) if name == 'train' or not paths & bad.keys()]
+        if len(kept) < len(rows):
+            print(f'left out of {name}: {len(rows)-len(kept)} of {len(rows)} pairs:', *bad.values(), sep='\n  ')
+        if not kept: raise ValueError(f'part {name}: no pair can be read')
+        found[name] = rows.select(kept)
+    return found
 
 # %% ../../nbs/7_cli/04_shared_options.ipynb #c017
 _Channels = Annotated[int, Arg(type=count(1, 65536))]

@@ -50,6 +50,9 @@ class Train(DataAndModelOptions):
     keep:Count=3 # checkpoints that stay, besides the best
     judge:Optional[Word]=None # evaluate on this part before each checkpoint, and keep the best: val, test, or none;
         # if left out: val, if there is such a part
+    judge_every:Optional[Count]=None # steps between these evaluations; if left out: before each checkpoint
+    judge_limit:Optional[Count]=None # evaluate so on no more images than this, evenly spread
+    patience:Optional[Count]=None # stop after so many of these evaluations without a better score
     tensorboard:bool=False # the log for TensorBoard as well
 
     def run(self)->None:
@@ -60,18 +63,24 @@ class Train(DataAndModelOptions):
         setup = self.setup([variant] if variant else [], variant)
         task, config = setup.task, setup.config
         evaluator = self.evaluator(task)
+        if evaluator is None: self.refuse(dict.fromkeys(('judge_every', 'judge_limit', 'patience'),
+                                                        'no part chooses a checkpoint; see --judge'))
         is_main = rank_and_world_size()[0] == 0
         model = build(None if by_recipe else variant, task, config.seed, **setup.model_args)
         if is_main: self.show_plan(setup, model)
         if self.plan: return
+        inference.Evaluator(task.test, task.protocol).try_one(model) # before hours of training
+        card = dict(space=task.space, size=task.size) | judged_by(task)
         try:
             trainer.train(model, task.train, config, self.device, not self.quiet,
                 out=self.out, resume=self.resume, save_every=self.save_every, keep=self.keep,
-                eval_fn=evaluator, tensorboard=self.tensorboard)
+                eval_fn=evaluator, eval_every=self.judge_every, patience=self.patience,
+                tensorboard=self.tensorboard, card=card)
         except FileExistsError as e:
             raise ValueError(f'--out: {e}'.replace('give resume=True', 'give --resume')) from e
         for pair in getattr(task.train, 'skipped', list)():
             print(f'skipped: {pair}', file=sys.stderr)
+        if is_main: inference.save_model(model, self.out, **card) # whatever happens to the evaluation
         meter = inference.evaluate(model, task.test, progress=not self.quiet,
             protocol=task.protocol, together=True)
         if is_main: self.save(model, task, config, meter)
@@ -112,4 +121,5 @@ class Train(DataAndModelOptions):
         if self.judge not in (None, 'none', 'test', 'val') or self.judge == 'val' and task.val is None:
             raise ValueError(f'--judge {self.judge}: here it can be test or none'
                              + (', or val' if task.val is not None else ''))
-        return None if task.val is None else inference.Evaluator(task.val, task.protocol)
+        if task.val is None: return None
+        return inference.Evaluator(task.val, task.protocol, limit=self.judge_limit)

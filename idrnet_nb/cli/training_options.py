@@ -16,7 +16,7 @@ from .option_types import Word
 from .plan import read_json_or_yaml
 from .set_option import PARTS, Settings, option_values
 from .shared_options import (WORLD_HAS_NO_FILES, DataOptions, DeviceOptions, ModelOptions,
-    OwnDataOptions, ReadOptions, TrainingOptions, check_own_data, published)
+    OwnDataOptions, ReadOptions, TrainingOptions, check_own_data, published, without_unreadable)
 from .parse_values import did_you_mean, parse_path
 from ..data.datasets import DATASETS
 from ..data.mirrored_classes import flip_lines
@@ -115,7 +115,7 @@ class TrainingSetup:
 class DataAndModelOptions(RecipeOptions, DataOptions, OwnDataOptions, ReadOptions, DeviceOptions):
     "what to learn from, what to train, and how: for train and compare"
     pretrained:bool=False # download timm's weights for the backbone
-    skip_broken:bool=False # train without the pairs that cannot be read; they are counted and listed
+    skip_broken:bool=False # leave out the pairs that cannot be read; they are counted and listed
 
     @cached_property
     def start(self)->str: # 'world', 'set', 'recipe' or 'own'
@@ -169,7 +169,8 @@ class DataAndModelOptions(RecipeOptions, DataOptions, OwnDataOptions, ReadOption
         if self.start == 'own':
             parts, space = self.own_parts(self.split)
             if os.environ.get('RANK', '0') == '0': print(*flip_lines(space), sep='\n') # once, not per process
-            reports = check_own_data(parts, space, self, ['train'] if self.skip_broken else [])
+            reports = check_own_data(parts, space, self, list(parts) if self.skip_broken else [])
+            parts = without_unreadable(parts, reports)
             recipe, judged = recipe or recipes.laptop(space), 'test' if 'test' in parts else 'val'
         else:
             known = published(self.published_name(recipe), self.root)

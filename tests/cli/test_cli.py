@@ -16,6 +16,7 @@ from idrnet_nb.training.inference import EvalProtocol, save_model
 from idrnet_nb.data.fake_datasets import write_fake_dataset
 from idrnet_nb.training.recipes import laptop
 from idrnet_nb.training.config import TrainConfig
+from torch.utils.data import Subset
 
 SPACE = LABEL_SPACES['camvid']
 
@@ -24,7 +25,7 @@ SPACE = LABEL_SPACES['camvid']
 def files(tmp_path_factory):
     "A made-up CamVid, the same as somebody's own folders, a class list, weights of a backbone, a recipe file, a model."
     folder = tmp_path_factory.mktemp('files')
-    root = write_fake_dataset('camvid', folder / 'camvid', SPACE, train=10, unseen=4, size=(48, 64))
+    root = write_fake_dataset('camvid', folder / 'camvid', SPACE, train=14, unseen=4, size=(48, 64))
     (folder / 'classes.txt').write_text('\n'.join(SPACE.classes) + '\nvoid, 11\n')
     for part in 'train', 'val', 'test':
         pairs = sorted((root / part).iterdir())
@@ -64,7 +65,8 @@ class Trained:
 
     def __call__(self, model, data, config, device, progress, **how):
         self.device, self.progress = str(device), progress
-        self.how = {k: (str(v) if k == 'out' else v is not None if k == 'eval_fn' else v) for k, v in how.items()}
+        self.how = {k: str(v) if k == 'out' else v for k, v in how.items()}
+        self.how['eval_fn'] = how['eval_fn'] and f'limit {how["eval_fn"].limit}'
         self.config, self.model = config, model
         weights = round(sum(p.detach().abs().sum().item() for p in model.parameters()), 3)
         augment = getattr(data, 'augment', None)
@@ -93,13 +95,15 @@ def trained(monkeypatch):
 
     spy = Trained()
 
-    def judged(model, data, protocol=None, **how):
+    def judged(model, data, *_, protocol=None, **how):
+        if isinstance(data, Subset):  # one image, tried before the training
+            return Meter(model.head.config.num_classes, model.head.config.ignore)
         rows = list(data.rows['id']) if hasattr(data, 'rows') else len(data)
         spy.calls[-1].update(judged=rows, protocol=asdict(protocol) if protocol else None)
         return Meter(model.head.config.num_classes, model.head.config.ignore)
 
     def saved(model, out, space, size, **about):
-        spy.calls[-1].update(saved=str(out), results=about['results'])
+        spy.calls[-1].update(saved=str(out), results=about.get('results'))
 
     monkeypatch.setattr(idrnet_nb.training.trainer, 'train', spy)
     monkeypatch.setattr(idrnet_nb.training.inference, 'evaluate', judged)
@@ -141,6 +145,9 @@ def options(files):  # every option of train, with a value that is not its defau
         plan=(),
         images=files / 'camvid' / 'val',
         judge=None,
+        judge_every=3,
+        judge_limit=1,
+        patience=4,
         keep=5,
         labels=files / 'camvid' / 'valannot',
         lr=0.002,
@@ -226,8 +233,9 @@ def test_an_option_has_an_effect_or_is_refused(start, files, trained, capsys, mo
             assert code == 2 and len([line for line in err.split('\n') if 'error' in line]) == 1, err  # beside bars
             refused[name] = err
     names = {'image_prefix', 'image_suffix', 'label_prefix', 'label_suffix'}
+    judged = {'judge_every', 'judge_limit', 'patience'}  # the world has no part that chooses
     wanted = dict(
-        world={'root', 'crop', 'split', 'mini', 'group_by', 'skip_broken', 'pretrained', 'allow', *names},
+        world={'root', 'crop', 'split', 'mini', 'group_by', 'skip_broken', 'pretrained', 'allow', *names, *judged},
         set={'pictures', 'mini', 'group_by', 'pretrained', 'allow', *names},
         recipe={'pictures', 'group_by', 'pretrained', 'allow', *names},
         own={'data', 'root', 'pictures', 'split', *names},
