@@ -76,9 +76,9 @@ def test_sdist_holds_its_sources(built):
 
 def test_wheel_holds_every_module(built):
     names = metadata_of(built[1])[2]
-    assert {p.relative_to(ROOT).as_posix() for end in ('py', 'json', 'j2') for p in (ROOT / LIB).rglob(f'*.{end}')} <= set(
-        names
-    )
+    assert {
+        p.relative_to(ROOT).as_posix() for end in ('py', 'json', 'j2') for p in (ROOT / LIB).rglob(f'*.{end}')
+    } <= set(names)
     assert f'{LIB}/sub/__init__.py' in names
     assert {n.split('/')[0] for n in names} == {LIB, f'{LIB}-{CFG["version"]}.dist-info'}
 

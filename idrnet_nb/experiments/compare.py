@@ -64,8 +64,8 @@ def run_variant(
     progress:bool=True, # show bars
     on_step=None, # called after each step
     on_meter=None, # called with the `Meter` of the unseen images
-    on_records=None, # called with the records of the training
     change=None, # called with the model before it is trained
+    on_records=None, # called with the records of the training
     **model_args, # of `build`
 )->tuple: # (model, row of results)
     "Train one variant with one seed, and judge it on the unseen images."
