@@ -49,6 +49,10 @@ def inner_pixel(
     best = np.argmin((ys-np.median(ys))**2 + (xs-np.median(xs))**2)
     return xs[best], ys[best]
 
+def _as_words(legend): # a name may hold $, which is no formula
+    for text in legend.get_texts(): text.set_parse_math(False)
+    return legend
+
 def show_mask(
     label:'Tensor|np.ndarray', # `h w`, class ids
     space:LabelSpace, # names and colours
@@ -67,8 +71,8 @@ def show_mask(
         ax.text(*inner_pixel(label==i), str(i), ha='center', va='center', fontsize=8,
                 bbox=dict(boxstyle='round,pad=.1', fc='white', ec='none', alpha=.8))
     if legend:
-        ax.legend(handles=[legend_patch(i, space) for i in ids], fontsize=8, loc='center left',
-                  bbox_to_anchor=(1.02, .5), frameon=False, borderaxespad=0)
+        _as_words(ax.legend(handles=[legend_patch(i, space) for i in ids], fontsize=8,
+            loc='center left', bbox_to_anchor=(1.02, .5), frameon=False, borderaxespad=0))
     ax.set(xticks=[], yticks=[])
     for side in ax.spines.values(): side.set(visible=True, color='grey', linewidth=.8)
     if title: ax.set_title(title, fontsize=9)
@@ -94,8 +98,8 @@ def show_legend(
 ): # the legend
     "One legend for all masks of a figure, at its right."
     ids = np.unique(np.concatenate([np.asarray(label).ravel() for label in labels])).tolist()
-    return fig.legend(handles=[legend_patch(i, space) for i in ids], fontsize=8,
-                      loc='outside right center', frameon=False)
+    return _as_words(fig.legend(handles=[legend_patch(i, space) for i in ids], fontsize=8,
+                                loc='outside right center', frameon=False))
 
 # %% ../../nbs/3_data/02_visualize.ipynb #c075
 def show_matrix(
@@ -118,8 +122,8 @@ def show_matrix(
     _frame_diagonal(ax, k)
     if k<=12: _write_numbers(ax, x, top)
     else: ax.figure.colorbar(drawn, ax=ax, label='by how much')
-    ax.set_xticks(range(k), names, rotation=90, fontsize=8)
-    ax.set_yticks(range(k), names, fontsize=8)
+    ax.set_xticks(range(k), names, rotation=90, fontsize=8, parse_math=False)
+    ax.set_yticks(range(k), names, fontsize=8, parse_math=False)
     ax.set_xlabel('whose loss moved', fontsize=9)
     ax.set_ylabel('deleted', fontsize=9)
     if title: ax.set_title(title, fontsize=9)

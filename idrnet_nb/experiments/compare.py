@@ -72,9 +72,9 @@ def run_variant(
     progress:bool=True, # show bars
     on_step=None, # called after each step
     on_meter=None, # called with the `Meter` of the unseen images
-    on_records=None, # called with the records of the training
     change=None, # called with the model before it is trained
     out=None, # folder for log and checkpoints, where `task.val` chooses; what is there is gone on with
+    on_records=None, # called with the records of the training
     **model_args, # of `build`
 )->tuple: # (model, row of results)
     """Train one variant with one seed, and judge it on the unseen images. With `task.val` the model is

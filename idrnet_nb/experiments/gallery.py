@@ -160,7 +160,9 @@ def predict_images(
         if others: wrong = {'they differ':np.any([first!=other for other in others], 0)}
         else: wrong = {'wrong':(first!=label.numpy()) & (label.numpy()!=task.space.ignore)}
         title = Path(name).name
-        note = ' · '.join(f'{model} {values[i]:.1f}' for model,values in mious.items())
+        scores = [f'{model} {values[i]:.1f}' for model,values in mious.items()]
+        if len(models)==1: scores = [score.split()[-1] for score in scores]
+        note = ' · '.join(scores)
         items.append(GalleryItem(title, image, {'label':label, **preds}, wrong,
                                  f'mIoU of this image: {note}' if note else ''))
     return items

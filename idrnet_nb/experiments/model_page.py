@@ -44,10 +44,11 @@ class ModelPage:
         self.scores = bootstrap_scores(self.counts[None]) if len(meter)>1 else None # one: no interval
         self.device = next(model.parameters()).device
 
-    def score(self)->str: # 'mIoU 45.3 % [43.1, 47.2] on 200 unseen images'
+    def score(self)->str: # 'mIoU 45.3 % [43.1, 47.2] on 200 unseen images of camvid'
         text = f'mIoU {self.means["miou"]:.1f} %'
         if self.scores: text += f' {interval_text(self.scores.low, self.scores.high)}'
-        return f'{text} on {len(self.meter)} unseen image{"s" if len(self.meter)>1 else ""}'
+        plural = 's' if len(self.meter)>1 else ''
+        return f'{text} on {len(self.meter)} unseen image{plural} of {self.task.name}'
 
     def begin(self, title:str, summary:str)->Page:
         where = provenance(self.device)
@@ -90,7 +91,7 @@ class ModelPage:
         values |= {what:f'{s:,.1f}' for what,s in seconds.items() if s is not None}
         kind = 'GPU' if self.device.type=='cuda' else 'process'
         values[f'peak memory of the {kind}, MiB'] = _peak_memory(self.device)
-        page.section('Costs').settings(values, 'What it cost')
+        page.section('Costs').settings(values, 'What it cost', 'what')
 
     def end(self, page:Page, command:str, **more)->Page: # caption -> settings
         "What was done, and how to do it again."

@@ -83,11 +83,12 @@ class Page:
     def settings(self,
         values:dict, # name -> value
         caption:str, # above
+        name:str='setting', # head of the first column
     )->'Page':
         "A table of two columns; what is None is left out."
         import pandas as pd
         texts = {name:str(value) for name,value in values.items() if value is not None}
-        index = pd.Index(texts, name='setting')
+        index = pd.Index(texts, name=name)
         table = pd.DataFrame({'value':texts.values()}, index=index)
         return self.table(table, caption, is_settings=True)
 

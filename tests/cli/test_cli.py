@@ -90,7 +90,8 @@ class Trained:
 
 @pytest.fixture
 def trained(monkeypatch):
-    import idrnet_nb.training.inference, idrnet_nb.training.trainer
+    import idrnet_nb.experiments.model_page, idrnet_nb.training.inference, idrnet_nb.training.trainer
+    from idrnet_nb.experiments.page import Page
     from idrnet_nb.training.metrics import Meter
 
     spy = Trained()
@@ -108,6 +109,8 @@ def trained(monkeypatch):
     monkeypatch.setattr(idrnet_nb.training.trainer, 'train', spy)
     monkeypatch.setattr(idrnet_nb.training.inference, 'evaluate', judged)
     monkeypatch.setattr(idrnet_nb.training.inference, 'save_model', saved)
+    monkeypatch.setattr(Page, 'leave', lambda page, folder: None)
+    monkeypatch.setattr(idrnet_nb.experiments.model_page, 'train_page', lambda *args: Page('', ''))
     return spy
 
 
