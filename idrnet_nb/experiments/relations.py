@@ -220,13 +220,14 @@ class Relations:
         rate:float=.05, # of false discoveries among the settled pairs
         resamples:int=1000, # of the bootstrap
         seed:int=0, # of its draws
+        least:int=10, # images that a pair needs to be tested
         **about, # `note`, `learnt`
     )->'Relations':
         """Settled are pairs of two classes whose test survives the control of false discoveries
         (Benjamini and Hochberg), and whose interval leaves zero out."""
         from scipy.stats import false_discovery_control
         k = len(names)
-        stats = pair_statistics(changes, k*k, resamples, seed)
+        stats = pair_statistics(changes, k*k, resamples, seed, least)
         p, off_diagonal = stats.p.reshape(k, k), ~np.eye(k, dtype=bool)
         tested = off_diagonal & ~np.isnan(p)
         settled = np.zeros((k, k), dtype=bool)
