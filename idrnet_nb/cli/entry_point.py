@@ -20,6 +20,7 @@ from .look import LookAtData
 from .option_types import Command, make_parser
 from .predict import Predict
 from .recipes import Recipes
+from .relations import Relations
 from .speed import Speed
 from .train import Train
 from ..data.validate import DataFault
@@ -27,7 +28,7 @@ from ..data.validate import DataFault
 # %% ../../nbs/7_cli/15_entry_point.ipynb #c006
 COMMANDS = {'check-data':CheckData, 'look':LookAtData, 'compare':Compare, 'train':Train,
             'bench':Bench, 'speed':Speed, 'recipes':Recipes, 'evaluate':Evaluate,
-            'predict':Predict, 'convert':Convert}
+            'predict':Predict, 'relations':Relations, 'convert':Convert}
 
 def parser()->argparse.ArgumentParser: # of the command `idrnet`
     "All commands and options. What it parses says in `given` which options were typed."

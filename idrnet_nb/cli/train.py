@@ -27,7 +27,7 @@ from ..experiments.results import provenance
 from ..experiments.tasks import Task
 from ..models.segmentor import Segmentor
 from ..models.variants import variant_name
-from ..training import inference, trainer
+from ..training import fine_tune, inference, trainer
 from ..training.checkpoint import checkpoints
 from ..training.config import TrainConfig
 from ..training.metrics import Meter
@@ -45,7 +45,9 @@ class Train(DataAndModelOptions):
     out:Folder=Path('runs/train') # folder for the model, its log, its checkpoints, plan.json and report.html
     plan:bool=False # show what would be done, write it to plan.json in --out, and stop
     from_plan:Optional[File]=None # do what a plan says (JSON or YAML); options that are typed replace its own
-    resume:bool=False # go on with the training in --out, if there is one
+    start:Optional[Folder]=None # begin with the weights of a saved model (its folder, or a checkpoint); classes of
+        # the same name keep what was learnt of them
+    resume:bool=False # go on with the training in --out, if there is one; with more --steps, it is extended
     save_every:Optional[Count]=None # steps between checkpoints; if left out: twenty in all
     keep:Count=3 # checkpoints that stay, besides the best
     judge:Optional[Word]=None # evaluate on this part before each checkpoint, and keep the best: val, test, or none;
@@ -57,7 +59,9 @@ class Train(DataAndModelOptions):
 
     def run(self)->None:
         if self.from_plan: return command_from_plan(self.from_plan, self, 'train').run()
-        by_recipe = self.start in ('recipe', 'own')
+        if self.start and (self.weights or self.pretrained):
+            raise ValueError('--start says where all weights come from; leave out --weights and --pretrained')
+        by_recipe = self.source in ('recipe', 'own')
         variant = None if by_recipe and 'arm' not in self.given else self.arm
         check_page(self.out)
         setup = self.setup([variant] if variant else [], variant)
@@ -67,7 +71,8 @@ class Train(DataAndModelOptions):
                                                         'no part chooses a checkpoint; see --judge'))
         is_main = rank_and_world_size()[0] == 0
         model = build(None if by_recipe else variant, task, config.seed, **setup.model_args)
-        if is_main: self.show_plan(setup, model)
+        begun = fine_tune.start_from(model, self.start, task.space) if self.start else 'from the beginning'
+        if is_main: self.show_plan(setup, model, begun)
         if self.plan: return
         inference.Evaluator(task.test, task.protocol).try_one(model) # before hours of training
         card = dict(space=task.space, size=task.size) | judged_by(task)
@@ -89,13 +94,13 @@ class Train(DataAndModelOptions):
         is_wide = self.arm.endswith('+wide') and not model.head.config.idr # it looks like a plain one
         return self.arm if is_wide else variant_name(model.head.config)
 
-    def show_plan(self, setup:TrainingSetup, model:Segmentor)->None:
+    def show_plan(self, setup:TrainingSetup, model:Segmentor, begun)->None:
         "Print what will be done, and keep it as plan.json."
         print(describe_data(setup.task, setup.reports))
         print(describe_training(setup.config, model, setup.task, self.variant_of(model)))
         found = checkpoints(self.out/'checkpoints')
-        state = f'goes on at step {found[-1]["step"]}' if found and self.resume else 'from the beginning'
-        print(f'writes    {self.out} ({state})')
+        if found and self.resume: begun = f'goes on at step {found[-1]["step"]}'
+        print(f'begins    {begun}\nwrites    {self.out}')
         Plan('train', self, setup.model_args.get('recipe')).write(self.out/'plan.json')
         if self.plan: print(f'nothing is trained. To do it: idrnet train --from-plan {self.out/"plan.json"}')
 
@@ -114,7 +119,7 @@ class Train(DataAndModelOptions):
         "Also says in `task.val` what chooses."
         if self.judge == 'none': task.val = None
         elif self.judge == 'test': task.val = task.test
-        elif self.start == 'set' and 'val' in DATASETS[self.data].parts and (self.split or
+        elif self.source == 'set' and 'val' in DATASETS[self.data].parts and (self.split or
                                                      DATASETS[self.data].split) != 'val':
             rows = DATASETS[self.data].load(self.root, 'val')
             task.val = SegmentationDataset(rows, task.space, getattr(task.test, 'size', None))

@@ -118,7 +118,7 @@ class DataAndModelOptions(RecipeOptions, DataOptions, OwnDataOptions, ReadOption
     skip_broken:bool=False # leave out the pairs that cannot be read; they are counted and listed
 
     @cached_property
-    def start(self)->str: # 'world', 'set', 'recipe' or 'own'
+    def source(self)->str: # 'world', 'set', 'recipe' or 'own'
         "Which of the four ways to start. ValueError for parts without images to train on."
         if self.own_options(): return 'own'
         if self.parts_given:
@@ -130,13 +130,13 @@ class DataAndModelOptions(RecipeOptions, DataOptions, OwnDataOptions, ReadOption
     def check_options(self)->None:
         "Every option that is given has an effect, or ValueError says why it has none."
         world, own = WORLD_HAS_NO_FILES, 'you train on your own images'
-        if self.start == 'own':
+        if self.source == 'own':
             self.refuse(dict(data=own, root=own, pictures=own))
             if isinstance(self.split, str):
                 raise ValueError(f'--split {self.split}: for your own images, give shares, '
                                  'e.g. --split 70/10/20')
         else:
-            if self.start == 'recipe':
+            if self.source == 'recipe':
                 self.refuse(dict(pictures='it says how large the toy world is'))
             else:
                 crop = f'{world}, its images are not cropped'
@@ -161,12 +161,12 @@ class DataAndModelOptions(RecipeOptions, DataOptions, OwnDataOptions, ReadOption
         self.check_options()
         settings = Settings(self)
         for name in variants: self.check_variant(settings, name)
-        if self.start in ('recipe', 'own'): return self.by_recipe(settings, variant)
+        if self.source in ('recipe', 'own'): return self.by_recipe(settings, variant)
         return self.by_options(settings)
 
     def by_recipe(self, settings:Settings, variant:Optional[str])->TrainingSetup:
         recipe, reports = self.named_recipe(), {}
-        if self.start == 'own':
+        if self.source == 'own':
             parts, space = self.own_parts(self.split)
             if os.environ.get('RANK', '0') == '0': print(*flip_lines(space), sep='\n') # once, not per process
             reports = check_own_data(parts, space, self, list(parts) if self.skip_broken else [])
@@ -191,7 +191,7 @@ class DataAndModelOptions(RecipeOptions, DataOptions, OwnDataOptions, ReadOption
         return recipe.data
 
     def by_options(self, settings:Settings)->TrainingSetup:
-        parts = ('train', 'head', 'backbone') if self.start == 'world' else PARTS
+        parts = ('train', 'head', 'backbone') if self.source == 'world' else PARTS
         settings.check_parts(parts, 'images of the toy world are taken as they are')
         seed = settings.values('train').get('seed', self.seed)
         task = self.task(seed, crop=self.crop, unreadable=self.unreadable)

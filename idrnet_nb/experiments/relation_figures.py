@@ -35,38 +35,69 @@ def off_diagonal(
 
 # %% ../../nbs/5_experiments/17_relation_figures.ipynb #c047
 def show_matrix_clustered(
-    matrix:Tensor, # `k k`; row: class deleted, column: class whose loss changed
+    matrix:Tensor, # `k k`; row: class deleted, column: class whose loss changed; nan is drawn grey
     names, # `k` class names
     title:str='', # above
     most:int=40, # of more classes only so many are shown, those with the strongest entries
+    settled=None, # `k k` bool: entries that are sure; the others are drawn pale; None: nothing is known of that
+    clip:float=1., # the scale ends where this share of the entries off the diagonal ends
+    beside=None, # `k k`, another matrix of the same classes, drawn at the right in the same order
 ): # matplotlib figure
     """A relation matrix with rows and columns ordered by hierarchical clustering, and its
     dendrogram. Raises ValueError if it is not `k k`."""
     import matplotlib.pyplot as plt
-    matrix = as_matrix(matrix, names, 'show_matrix_clustered')
+    raw, matrix = matrix, as_matrix(matrix, names, 'show_matrix_clustered')
+    unknown = torch.as_tensor(raw).detach().cpu().isnan()
+    sure = None if settled is None else as_matrix(settled, names, 'settled') > 0
     size = off_diagonal(matrix).abs()
+    if sure is not None: size = size*(sure + 1e-6) # where too few are sure, the strongest of the others
     strongest = torch.maximum(size.amax(0), size.amax(1)).argsort(descending=True, stable=True)
     ids = strongest[:most].sort().values
-    matrix, k = matrix[ids][:,ids], len(ids)
+    k, panels = len(ids), 1 if beside is None else 2
 
     side = 1.6 + (.36 if k <= 12 else .17)*k
-    fig, (left, ax) = plt.subplots(1, 2, figsize=(side+2.2, side), dpi=80, layout='constrained',
-                                   width_ratios=(1, 6))
-    order = _draw_tree(left, matrix)
-    matrix, names_shown = matrix[order][:,order], [names[ids[i]] for i in order]
-    top = off_diagonal(matrix).abs().max().item() or 1.
-    drawn = ax.imshow(matrix.numpy(), cmap='PuOr', vmin=-top, vmax=top, origin='lower',
-                      aspect='auto')
-    if k <= 12: _write_numbers(ax, matrix, top)
-    fontsize = 8 if k <= 12 else 7
-    ax.set_xticks(range(k), names_shown, rotation=90, fontsize=fontsize)
-    ax.set_yticks(range(k), names_shown, fontsize=fontsize)
-    ax.set_xlabel('whose loss changed', fontsize=9)
+    fig, (left, *axs) = plt.subplots(1, 1+panels, figsize=(panels*side+2.2, side), dpi=80,
+                                     layout='constrained', width_ratios=(1, *[6]*panels))
+    top = _scale_end(matrix[ids][:,ids], unknown[ids][:,ids], clip)
+    ids = ids[_draw_tree(left, matrix[ids][:,ids].clamp(-top, top))]
+    labels = [names[i] for i in ids]
+    def part(x): return None if x is None else x[ids][:,ids]
+    title += f' ({k} of {len(names)} classes)' if k < len(names) else ''
+    _draw_matrix(axs[0], part(matrix), part(unknown), labels, clip, title, part(sure))
+    if beside is not None:
+        other = as_matrix(beside, names, 'beside')
+        _draw_matrix(axs[1], part(other), part(other.isnan()), labels, clip, 'learnt in training')
     fig.supylabel('deleted', fontsize=9)
-    ax.set_title(title + (f' ({k} of {len(names)} classes)' if k < len(names) else ''), fontsize=9)
-    beyond = 'both' if matrix.abs().max() > top else 'neither'
-    fig.colorbar(drawn, ax=ax, extend=beyond).ax.tick_params(labelsize=8)
     return fig
+
+def _scale_end(matrix, unknown, clip): # above 0
+    "The largest entry off the diagonal, or the one that a share of them does not exceed."
+    known = off_diagonal(matrix).abs()[~unknown & ~torch.eye(len(matrix), dtype=torch.bool)]
+    if not known.numel(): return 1.
+    return known.quantile(clip).item() or known.max().item() or 1.
+
+def _draw_matrix(ax, matrix, unknown, labels, clip, title, sure=None):
+    from matplotlib import colormaps
+    k, top = len(labels), _scale_end(matrix, unknown, clip)
+    full = torch.ones(k, k) if sure is None else sure | unknown | torch.eye(k, dtype=torch.bool)
+    cmap, alpha = colormaps['PuOr'].with_extremes(bad='#C8C8C8'), np.where(full.numpy(), 1, .35)
+    drawn = ax.imshow(np.ma.array(matrix.numpy(), mask=unknown.numpy()), cmap, alpha=alpha,
+                      vmin=-top, vmax=top, origin='lower', aspect='auto')
+    if k <= 12: _write_numbers(ax, matrix, unknown, top, sure)
+    elif sure is not None:
+        i, j = sure.nonzero(as_tuple=True)
+        dark = ['white' if v > .6*top else 'black' for v in matrix[i,j].abs().tolist()]
+        ax.scatter(j, i, s=5, c=dark, linewidth=0)
+    fontsize = 8 if k <= 12 else 7
+    ax.set_xticks(range(k), labels, rotation=90, fontsize=fontsize)
+    ax.set_yticks(range(k), labels, fontsize=fontsize)
+    ax.set_xlabel('whose loss changed', fontsize=9)
+    ax.set_title(title, fontsize=9)
+    beyond = int((matrix.abs() > top*(1+1e-6)).sum())
+    bar = ax.figure.colorbar(drawn, ax=ax, extend='both' if beyond else 'neither')
+    bar.solids.set_alpha(1)
+    bar.ax.tick_params(labelsize=8)
+    bar.set_label(f'{beyond} entries are beyond the scale' if beyond and clip < 1 else '', fontsize=8)
 
 def _draw_tree(ax, matrix): # -> order of the classes, from below
     "Average linkage of rows and columns, off the diagonal."
@@ -79,11 +110,14 @@ def _draw_tree(ax, matrix): # -> order of the classes, from below
     return dendrogram(tree, ax=ax, orientation='left', no_labels=True, color_threshold=0,
                       above_threshold_color='grey')['leaves']
 
-def _write_numbers(ax, matrix, top):
+def _write_numbers(ax, matrix, unknown, top, sure): # a sure one bold, one that is not grey
     for (i,j),v in np.ndenumerate(matrix.numpy()):
+        if unknown[i,j]: continue
         text = f'{v:.2f}'.replace('0.', '.') if abs(v) >= .005 else '·'
-        ax.text(j, i, text, ha='center', va='center', fontsize=8,
-                color='white' if abs(v) > .6*top else 'black')
+        is_pale = sure is not None and i != j and not sure[i,j]
+        colour = '#555555' if is_pale else 'white' if abs(v) > .6*top else 'black'
+        weight = 'bold' if sure is not None and sure[i,j] else 'normal'
+        ax.text(j, i, text, ha='center', va='center', fontsize=8, color=colour, weight=weight)
 
 # %% ../../nbs/5_experiments/17_relation_figures.ipynb #c051
 def show_graph(
@@ -92,20 +126,22 @@ def show_graph(
     top:int=12, # arrows at most
     known=None, # `k k` bool: arrows that are not in it are dashed; None: all are solid
     title:str='', # above
+    falls:bool=False, # also to classes whose loss fell, dotted
 ): # matplotlib figure
-    """Arrows from a deleted class to the class whose loss rose, the stronger the wider; falls are
-    not drawn. Raises ValueError if the matrix is not `k k`."""
+    """Arrows from a deleted class to the class whose loss rose, the stronger the wider. Raises
+    ValueError if the matrix is not `k k`."""
     import matplotlib.pyplot as plt
     matrix = off_diagonal(as_matrix(matrix, names, 'show_graph'))
-    strongest = matrix.flatten().argsort(descending=True, stable=True)[:top].tolist()
+    size = matrix.abs() if falls else matrix.clamp(min=0)
+    strongest = size.flatten().argsort(descending=True, stable=True)[:top].tolist()
     arrows = [divmod(i, len(names)) for i in strongest]
-    arrows = [(d, c) for d,c in arrows if matrix[d,c] > 0]
+    arrows = [(d, c) for d,c in arrows if size[d,c] > 0]
     ids = sorted({c for arrow in arrows for c in arrow})
-    place = _on_circle(matrix, ids)
+    place = _on_circle(size, ids)
     fig, ax = plt.subplots(figsize=(5.6, 4.4), dpi=80, layout='constrained')
     for d,c in reversed(arrows):
-        strength = (matrix[d,c]/matrix.max()).item()
-        _draw_arrow(ax, place[d], place[c], strength, known is None or bool(known[d,c]))
+        kind = 'fall' if matrix[d,c] < 0 else 'rise' if known is None or known[d,c] else 'unknown'
+        _draw_arrow(ax, place[d], place[c], (size[d,c]/size.max()).item(), kind)
     for c,(x,y) in place.items():
         ax.plot(x, y, 'o', color='#0072B2', ms=9, zorder=3)
         ax.text(1.12*x, 1.12*y, names[c], fontsize=9,
@@ -113,7 +149,10 @@ def show_graph(
                 va='bottom' if y > .5 else 'top' if y < -.5 else 'center')
     ax.set(xlim=(-2, 2), ylim=(-1.4, 1.4), aspect='equal')
     ax.set_axis_off()
-    found = f'the {len(arrows)} strongest: deleted → whose loss rose, up to {matrix.max():.2f}'
+    found = f'the {len(arrows)} strongest: deleted → whose loss rose'
+    fell = sum(bool(matrix[d,c] < 0) for d,c in arrows)
+    found += f' (dotted: fell, {fell})' if fell else ''
+    found += f', by up to {size.max():.2f}' if arrows else '; there is none'
     ax.set_title(title or found, fontsize=9)
     return fig
 
@@ -127,13 +166,16 @@ def _on_circle(matrix, ids): # class -> (x, y); those with strong entries betwee
     angle = np.pi/2 - 2*np.pi*np.arange(len(ids))/max(len(ids), 1)
     return {c: (np.cos(a), np.sin(a)) for c,a in zip(ids, angle.tolist())}
 
-def _draw_arrow(ax, start, end, strength, solid): # strength 0..1
+_ARROWS = dict(rise=('#5E3C99', '-'), fall=('#B35806', (0, (1, 1.2))),
+               unknown=('grey', (0, (3, 2)))) # colour and line of each kind
+
+def _draw_arrow(ax, start, end, strength, kind): # strength 0..1, a key of _ARROWS
     from matplotlib.patches import FancyArrowPatch
+    colour, line = _ARROWS[kind]
     ax.add_patch(FancyArrowPatch(
         start, end, connectionstyle='arc3,rad=.15', arrowstyle='-|>',
         mutation_scale=9+7*strength, lw=.6+4*strength, shrinkA=7, shrinkB=7,
-        color='#5E3C99' if solid else 'grey', linestyle='-' if solid else (0, (3, 2)),
-        alpha=.55+.45*strength))
+        color=colour, linestyle=line, alpha=.55+.45*strength))
 
 # %% ../../nbs/5_experiments/17_relation_figures.ipynb #c056
 def as_series(
