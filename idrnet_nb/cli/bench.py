@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
-from .option_types import Arg, Count, File, Folder, Name
-from .shared_options import DeviceOptions
-from .parse_values import did_you_mean
+from .option_types import Arg, Count, File, Folder, Name, Processes, Size
+from .shared_options import DeviceOptions, OwnDataOptions, ReadOptions, check_own_data
+from .parse_values import did_you_mean, parse_split
 from ..data.datasets import DATASETS
 from ..experiments import benchmark
 
 # %% ../../nbs/7_cli/12_bench.ipynb #c006
 @dataclass(kw_only=True)
-class Bench(DeviceOptions):
+class Bench(OwnDataOptions, ReadOptions, DeviceOptions):
     """Plain, widened, with attention alone, with IDR: the same training, paired differences, costs.
     Goes on where it was stopped."""
     epilog = 'example: idrnet bench --suite small'
@@ -28,11 +28,23 @@ class Bench(DeviceOptions):
         # where datasets lie, e.g. camvid=CamVid stanford_background=iccv09Data; sets that are not named are left out
     weights:Optional[File]=None # safetensors file of the backbone, for what begins with ImageNet
     frameworks:Optional[list[Name]]=None # only these: fcn, pspnet, deeplabv3, upernet, ocrnet
-    seeds:Optional[Count]=None # runs per variant; if left out: the suite's
+    seeds:Optional[Count]=None # runs per variant; if left out: the suite's, 3 on your own images
+    size:Size=(240,320) # that your own images are resized to
+    epochs:Count=20 # passes over your own images
+    split:Annotated[Optional[tuple], Arg(type=parse_split, metavar='SPLIT')]=None
+        # of your own images, e.g. 70/10/20: train, val (not used here), test
+    workers:Processes=0 # processes that read your own files, to check them
     jobs:Optional[Count]=None # runs at a time; if left out: one per core on a CPU, else 1
     out:Folder=Path('runs/bench') # folder for the CSVs and the figure; what is there is not run again
 
     def run(self)->None:
+        if self.own_options(): return self.run_on_own_images()
+        names = 'size', 'epochs', 'split', 'group_by', 'allow', 'workers', 'max_pixels'
+        self.refuse(dict.fromkeys(names, 'it belongs to your own images (--images, --labels, --classes)'))
+        self.refuse_names()
+        if self.parts_given:
+            raise ValueError(f'{self.parts_given[0]} goes with your own images to train on: '
+                             '--images DIR --labels DIR --classes FILE')
         roots = self.roots()
         trials = benchmark.SUITES[self.suite]
         if self.weights and not self.weights.is_file():
@@ -47,6 +59,22 @@ class Bench(DeviceOptions):
                              f'nothing in suite {self.suite} begins with ImageNet')
         benchmark.bench(self.suite, self.out, roots, self.weights, self.frameworks, self.seeds,
                         self.device, self.jobs, not self.quiet)
+
+    def run_on_own_images(self)->None:
+        own = 'the benchmark runs on your own images'
+        self.refuse(dict(suite=own, root=own))
+        self.refuse_names()
+        self.set_max_pixels()
+        if isinstance(self.split, str): raise ValueError(f'--split {self.split}: give shares, e.g. 70/10/20')
+        if self.weights and not self.weights.is_file():
+            raise FileNotFoundError(f'--weights {self.weights}: no such file')
+        parts, space = self.own_parts(self.split)
+        check_own_data(parts, space, self)
+        task = benchmark.own_task(parts, space, self.size)
+        trial = benchmark.own_trial(task, self.epochs, tuple(self.frameworks or ('fcn', 'upernet')),
+                                    self.seeds or 3, bool(self.weights))
+        benchmark.bench(None, self.out, weights=self.weights, device=self.device, jobs=self.jobs,
+                        progress=not self.quiet, own=(task, trial))
 
     def roots(self)->dict: # name of a dataset -> its folder
         "What --root says. ValueError for unknown datasets and folders, and for names given twice."

@@ -7,11 +7,13 @@ __all__ = ['COST_COLUMNS', 'cost_runs', 'training_steps', 'measure_costs']
 
 # %% ../../nbs/5_experiments/11_costs.ipynb #c003
 import statistics
+from typing import Optional
 import numpy as np
 import torch
 
 from ..common.device import pick_device
 from ..data.datasets import DATASETS
+from ..data.labels import LabelSpace
 from ..method.toy_world import TOY_WORLD
 from ..models.profiling import TrainingStep, gmacs, peak_memory, time_interleaved
 from .compare import build
@@ -35,10 +37,11 @@ def cost_runs(
 def training_steps(
     run:dict, # of `cost_runs`
     device:torch.device, # where
+    space:Optional[LabelSpace]=None, # classes of your own data; None: those of the world, or of the dataset
 )->dict: # variant -> `TrainingStep`
     "A step of each variant on the same random batch, in the memory order of the training."
     train, (h,w) = run['train'], run['size']
-    space = TOY_WORLD if run['data']=='world' else DATASETS[run['data']].space
+    if space is None: space = TOY_WORLD if run['data']=='world' else DATASETS[run['data']].space
     order = torch.channels_last if train.get('channels_last') else torch.contiguous_format
     task = Task(run['data'], space, (), ())
     models = [build(run['framework']+variant, task, 0, **run['model']) for variant in run['arms']]
@@ -54,13 +57,14 @@ def measure_costs(
     run:dict, # of `cost_runs`
     device='auto', # where
     rounds:int=7, # times each variant is timed, in turn with the others; a first one is not counted
+    space:Optional[LabelSpace]=None, # see `training_steps`
 )->list: # rows of bench_costs.csv, one per variant
     """Measure, for each variant: parameters; GMACs of inference on one image and TFLOPs of a
     training step, counted by `profiling.gmacs` (without upsampling inside the loss); seconds of a
     training step in the training's precision and memory order, and their ratio to the first variant
     (median and quartiles over rounds); peak memory of a step in bytes (`profiling.peak_memory`)."""
     device = pick_device(device)
-    steps = training_steps(run, device)
+    steps = training_steps(run, device, space)
     seconds = time_interleaved(steps, rounds)
     h,w = run['size']
     rows = []
