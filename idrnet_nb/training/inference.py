@@ -21,7 +21,7 @@ from ..common.checks import (as_class_ids, check_fields, check_flip_pairs, check
     check_labels, check_scale, check_size)
 from ..common.distributed import shard
 from ..data.fingerprint import describe_data, plain_settings
-from ..data.labels import LabelSpace
+from ..data.labels import LabelSpace, palette
 from ..data.transforms import fit_size
 from ..method.layers import full_precision, upsample
 from ..models.any_size import crop
@@ -29,6 +29,7 @@ from ..models.hub import CONFIG, WEIGHTS, as_json, fetch, read_model, write_conf
 from ..models.segmentor import Segmentor
 from .bad_batches import image_names, naming
 from .checkpoint import check_weights, load_checkpoint, model_weights
+from .loggers import prediction_panel
 from .metrics import Meter
 from .sampler import collate
 
@@ -294,6 +295,24 @@ class Evaluator:
         with naming(where):
             evaluate(model, torch.utils.data.Subset(self.data, [i]), 1,
                      workers=min(1, self.workers), protocol=self.protocol)
+
+    def images(self,
+        model:nn.Module, # a `Segmentor`
+        count:int=3, # so many, evenly spread
+    )->dict: # name -> `h 3w 3`, uint8
+        "Some images, their true masks and their predictions, for loggers (`loggers.prediction_panel`)."
+        dataset, head = self.data, model.head.config
+        while isinstance(dataset, torch.utils.data.Subset): dataset = dataset.dataset
+        space, k = getattr(dataset, 'space', None), head.num_classes
+        if space is None or space.num_classes != k:
+            names, colours = map(str, range(k)), map(tuple, palette(k).tolist())
+            space = LabelSpace('ids', tuple(names), tuple(colours), ignore=head.ignore)
+        device, panels = next(model.parameters()).device, {}
+        for i in replace(self, limit=count).indices:
+            image, label = map(torch.as_tensor, self.data[i])
+            pred = predict(model, image[None].to(device), self.protocol)[0].cpu()
+            panels[f'validation/{i}'] = prediction_panel(image, label, pred, space)
+        return panels
 
     def describe(self)->dict: # as JSON can hold it
         "What a resumed training compares; it warns where it differs."

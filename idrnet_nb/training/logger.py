@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Optional
 
 from ..common.files import write_atomic
+from ..common.state import keep_random_state
+from .loggers import TensorBoardLogger
 
 # %% ../../nbs/4_training/07_logger.ipynb #c010
 def read_log(
@@ -81,15 +83,16 @@ def _in_jupyter():
 
 # %% ../../nbs/4_training/07_logger.ipynb #c019
 class TrainLogger:
-    """Records of a training: kept, appended to log.jsonl if there is a folder, shown in TensorBoard
-    and in the notebook if wanted. ValueError for `live=True` outside Jupyter, ImportError where
-    tensorboard is missing."""
+    """Records of a training: kept, appended to log.jsonl if there is a folder, given to loggers, and
+    shown in the notebook if wanted. A context, at whose end it is closed. ValueError for
+    `live=True` outside Jupyter, ImportError where tensorboard is missing."""
     def __init__(self,
         folder=None, # for log.jsonl; None: nothing is written
         done:int=0, # steps that a resumed training has done; later lines are deleted
         tensorboard:bool=False, # write for TensorBoard as well
         live:Optional[bool]=False, # show a figure that grows; None: in a Jupyter kernel
         main:bool=True, # False: one of several processes, which only keeps the records
+        loggers=(), # objects with begin, log, end, see `loggers.Logger`
     ):
         if live and 'IPython' not in sys.modules:
             raise ValueError('live=True draws into a Jupyter notebook, and there is none here; '
@@ -97,31 +100,40 @@ class TrainLogger:
         known = read_log(folder) if folder and done else []
         self.lines = [line for line in known if line['step'] < done]
         self.folder = Path(folder) if folder and main else None
-        self.board = self._open_board(folder) if tensorboard and main else None
+        self.loggers = list(loggers) if main else []
+        if tensorboard and main: self.loggers.append(TensorBoardLogger(self.folder/'tensorboard'))
+        self.begun = []
         self.live = _LiveFigure() if main and (_in_jupyter() if live is None else live) else None
         if self.folder is None: return
         self.folder.mkdir(parents=True, exist_ok=True)
         text = ''.join(json.dumps(line)+'\n' for line in self.lines)
         write_atomic(self.folder/'log.jsonl', lambda temp: temp.write_text(text, encoding='utf-8'))
 
-    def _open_board(self, folder):
-        try: from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ImportError('tensorboard=True needs the package tensorboard: '
-                              'pip install tensorboard') from error
-        return SummaryWriter(str(Path(folder)/'tensorboard'))
+    def begin(self,
+        settings:dict, # of the training
+    )->None:
+        "Begin all loggers. The random numbers that one draws do not touch the training."
+        with keep_random_state():
+            for logger in self.loggers:
+                logger.begin(settings)
+                self.begun.append(logger)
+
+    def __enter__(self): return self
+
+    def __exit__(self, *error): self.close()
 
     def write(self,
+        images:Optional[dict]=None, # name -> `h w 3` uint8, for the loggers
         **line, # `step`, and what belongs to it
     )->dict: # the line
         self.lines.append(line)
         if self.folder:
             text = json.dumps(dict(line, time=round(time.time(), 1)))
             with open(self.folder/'log.jsonl', 'a', encoding='utf-8') as f: f.write(text+'\n')
-        if self.board:
-            for name, value in line.items():
-                if isinstance(value, float): self.board.add_scalar(name, value, line['step'])
-            self.board.flush()
+        values = {name: value for name, value in line.items() if isinstance(value, float)}
+        if values and self.begun:
+            with keep_random_state():
+                for logger in self.begun: logger.log(line['step'], values, images or {})
         if self.live: self.live.draw(self.lines)
         return line
 
@@ -130,5 +142,6 @@ class TrainLogger:
         return [{k: v for k, v in line.items() if k != 'time'} for line in lines]
 
     def close(self)->None:
-        "Draw the live figure a last time."
+        "Draw the live figure a last time, and end the loggers."
         if self.live and self.lines: self.live.draw(self.lines, at_once=True)
+        while self.begun: self.begun.pop().end()

@@ -37,6 +37,7 @@ class RunFolder:
         tensorboard:bool=False, # see `TrainLogger`
         live:'bool|None'=False, # see `TrainLogger`
         card:'dict|None'=None, # space, size, … of `inference.save_model_config`; None: no config.json
+        loggers=(), # see `loggers.Logger`
     ):
         self.state, self.out, self.keep, self.schedule = state, out and Path(out), keep, schedule
         self.save_every = save_every or max(1, state.config.steps//20)
@@ -46,13 +47,22 @@ class RunFolder:
             self.begin(resume)
             is_new = not (self.out/WEIGHTS).is_file() # the settings of a saved model stay with it
             if card and is_new and state.rank == 0: save_model_config(state.model, out, **card)
-        try: self.log = TrainLogger(self.out, state.done, tensorboard, live, main=state.rank == 0)
+        try:
+            self.log = TrainLogger(self.out, state.done, tensorboard, live, state.rank == 0, loggers)
         except ImportError as error: raise ValueError(f'train: {error}') from error
         except OSError as error:
             raise OSError(f'train: nothing can be written to out={str(out)!r} ({error}); '
                           'give another folder') from error
         if self.is_extended: self.log_extension()
         self.scores = ScoreSummary.of(self.log.lines) # up to now
+
+    def begin_log(self, data)->None:
+        "Tell the loggers what is trained."
+        state, model = self.state, self.state.model
+        self.log.begin(dict(
+            config=asdict(state.config), images=len(data), steps_done=state.done,
+            model=model.to_config() if hasattr(model, 'to_config') else type(model).__name__,
+            out=None if self.out is None else str(self.out)))
 
     def describe(self, data)->dict: # what is compared when the training is resumed
         """config, model, pictures and data must be the same; `judged` (the evaluation) and `where`
@@ -187,7 +197,7 @@ class RunFolder:
         state, done, score = self.state.state(), self.state.done, None
         if self.is_eval_due:
             score = self.evaluate()
-            self.log.write(step=done-1, score=score)
+            self.log.write(self.images(), step=done-1, score=score)
             self.scores = self.scores.add(done, score)
         is_best = score is not None and self.scores.best_step == done
         reason = self.schedule.reason_to_stop(self.scores)
@@ -201,6 +211,12 @@ class RunFolder:
         with keep_random_state(), keep_modes(self.state.model):
             score = float(self.schedule.eval_fn(self.state.mean_model))
         return all_gather_object(score)[0]
+
+    def images(self)->dict: # name -> `h w 3` uint8
+        "What the loggers show beside a score, if they and `eval_fn` can."
+        if not (self.log.begun and hasattr(self.schedule.eval_fn, 'images')): return {}
+        with keep_random_state(), keep_modes(self.state.model):
+            return self.schedule.eval_fn.images(self.state.mean_model)
 
     def finish(self)->None:
         """The model gets the weights that the training ends with: those of the best step, or the
@@ -216,4 +232,3 @@ class RunFolder:
                 chosen['chosen'] = found['step']
             if chosen not in [{key: line.get(key) for key in chosen} for line in self.log.lines]:
                 self.log.write(**chosen)
-        self.log.close()

@@ -26,6 +26,7 @@ from .config import TrainConfig
 from .eval_schedule import EvalSchedule
 from .label_counts import LabelCounts, count_pixels, resolve_class_weights
 from .logger import read_log
+from .loggers import check_loggers
 from .losses import Criterion
 from .memory_advice import is_out_of_memory, suggest_batch_size
 from .run_folder import RunFolder
@@ -340,6 +341,7 @@ def train(
     restore_best:bool=True, # with `eval_fn`: end with the weights of the best step, not of the last
     try_first:bool=True, # before the first step, try one batch of every part (`try_one_batch`)
     tensorboard:bool=False, # the log for TensorBoard as well, in `out`
+    loggers=(), # objects with begin, log, end (`loggers.Logger`), say `loggers.WandbLogger(project=…)`
     live:Optional[bool]=None, # draw loss and score as they come; None: in Jupyter, where `progress` is on
     card:Optional[dict]=None, # dict(space=…, size=…, …), as `save_model`: `load_model` can read checkpoints then
 )->list: # records: step, lr, loss and its parts
@@ -358,18 +360,21 @@ def train(
         OSError: the disk is full."""
     schedule = EvalSchedule(eval_fn, eval_every, patience, restore_best)
     _check_arguments(model, data, out, resume, save_every, keep, eval_fn, tensorboard, card)
+    check_loggers(loggers)
     device = init_distributed(device)
     config, pixels = _with_class_weights(config, model, data, out, resume, progress)
     state = TrainState(model, config, device)
     try:
         if live is None and not progress: live = False
         folder = RunFolder(state, data, out, resume, save_every, keep, schedule, tensorboard, live,
-                           card)
+                           card, loggers)
         if try_first and not state.done: try_one_batch(model, data, config, device, eval_fn)
         if pixels and not state.done:
             folder.log.write(step=-1, pixels=pixels, class_weights=config.class_weights)
-        _take_steps(state, data, folder, on_step, progress)
-        folder.finish()
+        with folder.log:
+            folder.begin_log(data)
+            _take_steps(state, data, folder, on_step, progress)
+            folder.finish()
         return folder.log.records()
     finally:
         for p in state.frozen: p.requires_grad_(True)

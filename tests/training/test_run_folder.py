@@ -862,8 +862,14 @@ def test_log_and_board(tmp_path, monkeypatch):
         def add_scalar(self, name, value, step):
             told.append((name, value, step))
 
+        def add_text(self, name, text):
+            told.append((name, json.loads(text.strip('`\n'))['steps_done']))
+
         def flush(self):
             told.append('flushed')
+
+        def close(self):
+            told.append('closed')
 
     monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', SimpleNamespace(SummaryWriter=Writer))
     _, records = finish(tmp_path, pairs(), CONFIG, tensorboard=True, eval_fn=lambda m: 0.5)
@@ -876,7 +882,8 @@ def test_log_and_board(tmp_path, monkeypatch):
     assert (
         [x for x in told if x[0] == 'loss'] == [('loss', r['loss'], r['step']) for r in records]
         and ('score', 0.5, 5) in told
-        and told[-1] == 'flushed'
+        and told[0] == ('settings', 0)
+        and told[-2:] == ['flushed', 'closed']
     )
     monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
     with pytest.raises(ValueError, match='pip install tensorboard'):
