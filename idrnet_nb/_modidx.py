@@ -271,6 +271,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'idrnet_nb.cli.speed.Speed.run': ('7_cli/speed.html#speed.run', 'idrnet_nb/cli/speed.py')},
             'idrnet_nb.cli.train': { 'idrnet_nb.cli.train.Train': ('7_cli/train.html#train', 'idrnet_nb/cli/train.py'),
                                      'idrnet_nb.cli.train.Train.evaluator': ('7_cli/train.html#train.evaluator', 'idrnet_nb/cli/train.py'),
+                                     'idrnet_nb.cli.train.Train.loggers': ('7_cli/train.html#train.loggers', 'idrnet_nb/cli/train.py'),
                                      'idrnet_nb.cli.train.Train.run': ('7_cli/train.html#train.run', 'idrnet_nb/cli/train.py'),
                                      'idrnet_nb.cli.train.Train.save': ('7_cli/train.html#train.save', 'idrnet_nb/cli/train.py'),
                                      'idrnet_nb.cli.train.Train.show_plan': ('7_cli/train.html#train.show_plan', 'idrnet_nb/cli/train.py'),

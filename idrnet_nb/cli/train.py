@@ -7,9 +7,9 @@ __all__ = ['Train']
 
 # %% ../../nbs/7_cli/07_train.ipynb #c003
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Literal, Optional
 
 from .option_types import Arg, Count, File, Folder, Word
 from .plan import Plan, command_from_plan
@@ -27,7 +27,7 @@ from ..experiments.results import provenance
 from ..experiments.tasks import Task
 from ..models.segmentor import Segmentor
 from ..models.variants import variant_name
-from ..training import fine_tune, inference, trainer
+from ..training import fine_tune, inference, loggers, trainer
 from ..training.checkpoint import checkpoints
 from ..training.config import TrainConfig
 from ..training.metrics import Meter
@@ -55,7 +55,8 @@ class Train(DataAndModelOptions):
     judge_every:Optional[Count]=None # steps between these evaluations; if left out: before each checkpoint
     judge_limit:Optional[Count]=None # evaluate so on no more images than this, evenly spread
     patience:Optional[Count]=None # stop after so many of these evaluations without a better score
-    tensorboard:bool=False # the log for TensorBoard as well
+    logger:list[Literal['tensorboard','wandb','mlflow','trackio']]=field(default_factory=list)
+        # where the log goes, with images of each evaluation, beside log.jsonl in --out
 
     def run(self)->None:
         if self.from_plan: return command_from_plan(self.from_plan, self, 'train').run()
@@ -80,7 +81,7 @@ class Train(DataAndModelOptions):
             trainer.train(model, task.train, config, self.device, not self.quiet,
                 out=self.out, resume=self.resume, save_every=self.save_every, keep=self.keep,
                 eval_fn=evaluator, eval_every=self.judge_every, patience=self.patience,
-                tensorboard=self.tensorboard, card=card)
+                card=card, loggers=self.loggers())
         except FileExistsError as e:
             raise ValueError(f'--out: {e}'.replace('give resume=True', 'give --resume')) from e
         for pair in getattr(task.train, 'skipped', list)():
@@ -89,6 +90,14 @@ class Train(DataAndModelOptions):
         meter = inference.evaluate(model, task.test, progress=not self.quiet,
             protocol=task.protocol, together=True)
         if is_main: self.save(model, task, config, meter)
+
+    def loggers(self)->list: # ImportError naming the package that is missing
+        make = dict(tensorboard=lambda: loggers.TensorBoardLogger(self.out/'tensorboard'),
+                    wandb=lambda: loggers.WandbLogger(project='idrnet_nb', name=self.out.name),
+                    trackio=lambda: loggers.TrackioLogger(project='idrnet_nb', name=self.out.name),
+                    mlflow=lambda: loggers.MlflowLogger(run_name=self.out.name))
+        is_main = rank_and_world_size()[0] == 0
+        return [make[name]() for name in dict.fromkeys(self.logger) if is_main]
 
     def variant_of(self, model:Segmentor)->str: # read off the model, so that a card says what was built
         is_wide = self.arm.endswith('+wide') and not model.head.config.idr # it looks like a plain one

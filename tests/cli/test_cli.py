@@ -15,6 +15,7 @@ from idrnet_nb.models.segmentor import build_segmentor
 from idrnet_nb.training.inference import EvalProtocol, save_model
 from idrnet_nb.data.fake_datasets import write_fake_dataset
 from idrnet_nb.training.recipes import laptop
+from idrnet_nb.training import loggers
 from idrnet_nb.training.config import TrainConfig
 from torch.utils.data import Subset
 
@@ -172,7 +173,7 @@ def options(files):  # every option of train, with a value that is not its defau
         split='val',
         start=files / 'model',
         steps=5,
-        tensorboard=(),
+        logger='tensorboard',
         test_images=files / 'camvid' / 'val',
         test_labels=files / 'camvid' / 'valannot',
         test_pairs=files / 'val.csv',
@@ -213,6 +214,7 @@ def test_an_option_has_an_effect_or_is_refused(start, files, trained, capsys, mo
         return real(name, False, *args, **how)
 
     monkeypatch.setattr(idrnet_nb.models.backbone, 'timm_pyramid', pyramid)
+    monkeypatch.setattr(loggers, 'TensorBoardLogger', lambda folder: f'TensorBoard in {folder}')
     base = ['train', *words_of(start, files)]
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 10**8)
     assert run(capsys, *base)[0] == 0
@@ -254,6 +256,7 @@ def test_an_option_has_an_effect_or_is_refused(start, files, trained, capsys, mo
         'recipe',
         'data',
         'weights',
+        'start',  # a saved model of another backbone
     }
     if start == 'folders':
         others |= names  # no file is called so: without a partner
