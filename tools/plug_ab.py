@@ -23,7 +23,8 @@ from torch import nn
 
 from idrnet_nb.common.checks import IGNORE
 from idrnet_nb.common.device import seed_everything
-from idrnet_nb.experiments.compare import COLUMNS, relation_auroc
+from idrnet_nb.experiments.compare import COLUMNS
+from idrnet_nb.training.metrics import relation_auroc
 from idrnet_nb.experiments.results import append_rows, provenance, to_cells
 from idrnet_nb.experiments.runner import do_all
 from idrnet_nb.experiments.tasks import toy_world_task

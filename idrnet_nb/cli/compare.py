@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 from .option_types import Arg, Count, File, Folder, Seed
+from .parse_values import count
 from .plan import Plan, command_from_plan
 from .reports import describe_data, describe_training
 from .set_option import Settings, list_settings
@@ -32,6 +33,8 @@ class Compare(DataAndModelOptions):
         default_factory=lambda: ['fcn', 'fcn+attention', 'fcn+idr']) # the others are compared with the first
     seeds:Count=3 # runs per variant
     seed:Annotated[Seed, Arg(sets='train.seed')]=0 # the first seed
+    relations:Annotated[int, Arg(type=count(0), metavar='N')]=60
+        # unseen images on which the last variant is asked which class matters to which; 0: none
     jobs:Optional[Count]=None # runs at a time; if left out: one per core on a CPU, else 1
     out:Folder=Path('runs/compare') # folder for compare.json, figures, weights and report.html
     plan:bool=False # show what would be done, write it to plan.json in --out, and stop
@@ -51,7 +54,7 @@ class Compare(DataAndModelOptions):
         if self.plan: return
         seeds = tuple(range(self.seed, self.seed+self.seeds))
         compare.compare(setup.task, tuple(self.arms), seeds, self.out, setup.config, self.device,
-            self.jobs, not self.quiet, self.results, **setup.model_args)
+            self.jobs, not self.quiet, self.results, self.relations, **setup.model_args)
 
     def show_plan(self, setup:TrainingSetup)->None:
         "Print what will be done, and keep it as plan.json."

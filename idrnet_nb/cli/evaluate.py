@@ -22,6 +22,7 @@ from ..data.labels import LabelSpace
 from ..experiments import model_page
 from ..experiments.page import check_page, command_line
 from ..experiments.tasks import Task
+from ..experiments.relations import relations
 from ..experiments.results import provenance
 from ..method.toy_world import TOY_WORLD
 from ..models.hub import check_folder
@@ -43,12 +44,14 @@ class Evaluate(InferenceOptions, DataOptions, FolderOptions, ReadOptions, Device
         # evaluate on own data in spite of these faults: ignored-id, palettes-differ
     limit:Optional[Count]=None # only the first so many images (no number to publish)
     out:Optional[Folder]=None # folder for report.html, a page of scores, classes and images; if left out: no page
+    relations:Optional[Count]=None # ask the model on so many images which class matters to which, for the page in --out
     json:Optional[File]=None # write scores, protocol, date, versions and device there
     workers:Processes=0 # processes that load images
 
     def run(self)->None:
         device = pick_device(self.device)
         self.set_max_pixels()
+        if not self.out: self.refuse(dict(relations='they are for the page; give --out DIR'))
         if self.out:
             check_folder(self.out)
             check_page(self.out)
@@ -67,8 +70,12 @@ class Evaluate(InferenceOptions, DataOptions, FolderOptions, ReadOptions, Device
         print(f'protocol: {protocol}')
         if self.json: write_report(self.json, self.report(task, protocol, scores, images, seconds))
         if not self.out: return
+        asked = None
+        if self.relations:
+            asked = relations(model, task.test, space=task.space, protocol=protocol,
+                              limit=self.relations, workers=self.workers, progress=not self.quiet)
         page = model_page.evaluate_page(replace(task, protocol=protocol), model, meter,
-                                        self.model.resolve().name, seconds, command_line())
+                                        self.model.resolve().name, seconds, command_line(), asked)
         page.leave(self.out)
 
     def check_options(self, space:LabelSpace)->None:

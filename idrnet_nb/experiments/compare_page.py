@@ -21,7 +21,7 @@ from ..training.metrics import interval
 from idrnet_nb.experiments.gallery import (different_images, image_mious, predict_images,
     random_images, worst_images)
 from .page import Page
-from idrnet_nb.experiments.page_parts import (add_confusions, gain_table, show_gains,
+from idrnet_nb.experiments.page_parts import (add_confusions, add_relations, gain_table, show_gains,
     show_losses)
 from .results import interval_text
 from .statistics import Difference, bootstrap_scores, paired, verdict
@@ -325,6 +325,7 @@ def compare_page(
     result:dict, # of `compare.compare`
     models:dict, # variant -> model of the first seed
     command:str='', # that was typed, see `page.command_line`
+    asked=None, # `relations.Relations` of one of the models
 )->Page:
     "The page of a comparison."
     task, where, names = found.task, result.get('where', {}), found.task.space.classes
@@ -339,7 +340,7 @@ def compare_page(
         add_confusions(page, counts.sum((0,1), dtype=np.int64), names, variant)
     _add_curves(page, found)
     _add_images(page, found, models)
-    _add_relations(page, task, models, result['relation_auroc'])
+    _add_relations(page, task, models, result['relation_auroc'], asked)
     page.section('Costs')
     page.table(found.cost_table(), f'What each variant costs, and × {found.first}', _COSTS, digits=0)
     seeds = ', '.join(str(row['seed']) for row in found.variants[found.first])
@@ -358,10 +359,13 @@ def _add_curves(page, found):
     caption = 'Training loss. Thick lines: mean over seeds; thin lines: the seeds.'
     page.section('Curves').figure(show_losses(curves), alt, caption)
 
-def _add_relations(page, task, models, auroc):
+def _add_relations(page, task, models, auroc, asked):
     learnt = _learnt_relations(models)
-    if learnt is None: return
+    if learnt is None and asked is None: return
     page.section('Relations')
+    if asked is not None: add_relations(page, asked, task.truth)
+    if learnt is None: return
+    page.heading('Learnt in training')
     page.figure(show_relations(task, learnt), 'Learnt relation matrix of the first seed',
                 'Row: the class that is deleted; column: the class whose loss moves.', dpi=96)
     if auroc is not None:
@@ -384,6 +388,7 @@ def write_page(
     result:dict, # of `compare.compare`
     models:dict, # variant -> model
     command:str='', # that was typed
+    asked=None, # `relations.Relations` of one of the models
 )->None:
     "Write compare.json, panels.png, relations.png (of the first model that has some), report.html."
     import matplotlib.pyplot as plt
@@ -394,4 +399,4 @@ def write_page(
         plt.close(fig)
     data = json.dumps(_without_nan(result), indent=1, allow_nan=False)
     write_atomic(out/'compare.json', lambda path: Path(path).write_text(data))
-    compare_page(found, result, models, command).write(out/'report.html')
+    compare_page(found, result, models, command, asked).write(out/'report.html')

@@ -14,7 +14,7 @@ import torch
 
 from .gallery import image_mious, predict_images, random_images, worst_images
 from .page import Page
-from .page_parts import add_confusions, class_table
+from .page_parts import add_confusions, add_relations, class_table
 from .results import interval_text, provenance
 from .statistics import bootstrap_scores
 from .tasks import Task
@@ -118,11 +118,13 @@ def evaluate_page(
     name:str, # of the model, for the title
     seconds:Optional[float]=None, # of the evaluation
     command:str='', # that was typed, see `page.command_line`
+    asked=None, # `relations.Relations` of the model
 )->Page:
     "The page of a saved model on unseen images."
     made = ModelPage(task, model, meter)
     page = made.begin(name, f'{made.score()}.')
     made.add_results(page)
+    if asked is not None: add_relations(page.section('Relations'), asked, task.truth)
     made.add_costs(page, **{'seconds of the evaluation':seconds})
     return made.end(page, command)
 

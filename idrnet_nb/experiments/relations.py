@@ -22,7 +22,7 @@ from ..common.files import file_lock, write_atomic
 from ..data.fingerprint import data_differences, describe_data, plain_settings
 from ..data.labels import LabelSpace
 from .batched_deletion import ClassDeleter
-from .compare import relation_auroc
+from ..training.metrics import relation_auroc
 from .relation_figures import show_graph, show_matrix_clustered
 from ..training.inference import EvalProtocol
 
