@@ -356,7 +356,8 @@ def _add_curves(page, found):
     ends = [f'{variant} ends at {np.mean([losses[-1] for _,losses in pairs]):.3f}'
             for variant,pairs in curves.items()]
     alt = f'Training loss of each variant over the steps: {", ".join(ends)}'
-    caption = 'Training loss. Thick lines: mean over seeds; thin lines: the seeds.'
+    caption = ('Training loss. Thick lines: mean over seeds; thin lines: the seeds. With IDR or attention the '
+               'loss has a part more, of the coarse prediction: compare shapes, not heights.')
     page.section('Curves').figure(show_losses(curves), alt, caption)
 
 def _add_relations(page, task, models, auroc, asked):
