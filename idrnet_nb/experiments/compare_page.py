@@ -292,9 +292,10 @@ def _add_classes(page, found):
         scores = found.scores[found.first], found.scores[variant]
         rows = gain_table(difference, scores, counts, names, (found.first, variant))
         page.heading(pair)
-        page.figure(show_gains(difference, names),
-            f'Gain of each class, {pair}; the numbers are in the table below',
-            'A dot is filled where the interval leaves zero out.')
+        caption = 'A dot is filled where the interval leaves zero out.'
+        if len(names)>40: caption += ' Shown: the twenty largest gains and losses.'
+        page.figure(show_gains(difference, names, 40),
+            f'Gain of each class, {pair}; the numbers are in the table below', caption)
         page.table(rows, f'{pair}: IoU of each class in percent, gain in points', _BY_CLASS)
 
 def _add_images(page, found, models, n=6):
