@@ -275,6 +275,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'idrnet_nb.cli.train.Train.run': ('7_cli/train.html#train.run', 'idrnet_nb/cli/train.py'),
                                      'idrnet_nb.cli.train.Train.save': ('7_cli/train.html#train.save', 'idrnet_nb/cli/train.py'),
                                      'idrnet_nb.cli.train.Train.show_plan': ('7_cli/train.html#train.show_plan', 'idrnet_nb/cli/train.py'),
+                                     'idrnet_nb.cli.train.Train.test_learning_rates': ( '7_cli/train.html#train.test_learning_rates',
+                                                                                        'idrnet_nb/cli/train.py'),
                                      'idrnet_nb.cli.train.Train.variant_of': ( '7_cli/train.html#train.variant_of',
                                                                                'idrnet_nb/cli/train.py'),
                                      'idrnet_nb.cli.train._epilog': ('7_cli/train.html#_epilog', 'idrnet_nb/cli/train.py')},

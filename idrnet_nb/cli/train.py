@@ -18,6 +18,7 @@ from .set_option import list_settings
 from .shared_options import VARIANT
 from .training_options import DataAndModelOptions, TrainingSetup
 from ..common.distributed import rank_and_world_size
+from ..common.files import write_atomic
 from ..data.dataset import SegmentationDataset
 from ..data.datasets import DATASETS
 from ..experiments.compare import build, judged_by, measured
@@ -29,6 +30,7 @@ from ..models.segmentor import Segmentor
 from ..models.variants import variant_name
 from ..training import fine_tune, inference, loggers, trainer
 from ..training.checkpoint import checkpoints
+from ..training.find_lr import find_lr
 from ..training.config import TrainConfig
 from ..training.metrics import Meter
 
@@ -43,6 +45,7 @@ class Train(DataAndModelOptions):
     epilog = _epilog
     arm:Annotated[str, Arg(help=f'the variant: {VARIANT}')]='fcn+idr' # it changes the head of a recipe, too
     out:Folder=Path('runs/train') # folder for the model, its log, its checkpoints, plan.json and report.html
+    find_lr:bool=False # a learning-rate range test instead of a training: find_lr.png in --out, and a proposal
     plan:bool=False # show what would be done, write it to plan.json in --out, and stop
     from_plan:Optional[File]=None # do what a plan says (JSON or YAML); options that are typed replace its own
     start:Optional[Folder]=None # begin with the weights of a saved model (its folder, or a checkpoint); classes of
@@ -75,6 +78,7 @@ class Train(DataAndModelOptions):
         begun = fine_tune.start_from(model, self.start, task.space) if self.start else 'from the beginning'
         if is_main: self.show_plan(setup, model, begun)
         if self.plan: return
+        if self.find_lr: return self.test_learning_rates(model, task, config)
         inference.Evaluator(task.test, task.protocol).try_one(model) # before hours of training
         card = dict(space=task.space, size=task.size) | judged_by(task)
         try:
@@ -90,6 +94,12 @@ class Train(DataAndModelOptions):
         meter = inference.evaluate(model, task.test, progress=not self.quiet,
             protocol=task.protocol, together=True)
         if is_main: self.save(model, task, config, meter)
+
+    def test_learning_rates(self, model:Segmentor, task:Task, config:TrainConfig)->None:
+        found = find_lr(model, task.train, config, self.device, progress=not self.quiet)
+        fig = found.plot()
+        write_atomic(self.out/'find_lr.png', lambda temp: fig.savefig(temp, format='png', dpi=110))
+        print(f'{found}\nthe figure: {self.out/"find_lr.png"}')
 
     def loggers(self)->list: # ImportError naming the package that is missing
         make = dict(tensorboard=lambda: loggers.TensorBoardLogger(self.out/'tensorboard'),

@@ -145,6 +145,7 @@ def options(files):  # every option of train, with a value that is not its defau
         device='cpu',
         epochs=3,
         group_by='([0-9])([.]png)?$',
+        find_lr=(),
         from_plan=files / 'no.json',
         plan=(),
         images=files / 'camvid' / 'val',
@@ -230,8 +231,8 @@ def test_an_option_has_an_effect_or_is_refused(start, files, trained, capsys, mo
         monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 10**8)
         if name == 'allow' and start in ('own', 'folders'):
             continue  # see test_faults_of_own_data
-        if name in ('plan', 'from_plan'):
-            continue  # see test_a_plan_is_shown_kept_and_given_back
+        if name in ('plan', 'from_plan', 'find_lr'):
+            continue  # see test_a_plan_is_shown_kept_and_given_back, test_a_learning_rate_is_proposed
         code, _, err = run(capsys, *base, f'--{name.replace("_", "-")}', *words)
         if code == 0:
             assert trained.calls[-1] != plain or any(asked), f'{name} changes nothing beside {start}'
@@ -284,6 +285,15 @@ def test_a_plan_is_shown_kept_and_given_back(start, files, trained, capsys, tmp_
     plan.write_text(json.dumps(edited))
     code, _, err = run(capsys, 'train', '--from-plan', plan)
     assert code == 2 and '--sead' in err
+
+
+def test_a_learning_rate_is_proposed(files, trained, capsys, tmp_path):
+    "A figure and a proposal; nothing is trained."
+    words = ['--pictures', 24, 4, '--size', 32, '--batch', 4, '--device', 'cpu', '--quiet']
+    code, out, _ = run(capsys, 'train', *words, '--find-lr', '--out', tmp_path / 'lr')
+    assert code == 0 and not trained.calls and 'find_lr.png' in out
+    assert sorted(p.name for p in (tmp_path / 'lr').iterdir()) == ['find_lr.png', 'plan.json']
+    assert Image.open(tmp_path / 'lr' / 'find_lr.png').size[0] > 200
 
 
 def test_faults_of_own_data(files, trained, capsys, tmp_path):
