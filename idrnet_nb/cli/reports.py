@@ -14,6 +14,7 @@ from typing import Optional
 from ..common.files import write_atomic
 from ..experiments.tasks import Task
 from ..training.config import TrainConfig
+from ..training.label_counts import advice_for_imbalance
 
 # %% ../../nbs/7_cli/05_reports.ipynb #c006
 def print_scores(
@@ -41,7 +42,8 @@ def describe_data(
         total = max(1, sum(report.pixels))
         table[f'{part} %'] = [f'{100*n/total:.2f}' for n in report.pixels]
         table[f'{part} images'] = report.occurs
-    return f'{text}\n{pd.DataFrame(table, index=list(report.classes)).to_string()}'
+    text = f'{text}\n{pd.DataFrame(table, index=list(report.classes)).to_string()}'
+    return '\n'.join([text, *advice_for_imbalance(reports['train'].pixels, task.space.classes)])
 
 def describe_training(
     config:TrainConfig, # how to train
