@@ -31,6 +31,12 @@ def batch_norm(
         return F.batch_norm(x, norm.running_mean, norm.running_var,
                             norm.weight, norm.bias, eps=norm.eps)
     if update_stats: return norm(x)
+    if isinstance(norm, nn.SyncBatchNorm): # statistics of all processes, as in the pass it is compared with
+        momentum, norm.momentum = norm.momentum, 0.
+        out = norm(x)
+        norm.momentum = momentum
+        norm.num_batches_tracked -= 1
+        return out
     # without running statistics to move
     return F.batch_norm(x, None, None, norm.weight, norm.bias,
                         training=True, momentum=0., eps=norm.eps)
