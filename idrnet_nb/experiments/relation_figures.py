@@ -127,21 +127,27 @@ def show_graph(
     known=None, # `k k` bool: arrows that are not in it are dashed; None: all are solid
     title:str='', # above
     falls:bool=False, # also to classes whose loss fell, dotted
+    most:int=20, # classes at most; an arrow that would need more is left out
 ): # matplotlib figure
     """Arrows from a deleted class to the class whose loss rose, the stronger the wider. Raises
     ValueError if the matrix is not `k k`."""
     import matplotlib.pyplot as plt
     matrix = off_diagonal(as_matrix(matrix, names, 'show_graph'))
     size = matrix.abs() if falls else matrix.clamp(min=0)
-    strongest = size.flatten().argsort(descending=True, stable=True)[:top].tolist()
-    arrows = [divmod(i, len(names)) for i in strongest]
-    arrows = [(d, c) for d,c in arrows if size[d,c] > 0]
-    ids = sorted({c for arrow in arrows for c in arrow})
+    strongest = size.flatten().argsort(descending=True, stable=True)[:int((size > 0).sum())]
+    arrows, ids = [], set()
+    for arrow in (divmod(i, len(names)) for i in strongest.tolist()):
+        if len(arrows) == top: break
+        if len(ids | {*arrow}) > most: continue
+        arrows.append(arrow)
+        ids |= {*arrow}
+    ids = sorted(ids)
     place = _on_circle(size, ids)
-    fig, ax = plt.subplots(figsize=(5.6, 4.4), dpi=80, layout='constrained')
+    wide = max(1, len(ids)/13) # so that names do not touch
+    fig, ax = plt.subplots(figsize=(5.6*wide, 4.4*wide), dpi=80, layout='constrained')
     for d,c in reversed(arrows):
         kind = 'fall' if matrix[d,c] < 0 else 'rise' if known is None or known[d,c] else 'unknown'
-        _draw_arrow(ax, place[d], place[c], (size[d,c]/size.max()).item(), kind)
+        _draw_arrow(ax, place[d], place[c], (size[d,c]/size.max()).sqrt().item(), kind)
     for c,(x,y) in place.items():
         ax.plot(x, y, 'o', color='#0072B2', ms=9, zorder=3)
         ax.text(1.12*x, 1.12*y, names[c], fontsize=9,
