@@ -529,7 +529,7 @@ def test_files_of_others_are_not_overwritten(tmp_path):
     for name, text in (('README.md', '# mine'), ('config.json', '{"a": 1}')):
         (tmp_path / name[:3]).mkdir()
         (tmp_path / name[:3] / name).write_text(text)
-        with pytest.raises(ValueError, match=f'{name} that no saved model has written'):
+        with pytest.raises(ValueError, match=f'{name} that does not belong to a saved model'):
             save_model(model_of(), tmp_path / name[:3], space_of(K))
         assert [p.name for p in (tmp_path / name[:3]).iterdir()] == [name] and (
             tmp_path / name[:3] / name
@@ -615,7 +615,7 @@ def test_another_label_set(saved, capsys):
 def test_weights_of_another_k(saved, tmp_path):
     other = save_model(model_of(k=5), tmp_path / 'other', space_of(5))
     (saved / 'model.safetensors').write_bytes((other / 'model.safetensors').read_bytes())
-    with pytest.raises(ValueError, match=r'not of one save, they differ in head.num_classes'):
+    with pytest.raises(ValueError, match=r'from different saves, they differ in head.num_classes'):
         load_model(saved)
     save_file(
         load_file(other / 'model.safetensors'), saved / 'model.safetensors'

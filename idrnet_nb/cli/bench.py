@@ -19,15 +19,16 @@ from ..experiments import benchmark
 # %% ../../nbs/7_cli/12_bench.ipynb #c006
 @dataclass(kw_only=True)
 class Bench(OwnDataOptions, ReadOptions, DeviceOptions):
-    """Plain, widened, with attention alone, with IDR: the same training, paired differences, costs.
-    Goes on where it was stopped."""
+    """Train each framework plain, widened, with attention alone and with IDR; report paired
+    differences and costs. The same command goes on where it was stopped."""
     epilog = 'example: idrnet bench --suite small'
     suite:Literal['small','real','full']='small' # small: minutes on two cores, no files needed;
-        # real: the world, CamVid, Stanford and CCP at a reduced size, days on two cores; full: at full size, for a GPU
+        # real: the toy world, CamVid, Stanford and CCP at a reduced size, days on two cores;
+        # full: at full size, for a GPU
     root:Annotated[list[str], Arg(metavar='DATA=DIR')]=field(default_factory=list)
-        # where datasets lie, e.g. camvid=CamVid stanford_background=iccv09Data; sets that are not named are left out
-    weights:Optional[File]=None # safetensors file of the backbone, for what begins with ImageNet
-    frameworks:Optional[list[Name]]=None # only these: fcn, pspnet, deeplabv3, upernet, ocrnet
+        # folders of datasets, e.g. camvid=CamVid stanford_background=iccv09Data; those not named are left out
+    weights:Optional[File]=None # safetensors file with ImageNet weights of the backbone, for runs that start from them
+    frameworks:Optional[list[Name]]=None # run only these, of fcn, pspnet, deeplabv3, upernet, ocrnet
     seeds:Optional[Count]=None # runs per variant; if left out: the suite's, 3 on your own images
     size:Size=(240,320) # that your own images are resized to
     epochs:Count=20 # passes over your own images
@@ -35,7 +36,7 @@ class Bench(OwnDataOptions, ReadOptions, DeviceOptions):
         # of your own images, e.g. 70/10/20: train, val (not used here), test
     workers:Processes=0 # processes that read your own files, to check them
     jobs:Optional[Count]=None # runs at a time; if left out: one per core on a CPU, else 1
-    out:Folder=Path('runs/bench') # folder for the CSVs and the figure; what is there is not run again
+    out:Folder=Path('runs/bench') # folder for the CSVs and the figure; runs whose results are there are not repeated
 
     def run(self)->None:
         if self.own_options(): return self.run_on_own_images()

@@ -20,15 +20,15 @@ from ..data.validate import check_parts
 # %% ../../nbs/7_cli/06_check_data.ipynb #c006
 @dataclass(kw_only=True)
 class CheckData(OwnPartsOptions, ReadOptions):
-    """Read every file of a dataset once: count classes, list what is wrong.
-    Exit code 0: nothing, 1: something, 2: not understood."""
+    """Read every file of a dataset once: count the pixels of each class, list what is wrong.
+    Exit code 0: no fault, 1: faults, 2: an error."""
     epilog = 'example: idrnet check-data --images photos --labels masks --classes classes.txt'
     data:Annotated[Optional[str], Arg(choices=tuple(DATASETS))]=None
-        # a published set, which lies in --root; without it, --classes and a folder of your own
+        # a published dataset, with its folder in --root; leave it out for your own files (--images … --classes)
     root:Optional[Folder]=None # folder of the dataset as published, e.g. ADEChallengeData2016
     split:Annotated[Optional[list[str]], Arg(metavar='SPLIT')]=None
         # parts to check, train, val or test; if left out: train, and the one that papers report
-    json:Optional[File]=None # write counts and all faults there
+    json:Optional[File]=None # write counts and all faults to this file
     workers:Processes=0 # processes that read files
     quiet:bool=False # no progress bars
 

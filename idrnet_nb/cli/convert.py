@@ -21,7 +21,7 @@ class Convert(Command):
     epilog = ('example: idrnet convert idrnet_upernet_resnet50os8_ade20k.pth '
               '--model idrnet_upernet_resnet50os8_ade20k --out models/upernet_ade20k')
     checkpoint:Annotated[Optional[File], Arg(flags=(), nargs='?', metavar='CHECKPOINT.pth')]=None # the authors' file
-    model:Optional[Name]=None # which published model the file is of; --list names all
+    model:Optional[Name]=None # which published model the file belongs to; --list names all
     out:Optional[Folder]=None # folder for model.safetensors, config.json and the card
     list:bool=False # print the names of all published models and end
 

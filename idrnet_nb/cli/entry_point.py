@@ -103,5 +103,5 @@ def describe_error(
         return f'a number is too large ({text}); look at those that were given'
     if isinstance(error, RuntimeError) and (text.startswith('device') or 'runs failed' in text):
         return text
-    return (f'{type(error).__name__}: {text}. This is not foreseen; '
-            'IDRNET_TRACEBACK=1 before the command shows where it happened, please report it')
+    return (f'{type(error).__name__}: {text}. This error is not expected: please report it, with '
+            'the traceback that IDRNET_TRACEBACK=1 before the command prints')

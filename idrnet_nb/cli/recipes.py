@@ -19,8 +19,8 @@ from ..training import recipes
 class Recipes(Command):
     "List the trainings that train --recipe knows, or print one."
     epilog = 'example: idrnet recipes idrnet_upernet_resnet50os8_ade20k'
-    name:Annotated[Optional[str], Arg(flags=(), nargs='?')]=None # of one recipe, to be printed; if left out: all names
-    json:bool=False # as JSON, which --recipe FILE.json reads again
+    name:Annotated[Optional[str], Arg(flags=(), nargs='?')]=None # recipe to print; if left out: the names of all
+    json:bool=False # print it as JSON, which train --recipe FILE.json reads
 
     def run(self)->None:
         if not self.name:

@@ -16,10 +16,10 @@ from ..experiments import speed
 # %% ../../nbs/7_cli/13_speed.ipynb #c006
 @dataclass(kw_only=True)
 class Speed(DeviceOptions):
-    """Time the module: against loops, against the framework alone, by size,
-    against the limits of this machine."""
+    """Time the IDR module: against an implementation with loops, against the framework without it,
+    at several sizes, and against the limits of this machine."""
     epilog = 'example: idrnet speed --quick'
-    quick:bool=False # small sizes, minutes on two cores; without it everything, an hour there
-    out:Folder=Path('runs/speed') # folder for speed.csv; what is there is not measured again
+    quick:bool=False # small sizes only, minutes on two cores; without it: all sizes, an hour there
+    out:Folder=Path('runs/speed') # folder for speed.csv; what it already holds is not measured again
 
     def run(self)->None: speed.speed(self.out/'speed.csv', self.quick, self.device, not self.quiet)

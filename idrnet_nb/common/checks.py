@@ -183,7 +183,7 @@ _SEQUENCES = tuple, list, collections.abc.Sequence
 _NAMES = { # one, several
     bool: ('True or False', 'True or False'), type(None): ('None', 'None'),
     int: ('a whole number', 'whole numbers'), float: ('a number', 'numbers'),
-    str: ('a text', 'texts'), dict: ('a dict', 'dicts')}
+    str: ('a string', 'strings'), dict: ('a dict', 'dicts')}
 
 def describe_type(
     kind, # a type annotation, e.g. `Optional[float]`

@@ -180,8 +180,8 @@ def check_form(
     "ValueError for a list that would be read as something else: a header, YAML, `3: road`."
     first, fields = lines[0].strip(), split_fields(lines[0])
     if _is_header(fields) and first[0]!='"':
-        raise ValueError(f'{first!r} seems to be a header, and would be a class; take it away, or '
-                         'put the name into "quotes"')
+        raise ValueError(f'{first!r} seems to be a header, but would be read as a class; delete '
+                         'it, or, if it is a class, put the name into "quotes"')
     if all(line.lstrip()[:2] in ('- ','* ') for line in lines):
         raise ValueError(f'{first!r} is an entry of a list in YAML or Markdown; '
                          'write the names alone')
@@ -196,7 +196,7 @@ def check_form(
     numbered = len({*names})<len(names) or len(names)==1 and first[-1].isdigit() # lane 1, lane 2
     if all_ids and numbered: return
     raise ValueError(f'{first!r} holds {"an id" if all_ids else "a colour"} and a name, but would '
-                     f'be one name; write {class_line(*meant[0])}, and so on all lines')
+                     f'be read as one name; write {class_line(*meant[0])}, and so in all lines')
 
 # %% ../../nbs/3_data/05_class_lists.ipynb #c099
 class ClassList:
@@ -231,8 +231,8 @@ class ClassList:
             text = read_text(self.file)
             if kind=='.json': return self._json_lines(text)
         except UnicodeError as e:
-            raise ValueError(f'{self.here} cannot be read: it is no text in UTF-8, '
-                             f'save it so ({e})') from e
+            raise ValueError(f'{self.here} cannot be read: it is not in UTF-8; '
+                             f'save it as UTF-8 ({e})') from e
         except ValueError as e:
             raise ValueError(f'{self.here} cannot be read: {wanted} was expected ({e})') from e
         return self._text_lines(text)

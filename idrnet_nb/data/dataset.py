@@ -54,10 +54,10 @@ def match_pair(
         return MatchedPair(rgb, label, 'as stored')
     tags = [f'orientation tag {tag}' if tag>1 else 'no orientation tag'
         for tag in (image.tag,mask.tag)]
-    doubt = (f'{names[0]} has {tags[0]} and {names[1]} has {tags[1]}, and their sizes do not tell how '
-        'the mask was drawn. It is taken to be drawn on the image as it is seen; if it was drawn on '
-        'the stored pixels, that is wrong. Make it plain: if the mask was drawn on the image as it '
-        'is seen, save both so (PIL.ImageOps.exif_transpose); if not, save both without the tag')
+    doubt = (f'{names[0]} has {tags[0]} and {names[1]} has {tags[1]}, and their sizes do not tell '
+        'whether the mask was drawn on the image as it is seen (upright) or on the stored pixels. '
+        'It is read as drawn on the image as it is seen. If that is right, save both upright '
+        '(PIL.ImageOps.exif_transpose); if not, save both without the tag')
     return MatchedPair(rgb, label, 'unclear', doubt)
 
 # %% ../../nbs/3_data/13_dataset.ipynb #c169
@@ -76,7 +76,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
                 "there are 'raise' and 'skip'")
         if on_unreadable=='skip' and augment is None:
             raise ValueError("SegmentationDataset: on_unreadable='skip' is for training "
-                '(augment=…); a score in which some images stand for others would be wrong')
+                '(augment=…); a score would be wrong, because other images replace those skipped')
         if isinstance(augment, Augment):
             if augment.ignore not in (IGNORE, space.ignore):
                 raise ValueError(f'SegmentationDataset: augment.ignore={augment.ignore}, but the '

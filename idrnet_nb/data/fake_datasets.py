@@ -94,7 +94,7 @@ class _BodyPart(NamedTuple):
     height:float
     width:float
     is_round:bool=False
-    chance:float=1. # to be there
+    absent:float=0. # probability of being left out
 
 _BODY = ( # drawn in this order
     _BodyPart(('rightleg','skin'), .72, -.42, .22, .36),
@@ -107,8 +107,8 @@ _BODY = ( # drawn in this order
     _BodyPart(('upperclothes','upper-clothes','t-shirt','coat','sweater','dress'), .2, -.5, .34, 1),
     _BodyPart(('hair',), 0, -.34, .2, .68, is_round=True),
     _BodyPart(('face','skin'), .06, -.24, .15, .48, is_round=True),
-    _BodyPart(('hat',), -.03, -.4, .07, .8, chance=.5),
-    _BodyPart(('bag','bags','scarf'), .36, .8, .2, .4, chance=.5))
+    _BodyPart(('hat',), -.03, -.4, .07, .8, absent=.5),
+    _BodyPart(('bag','bags','scarf'), .36, .8, .2, .4, absent=.5))
 
 def _draw_person(label, space, rng, left, width):
     "Draw somebody into `label`: every part that the space has, hat and bag at times."
@@ -117,7 +117,7 @@ def _draw_person(label, space, rng, left, width):
     middle = left+width*rng.uniform(.45,.55)
     for part in _BODY:
         known = [ids[name] for name in part.names if name in ids]
-        if not known or (part.chance<1 and rng.random()<part.chance): continue
+        if not known or (part.absent and rng.random()<part.absent): continue
         which = rng.integers(min(3,len(known))) if len(part.names)>3 else 0
         v = ((y-top)/tall-part.top-part.height/2)/(part.height/2)
         u = ((x-middle)/wide-part.left-part.width/2)/(part.width/2)

@@ -269,7 +269,7 @@ def data_differences(
     was, now = [json.loads(json.dumps(x)) for x in (was,now)]
     if was.keys()!=now.keys():
         before, after = ', '.join(was), ', '.join(now)
-        return [f'the data were of another kind: known by {before}, now by {after}']
+        return [f'the data were described by {before}, now by {after}: another kind of dataset']
     out = []
     for name in now:
         a, b = was[name], now[name]

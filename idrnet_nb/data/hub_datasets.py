@@ -97,12 +97,12 @@ def from_hub(
         rows = datasets.load_dataset(entry.id, split=part, revision=commit)
         rows = hub_pairs(rows, entry.image, entry.label)
     except ValueError as e:
-        raise ValueError(f'from_hub: {entry.id} is not as it was when this was written ({e}); '
-            f'give a revision that is, or use a folder: {where}') from e
+        raise ValueError(f'from_hub: {entry.id} has changed since this was written ({e}); '
+            f'give revision=COMMIT of an older state, or use a folder: {where}') from e
     except Exception as e:
         raise OSError(f'from_hub: {entry.id}, part {part!r}, could not be fetched '
-            f'({type(e).__name__}: {e}). With a connection, try again; what was fetched before is '
-            'read without one if revision=COMMIT is given. Or use a folder, '
+            f'({type(e).__name__}: {e}). Check the connection and try again; what was fetched '
+            'before is read offline if revision=COMMIT is given. Or use a folder, '
             f'DATASETS[{name!r}].load(FOLDER, {split!r}): {where}') from e
     rows.info.description, rows.info.license = f'{entry.id} at {commit}, part {part}', where
     rows.info.homepage = f'https://huggingface.co/datasets/{entry.id}/tree/{commit}'

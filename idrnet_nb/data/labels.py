@@ -165,11 +165,11 @@ class ColourLookup:
 # %% ../../nbs/3_data/01_labels.ipynb #c046
 # Conversions of fields. Each raises TypeError or ValueError for anything else.
 def _text(x):
-    if not isinstance(x, str): raise TypeError(f'{x!r} is no text')
+    if not isinstance(x, str): raise TypeError(f'{x!r} is no string')
     return x
 
 def _texts(xs):
-    if isinstance(xs, str): raise TypeError('one text, not a list of names')
+    if isinstance(xs, str): raise TypeError('it is one string, not a list of names')
     return tuple(_text(x) for x in xs)
 
 def _int(x): # JSON writes the keys of a dict as text
@@ -194,7 +194,7 @@ class LabelSpace:
     colour_to_train:'dict|None' = field(default=None, hash=False, repr=False) # '#rrggbb' in colour masks -> training id
 
     def __post_init__(self):
-        self._convert('name', _text, 'a text')
+        self._convert('name', _text, 'a string')
         self._convert('classes', _texts, 'a list of names')
         self._convert('palette', _rows, 'a list of colours (r,g,b)')
         if self.raw_to_train is not None:
@@ -207,7 +207,7 @@ class LabelSpace:
         if self.colour_to_train is not None:
             self._convert('colour_to_train',
                           lambda colours: {_text(a).lower():_int(b) for a,b in colours.items()},
-                          'a dict of texts and whole numbers, or None')
+                          'a dict of strings and whole numbers, or None')
         self._check_classes()
         self._check_ids()
         if self.mirror is not None: self._check_mirror()
@@ -312,7 +312,7 @@ class LabelSpace:
             raise self._error('raw_to_train must have ids from 0 up, below 2**63')
         wrong = [f'id {i} to {t}' for i,t in raw.items() if t!=ignore and not 0<=t<k]
         if wrong:
-            raise self._error(f'raw_to_train takes {", ".join(wrong[:5])}, which is neither '
+            raise self._error(f'raw_to_train maps {", ".join(wrong[:5])}, which is neither '
                               f'a class (0..{k-1}) nor ignore ({ignore})')
 
     def _check_mirror(self):
@@ -334,7 +334,7 @@ class LabelSpace:
         wrong = [f'{colour} to {t}' for colour,t in self.colour_to_train.items()
                  if t!=self.ignore and not 0<=t<self.num_classes]
         if wrong:
-            raise self._error(f'colour_to_train takes {", ".join(wrong[:5])}, which is neither '
+            raise self._error(f'colour_to_train maps {", ".join(wrong[:5])}, which is neither '
                               f'a class (0..{self.num_classes-1}) nor ignore ({self.ignore})')
 
     def _describe_unknown(self, ids):

@@ -77,5 +77,5 @@ def flip_lines(
     names = ', '.join(f'{space.classes[left]} / {space.classes[right]}' for left,right in pairs)
     first = f'a flip swaps, {why}: {names}'
     if not pairs: first = f'a flip swaps no classes: none of them are left and right, {why}'
-    advice = 'a flip leaves it; mirror=NAME in the class list says otherwise'
+    advice = 'a flip does not swap it; mirror=NAME in the class list would'
     return [first, *[f'{text}: {advice}' for text in odd]]

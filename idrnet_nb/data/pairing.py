@@ -177,7 +177,7 @@ def _names_in(folder, changed):
 def why_missing(
     path:'str|Path', # of an image or a mask; `NAME.*` where any kind would do
 )->str: # what is there instead, and what to do
-    "Why a file is not there: a dead link, a folder, a path of Windows, an address, another kind."
+    "Why a file is not there: a dead link, a folder, a path of Windows, a URL, another kind."
     path = Path(path)
     if path.is_symlink():
         target = os.readlink(path)
@@ -185,7 +185,7 @@ def why_missing(
             'repair the link or take the pair out')
     if path.is_dir(): return 'it is a folder; give the file'
     if re.match(r'[A-Za-z]{2,}:/', str(path)):
-        return 'it is an address; fetch the file, and write its path'
+        return 'it is a URL; download the file, and write its path'
     if re.match(r'[A-Za-z]:[\\/]', str(path)) and os.name!='nt':
         return 'it is a path of Windows; write paths relative to the table, with /'
     folder = path.parent
@@ -337,8 +337,8 @@ class _FolderFaults:
     def other_names(self):
         "Images without the beginning or end that images are said to have."
         for path in () if self.same else self.images.others:
-            yield ('other name', str(path), f'image: the name of {path.name!r} is not '
-                f'{self.images.naming}, so it has no pair; rename it, or move it away')
+            yield ('other name', str(path), f'image: the name of {path.name!r} does not '
+                f'fit {self.images.naming}, so it has no pair; rename it, or move it away')
 
     def difference(self):
         "What would pair the files, if names differ in the same way in all of them."
@@ -373,7 +373,7 @@ def folder_pairs(
     for folder in images_dir, labels_dir:
         if Path(folder).is_dir(): continue
         is_file = Path(folder).exists()
-        what = 'but a file' if is_file else 'a dataset is a folder of images and one of masks'
+        what = 'it is a file' if is_file else 'a dataset is a folder of images and one of masks'
         raise FileNotFoundError(f'no folder {str(folder)!r}; {what}')
     found = _Pairing((images_dir,labels_dir), ids, heads, tails)
     naming, here = found.images.naming, repr(str(images_dir))
@@ -399,7 +399,7 @@ def read_text(
     "A file in UTF-8, or UTF-16 with its mark; lines end with a newline. ValueError for others."
     data = Path(file).read_bytes()
     text = data.decode('utf-16' if data[:2] in (b'\xff\xfe',b'\xfe\xff') else 'utf-8-sig')
-    if '\0' in text: raise ValueError('it holds zero bytes, so it is no text; save it as UTF-8')
+    if '\0' in text: raise ValueError('it holds NUL bytes, so it is no text; save it as UTF-8')
     return text.replace('\r\n','\n').replace('\r','\n')
 
 class _TableRow(NamedTuple):

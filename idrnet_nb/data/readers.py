@@ -319,8 +319,8 @@ def _advice(im):
     if im.mode in ('LA','PA') or is_colour and len({band.tobytes() for band in im.split()[:3]})==1:
         return ('has its numbers in several equal channels, or beside alpha; '
                 f'{save}: Image.open(FILE).getchannel(0).save(NEW)')
-    return ('if it is drawn in colours, give every class of the list its own, NAME, #rrggbb, '
-        'and void, #rrggbb for what counts for nothing; masks of RGB and RGBA are then read '
+    return ('if it is drawn in colours, write the colour of every class into the class list, as '
+        'NAME, #rrggbb, and void, #rrggbb for what is ignored; RGB and RGBA masks are then read '
         '(in Python, ids_from_colours makes ids of other arrays)')
 
 def _palette_colours(im, ids): # -> id: (r,g,b)
@@ -388,11 +388,11 @@ def decode_mask(
     except ValueError as e:
         if ids.ndim!=2: raise BadFile(str(e)) from e
         if not _are_training_ids(raw.ids, space): raise BadFile(str(e), 'unseen ids') from e
-        raise BadFile(f'label: {raw.name!r} holds {space.ignore}, as no file of {space.name!r} '
-            f'does: its ids were made training ids already (0 .. {space.num_classes-1}), and every '
-            'class would be another. Fetch the masks as they are published, or read these with '
+        raise BadFile(f'label: {raw.name!r} holds {space.ignore}, which no file of {space.name!r} '
+            f'does: its ids are training ids already (0..{space.num_classes-1}), and mapping them '
+            'again would change every class. Fetch the published masks, or read these with '
             'dataclasses.replace(space, raw_to_train=None); on the command line, as data of your '
-            'own, with a list of the classes, one name a line', 'unseen ids') from e
+            'own, with a class list, one name a line', 'unseen ids') from e
     if raw.ignored is not None: label[raw.ids==raw.ignored] = space.ignore
     return DecodedMask(label, raw.tag, raw.colours)
 

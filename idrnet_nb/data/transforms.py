@@ -162,19 +162,19 @@ def pad_to(
 class Augment:
     """The training augmentation, in this order: scale, crop, flip, colours, rotate, pad. The same
     (seed, epoch, index) gives the same result."""
-    crop:tuple[int,int]|None=None # (h, w) of the result, pixels; None leaves the size to chance
-    scale:tuple[float,float]=(.5,2.) # factor, from to
-    flip:float=.5 # chance
-    flip_pairs:tuple[tuple[int,int],...]=() # ids that swap when flipped
-    cat_max_ratio:float=.75 # of one class in the crop
-    photometric:bool=True # change the light
+    crop:tuple[int,int]|None=None # (h, w) of the result, pixels; None: no crop, images keep their random size
+    scale:tuple[float,float]=(.5,2.) # (lowest, highest) random resize factor
+    flip:float=.5 # probability of a horizontal flip
+    flip_pairs:tuple[tuple[int,int],...]=() # ids that swap in a flip, e.g. left and right arm
+    cat_max_ratio:float=.75 # largest share of one class in a crop, if ten tries find such a crop
+    photometric:bool=True # change brightness, contrast, saturation and hue
     seed:int=0 # of the run
-    ignore:int=IGNORE # label of the rim
-    colour:tuple[float,...]=(124,116,104) # of the rim, RGB 0–255
-    bounds:tuple[int,int]|None=None # of the sides (see `fit_size`), times `scale`; None: the image's own
-    keep_ratio:bool=True # within the bounds; or else they are the size
-    rotate:float=0 # degrees at most, to either side; 30 for people
-    rotate_chance:float=.6 # of an image
+    ignore:int=IGNORE # label of padding, and of what a rotation uncovers
+    colour:tuple[float,...]=(124,116,104) # colour of the same pixels, RGB 0–255
+    bounds:tuple[int,int]|None=None # of shorter and longer side, pixels, times `scale`; None: the image's size
+    keep_ratio:bool=True # True: largest size within `bounds` that keeps the aspect ratio; False: `bounds` is the size
+    rotate:float=0 # largest angle to either side, degrees; 30 for people
+    rotate_chance:float=.6 # probability of a rotation
 
     def __call__(self,
         image:Tensor, # `3 h w`, uint8

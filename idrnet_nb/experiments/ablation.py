@@ -497,7 +497,7 @@ def show_truth(
     import matplotlib.pyplot as plt
     looks_by_run = [[s for s in json.loads(r['extra'])['seen'] if key in s] for r in rows]
     looks = [s for run in looks_by_run for s in run]
-    if not looks: raise ValueError(f'show_truth: no looks with {key!r} in {len(rows)} rows')
+    if not looks: raise ValueError(f'show_truth: no measurements of {key!r} in {len(rows)} rows')
     fig, ax = plt.subplots(figsize=(7.4,2.9), layout='constrained', dpi=32)
     names = list(dict.fromkeys(s['table'] for s in looks))
     for name,(marker,colour,style) in zip(names, _LINES):

@@ -123,8 +123,8 @@ def bench(
             print(f'left out: {trial.data}, from {trial.weights} (name its folder: '
                   f'--root {trial.data}=FOLDER{", and --weights FILE" if pretrained else ""})')
     if not trials:
-        raise ValueError(f'bench: nothing of suite {suite!r} is left; --root DATA=FOLDER names a '
-                         'dataset, --weights FILE the backbone')
+        raise ValueError(f'bench: no trial of suite {suite!r} can run; give folders of datasets '
+                         'with --root DATA=FOLDER, backbone weights with --weights FILE')
     runs = [run for trial in trials for run in trial.runs]
     costs = [run for trial in trials for run in cost_runs(trial)]
     check_weights(read_rows(out/'bench.csv', COLUMNS), runs, weights)

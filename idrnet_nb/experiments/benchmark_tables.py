@@ -181,7 +181,7 @@ def _draw_axes(ax, rows):
     ax.set_xticks(ticks, [f'{n:+d}' if n else '0' for n in ticks], fontsize=9)
     ax.set_xlim(1.3*min([-1.5, *ends]), 1.3*max([1.5, *ends]))
     ax.minorticks_off()
-    ax.set_xlabel('difference, points of mIoU (even scale up to 2, then by powers)', fontsize=9)
+    ax.set_xlabel('difference, points of mIoU (linear up to 2, then logarithmic)', fontsize=9)
     ax.axvline(0, color='black', lw=.8)
     ax.tick_params(left=False)
     ax.spines[['top','right','left']].set_visible(False)

@@ -90,7 +90,7 @@ def show_panels(
             device = next(model.parameters()).device
             found = probabilities(model, image[None].to(device), task.protocol)
             shown[variant] = found.argmax(1)[0].cpu()
-        show_image(image, ax=row[0], title='picture' if i==0 else None)
+        show_image(image, ax=row[0], title='image' if i==0 else None)
         for ax,(title,mask) in zip(row[1:], shown.items()):
             show_mask(mask, task.space, ax=ax, title=title if i==0 else None, legend=False)
         masks += shown.values()

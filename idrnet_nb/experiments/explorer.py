@@ -33,7 +33,7 @@ def show_changed(
     coarse, final, by = probe.changed_by(how)
     space = probe.space
     ignore = space.ignore if space.ignore != space.num_classes else space.ignore+1
-    space = LabelSpace(space.name, (*space.classes, '(none alone)'),
+    space = LabelSpace(space.name, (*space.classes, '(no single class)'),
                        (*space.palette, (190,190,190)), ignore=ignore)
     masks = {'truth': probe.label, 'coarse prediction': coarse, 'final prediction': final}
     masks = {title:mask for title,mask in masks.items() if mask is not None}

@@ -69,8 +69,8 @@ def read_rows(
         names = reader.fieldnames or []
     unknown = sorted(set(names)-set(columns or names))
     if unknown:
-        raise ValueError(f'{str(path)!r} has columns {unknown} that our results have not: '
-                         'it is another file; name a new one')
+        raise ValueError(f'{str(path)!r} has columns {unknown}, which our results do not have: '
+                         'it is a different file; give another name')
     for number, row in enumerate(rows, 2):
         if None in row: raise ValueError(f'{str(path)!r}, row {number}: more cells than the '
                                          f'{len(names)} columns; mend or delete it')

@@ -135,8 +135,8 @@ def run_missing(
     runs as `do_all`; ValueError for a file that is not ours."""
     rows = read_rows(file, columns)
     if not all(row['run'] for row in rows):
-        raise ValueError(f'{str(file)!r} has rows without `run`: it is another file; '
-                         'name a new one')
+        raise ValueError(f'{str(file)!r} has rows without `run`: it is a different '
+                         'file; give another name')
     done = {row['run'] for row in rows if device in (None, row.get('device'))}
     missing = list({key(run):run for run in runs if key(run) not in done}.values())
     once = None if device else 'run' # another process may do the same runs

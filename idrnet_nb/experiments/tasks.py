@@ -96,8 +96,8 @@ def dataset_task(
     known = DATASETS[name]
     split = split or known.split
     if split=='train':
-        raise ValueError(f'{name}: split train is what is learnt from; '
-                         f'judge on another, say {known.split}')
+        raise ValueError(f'{name}: split train is the training data; '
+                         f'evaluate on another, e.g. {known.split}')
     unseen = known.load(root, split)
     task = pairs_task(name, known.load(root, 'train'), unseen, known.space, size, crop, seed,
                       labels, split, on_unreadable)

@@ -112,7 +112,7 @@ def read_counts(
     try:
         return load_file(path)['counts']
     except Exception as error:
-        warnings.warn(f'{str(path)!r} cannot be read ({error}): this run is in no difference')
+        warnings.warn(f'{str(path)!r} cannot be read ({error}): the run is left out of comparisons')
 
 def fingerprint(
     path, # of a file

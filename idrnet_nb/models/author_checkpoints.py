@@ -36,8 +36,8 @@ def explain_unreadable(
     message = re.sub(r'\x1b\[\d*m', '', str(error)) # torch writes in bold
     if not head: return f'is empty; {again}'
     if head.lstrip().lower().startswith((b'<!doctype', b'<html', b'<?xml')):
-        return (f'is a web page and no weights; {again}, and look what the address shows in a '
-                'browser')
+        return (f'is a web page, not weights; {again}, and look in a browser at what the address '
+                'shows')
     if head[8:9]==b'{' and int.from_bytes(head[:8], 'little')<path.stat().st_size:
         return ("is a safetensors file; the authors' checkpoints are .pth files. A model of this "
                 'package needs no conversion: give its folder to --model')
@@ -54,7 +54,7 @@ def explain_unreadable(
 
     refused = re.search(r'GLOBAL (\S+)', message)
     if refused:
-        return (f'holds {refused[1]}, which is code or something else than weights; nothing of it '
+        return (f'holds {refused[1]}, which is code or something other than weights; none of it '
                 'was run. If you trust the file: read it with torch.load(path, '
                 "weights_only=False), save the weights alone with torch.save({'model': weights}, "
                 "'weights.pth'), and convert that")

@@ -175,4 +175,4 @@ def check_num_classes(
     raise ValueError(
         f'checkpoint: it was trained for {len(last)} classes{like and f" (as {like} has)"}, the '
         f'model named has {num_classes}; relation matrices mean nothing for another label set. '
-        f'Name the model that the file is of; {_LISTED}')
+        f'Give the name of the model that the file belongs to; {_LISTED}')

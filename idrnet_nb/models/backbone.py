@@ -198,8 +198,8 @@ class Backbone(nn.Module):
             raise ValueError(f'backbone is {settings!r:.80}, its settings by name are wanted')
         outside = sorted({'weights', 'pretrained'} & set(settings))
         if outside:
-            raise ValueError(f'backbone has {outside}; a saved model brings its weights itself '
-                             'and reads no other file, take that out')
+            raise ValueError(f'backbone has {outside}; the weights of a saved model are in its own '
+                             'folder and no other file is read: remove that setting')
         if 'name' not in settings: raise ValueError("backbone lacks 'name'")
         return cls(**settings)
 

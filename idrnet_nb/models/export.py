@@ -89,8 +89,8 @@ class ExportModel(nn.Module):
                     self, (example,), dynamic_shapes=(axes,), strict=False)
         except Exception as e:
             raise NotImplementedError(
-                f'export: torch cannot write down {self} for images of every size '
-                f'({_first_line(e)}). Usually a backbone that computes with sizes in Python; '
+                f'export: torch cannot export {self} for images of every size '
+                f'({_first_line(e)}). Usually the backbone computes with image sizes in Python; '
                 'resnet, convnext, mobilenet, efficientnet, regnet, hrnet, swin (not v2) and '
                 'pvt_v2 are known to work') from e
         for node in program.graph.nodes: node.meta.pop('stack_trace', None) # names files of this machine
@@ -99,13 +99,13 @@ class ExportModel(nn.Module):
 
     @torch.no_grad()
     def compare(self,
-        run, # what was written: images -> logits
+        run, # what was exported: images -> logits
         sizes, # `(b, height, width)` each
         dtype, # of the images
         tolerance:float, # relative to the largest logit
         where:str, # named in the error
     )->dict: # size -> largest difference, relative to the largest logit
-        "Raises RuntimeError where what was written does not run, or differs by more."
+        "Raises RuntimeError where what was exported does not run, or differs by more."
         found = {}
         for b,h,w in sizes:
             shown = f'{b} image{"s"*(b>1)} of {h}×{w}'
@@ -113,17 +113,18 @@ class ExportModel(nn.Module):
             logits = self(images)
             try: off = (run(images)-logits).abs().amax(1)/logits.abs().max()
             except Exception as e:
-                raise RuntimeError(f'{where}: what was written does not run on {shown} '
-                                   f'({_first_line(e)}); nothing was kept') from e
+                raise RuntimeError(f'{where}: what was exported does not run on {shown} '
+                                   f'({_first_line(e)}); no file was written') from e
             found[b,h,w] = off.max().item()
             if not found[b,h,w]<=tolerance:
                 raise RuntimeError(
-                    f'{where}: what was written differs from the model by {off.max():.1e} of the '
+                    f'{where}: what was exported differs from the model by {off.max():.1e} of the '
                     f'largest logit on {shown} (tolerance {tolerance:.0e}), in '
-                    f'{(~(off<=tolerance)).sum()} of {off.numel()} pixels; nothing was kept. If in '
-                    'most: the backbone asks about its size in Python, or has weights that are not '
-                    'finite. If in a few: two classes are all but equal there in the coarse '
-                    'prediction, and rounding decides; give other sizes, or a larger tolerance')
+                    f'{(~(off<=tolerance)).sum()} of {off.numel()} pixels; no file was written. If '
+                    'most pixels differ: the backbone computes with image sizes in Python, or has '
+                    'weights that are not finite. If few: two classes are nearly equal there in '
+                    'the coarse prediction, and rounding decides between them; give other sizes, '
+                    'or a larger tolerance')
         return found
 
     def sizes_to_compare(self,
@@ -250,9 +251,9 @@ def _translate(program, opset):
     finally: logging.disable(disabled)
     written = next(o.version for o in proto.opset_import if o.domain in ('', 'ai.onnx'))
     if opset not in (None, written):
-        raise ValueError(f'export_onnx: opset={opset} was asked for and {written} came out, since '
-                         'this version of onnxscript cannot translate so far; '
-                         f'opset={written} works, or a newer onnxscript')
+        raise ValueError(f'export_onnx: opset={opset} was requested, but {written} came out, since '
+                         'this version of onnxscript cannot convert between the two; '
+                         f'give opset={written}, or install a newer onnxscript')
     graph = proto.graph
     for part in (graph, *graph.node, *graph.value_info, *graph.initializer, *graph.input,
                  *graph.output):
@@ -265,7 +266,7 @@ def _onnx_runner(data):
     try: session = onnxruntime.InferenceSession(data, providers=['CPUExecutionProvider'])
     except Exception as e: # of a class of its own
         raise RuntimeError(f'export_onnx: onnxruntime {onnxruntime.__version__} cannot read what '
-                           f'was written ({_first_line(e)}); nothing was kept. Give an older '
+                           f'was exported ({_first_line(e)}); no file was written. Give an older '
                            'opset') from e
     def run(images): return torch.from_numpy(session.run(None, {'pictures':images.numpy()})[0])
     return run

@@ -36,24 +36,24 @@ class HeadConfig:
     spatial context made from R (PPM, ASPP, object context; FCN has none). `SegHead` tells how they
     are used. Raises ValueError for values and combinations that are not possible."""
     num_classes:int # K
-    context:Optional[Literal['ppm','aspp','ocr']]=None # how S is made: as in PSPNet, DeepLabV3, OCRNet; None: no S
-    fpn:Union[bool,Literal['mlp']]=False # decoder of all maps: True: FPN (UPerNet); 'mlp': SegFormer's; False: none
+    context:Optional[Literal['ppm','aspp','ocr']]=None # how S is made: as PSPNet, DeepLabV3 or OCRNet do; None: no S
+    fpn:Union[bool,Literal['mlp']]=False # decoder of all maps; True: FPN (UPerNet), 'mlp': SegFormer's, False: none
     idr:Union[bool,Literal['attention']]=True # True: IDRNet; 'attention': its attention alone; False: plain framework
     width:int=512 # channels of the features R
     fpn_width:Optional[int]=None # channels of S and of the decoder (only with `fpn`); None: as `width`
     attention_width:int=256 # channels of query, key and value
     aux_width:int=512 # channels of the auxiliary classifier
-    attention_on_context:Optional[Literal['before','after']]=None # on S, before or after the coarse prediction
+    attention_on_context:Optional[Literal['before','after']]=None # attention on S, before or after the coarse logits
     coarse_from:Literal['context','features']='context' # what the coarse classifier reads: S (R if there is none), or R
     ppm_scales:tuple[int,...]=(1,2,3,6) # PPM pools the map into n×n regions, for each n
-    aspp_dilations:tuple[int,...]=(1,12,24,36) # 1 means a 1×1 convolution
-    dropout:float=.1 # whole channels, in the classifiers
-    eps:float=1e-5 # of the norms
+    aspp_dilations:tuple[int,...]=(1,12,24,36) # dilations of ASPP's branches; 1 means a 1×1 convolution
+    dropout:float=.1 # probability that a classifier drops a channel in training
+    eps:float=1e-5 # epsilon of the norms
     relation_momentum:float=.1 # share of a relation that one deletion replaces: 0 nothing, 1 all
     memory_momentum:float=.1 # share of the memory (a mean feature per class) that one batch replaces
-    final_weight:float=1. # of the final loss
-    coarse_weight:float=.4 # of the coarse loss
-    aux_weight:float=.4 # of the auxiliary loss
+    final_weight:float=1. # weight of the final loss
+    coarse_weight:float=.4 # weight of the coarse loss
+    aux_weight:float=.4 # weight of the auxiliary loss
     learn_tables:bool=True # False: no deletion pass, the relation matrices stay the identity; the memory still learns
     deletions:int=1 # deletion passes per step; each deletes one class per image, a different one each time
     track_deleted:bool=False # let the deletion pass move the norms' running statistics (the authors' code does)
@@ -78,9 +78,11 @@ class HeadConfig:
             if value < 0: raise ValueError(f'HeadConfig: {name}={value} is negative; 0 leaves that loss out')
         for name in ('relation_momentum', 'memory_momentum'):
             value = getattr(self, name)
-            if not 0 <= value <= 1: raise ValueError(f'HeadConfig: {name}={value} is a share, from 0 to 1')
+            if not 0 <= value <= 1:
+                raise ValueError(f'HeadConfig: {name}={value} must be a share, from 0 to 1')
         if not 0 <= self.dropout < 1:
-            raise ValueError(f'HeadConfig: dropout={self.dropout} is a probability, from 0 to below 1')
+            raise ValueError(f'HeadConfig: dropout={self.dropout} must be a probability, '
+                             'from 0 to below 1')
         if not self.eps > 0: raise ValueError(f'HeadConfig: eps={self.eps} must be above 0')
 
     def check_combinations(self):
@@ -92,9 +94,11 @@ class HeadConfig:
             raise ValueError(f'HeadConfig: ignore={self.ignore} is the id of one of the {self.num_classes} classes, '
                              f'which would never be learnt; give ignore={self.num_classes} or beyond')
         if self.context is None and (self.fpn is True or self.attention_on_context):
-            raise ValueError('HeadConfig: a pyramid or attention on S needs a context')
+            raise ValueError('HeadConfig: fpn=True or attention_on_context needs a context; '
+                             "give context='ppm', 'aspp' or 'ocr'")
         if self.context == 'ocr' and self.coarse_from != 'features':
-            raise ValueError("HeadConfig: object context is made from the coarse prediction: coarse_from='features'")
+            raise ValueError("HeadConfig: context='ocr' is made from the coarse prediction, so this "
+                             "cannot be made from the context; give coarse_from='features'")
 
 # %% ../../nbs/2_models/07_head.ipynb #c037
 class HeadOutput(NamedTuple):

@@ -95,8 +95,8 @@ def _check_ours(folder):
     elif card is not None and 'library_name: idrnet_nb' not in card: strange = CARD
     elif weights_alone and not _settings_inside(folder/WEIGHTS): strange = WEIGHTS # a download
     else: return
-    raise ValueError(f'{str(folder)!r} holds a {strange} that no saved model has written; '
-                     'give the model a folder of its own')
+    raise ValueError(f'{str(folder)!r} holds a {strange} that does not belong to a saved model '
+                     'of this package; give the model a folder of its own')
 
 # %% ../../nbs/2_models/08_hub.ipynb #c010a
 def as_json(
@@ -115,7 +115,7 @@ def as_json(
     if isinstance(value, Integral): return int(value)
     if isinstance(value, Real): return float(value) if isfinite(value) else None
     raise ValueError(f'{name} is a {type(value).__name__}, which config.json cannot hold; '
-                     'give a number, a word, or lists and dicts of them')
+                     'give a number, a string, or lists and dicts of them')
 
 # %% ../../nbs/2_models/08_hub.ipynb #c012
 _DEPTH, _BYTES, _SIDE = 16, 2**26, 2**15 # of config.json: nesting, file size, pixels along a side of an image
@@ -204,8 +204,8 @@ def read_model(
     differ = _differences(config, inside) if inside else []
     if differ:
         raise ValueError(
-            f'{str(folder)!r}: config.json and model.safetensors are not of one save, they differ '
-            f'in {", ".join(differ)}; copy the folder again. The settings inside '
+            f'{str(folder)!r}: config.json and model.safetensors are from different saves, they '
+            f'differ in {", ".join(differ)}; copy the folder again. The settings inside '
             'model.safetensors belong to its weights')
     return config
 
@@ -217,7 +217,7 @@ def _check_about(config, where):
     def is_size(x): return isinstance(x, list) and len(x)==2 and all(map(is_side, x))
     def is_text(x): return isinstance(x, str)
     for key,fits,what in (
-            ('version', is_text, 'a text'),
+            ('version', is_text, 'a string'),
             ('size', is_size, f'[height, width] in pixels, each from 1 to {_SIDE}'),
             ('space', is_dict, 'a label space by its fields'),
             ('protocol', is_dict, 'a protocol by its fields'),
@@ -389,13 +389,13 @@ class HubMixin(PyTorchModelHubMixin):
     def full_config(self)->dict: # settings and `about`, as config.json holds them
         "Raises ValueError as `save_pretrained`."
         if any(type(m).__name__=='IDRClassifier' for m in self.modules()):
-            raise ValueError('this model has IDR added from outside (add_idr), of which its '
-                             'settings say nothing: save it with plugin_files.save_plugged')
+            raise ValueError('this model has IDR added by add_idr, which its settings do not '
+                             'describe: save it with plugin_files.save_plugged')
         settings = self.to_config()
         clash = sorted({'format', 'version', *settings} & self.about.keys())
         if clash:
-            raise ValueError(f'about has {clash}, which the model says itself; '
-                             'give what travels along another name')
+            raise ValueError(f'about has {clash}, which are settings of the model itself; '
+                             'rename these entries')
         config = as_json({**settings, **self.about}, 'settings')
         _check_about(config, 'save_pretrained')
         return config

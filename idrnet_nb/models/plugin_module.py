@@ -92,7 +92,7 @@ class ForwardLog:
         if others:
             self.warn_once(
                 'others', f'idr_loss: {others} earlier forward(s) with gradients wait for their '
-                'backward; the labels are taken for those of the last. Call idr_loss after each '
+                'backward; the labels are used for the last one. Call idr_loss after each '
                 'forward that has labels, before the next forward')
 
     def training_ends(self, last): # of compiled forwards nothing is known but the last

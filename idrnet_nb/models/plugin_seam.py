@@ -101,7 +101,7 @@ def seam_at(
     """Raises ValueError where there is no convolution at `at`, or one around which IDR cannot be
     put."""
     if not isinstance(at, str):
-        raise ValueError(f"at={at!r} must be the path of a convolution in words, such as 'head.4'")
+        raise ValueError(f"at={at!r} must be the path of a convolution, a string such as 'head.4'")
     paths = [path for path,_ in model.named_modules() if path]
     if at not in paths:
         near = difflib.get_close_matches(at, paths, 3, 0.3) or paths[-3:]

@@ -79,8 +79,8 @@ def save_checkpoint(
     except OSError as error:
         size = sum(t.numel()*t.element_size() for t in tensors.values())/2**20
         raise OSError(f'checkpoint {str(path)!r} could not be written ({error}); '
-                      f'it needs {size:.0f} MB. Those before it are whole: '
-                      'make room and resume') from error
+                      f'it needs {size:.0f} MB. Earlier checkpoints are intact: '
+                      'free disk space and resume') from error
     found = [c for c in checkpoints(folder) if not c['fault']]
     for old in found[:-max(1, keep)]:
         if old is not _best(found): old['path'].unlink(missing_ok=True)

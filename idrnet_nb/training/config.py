@@ -23,30 +23,30 @@ class TrainConfig:
     "How to train; prints, compares, turns into JSON. ValueError for settings that cannot work."
     steps:int=300 # optimiser steps
     batch_size:int=16 # images per step
-    accumulate:int=1 # parts a batch is cut into, one after the other, where memory is short
+    accumulate:int=1 # parts that a batch is cut into (gradient accumulation), where memory is short
     lr:float=3e-3 # peak learning rate of the head
     backbone_lr:float=1. # a factor: the backbone's learning rate is `backbone_lr*lr`
     optimiser:Literal['adamw','sgd']='adamw' # 'adamw' or 'sgd' (momentum 0.9)
-    weight_decay:float=1e-2 # not on norms, biases, position tables
-    power:float=.9 # of the poly schedule
+    weight_decay:float=1e-2 # decay of the weights, but not of norms, biases and position embeddings
+    power:float=.9 # exponent of the polynomial schedule of the learning rate
     floor:float=0. # the schedule ends at `floor*lr`
     warmup:int=20 # steps of linear warm-up
-    warmup_from:Optional[float]=None # share of `lr` at which it begins; None: 1/warmup
+    warmup_from:Optional[float]=None # share of `lr` at which warm-up begins; None: 1/warmup
     clip:Optional[float]=None # largest norm of all gradients together; None: no clipping
     ema:Optional[float]=None # decay of a running mean of the weights, say .999; the mean is what training ends with
     frozen:bool=False # the backbone does not learn, and its norms keep their statistics
     loss:str='ce' # a sum of 'ce', 'focal', 'dice', 'lovasz', as '0.5*ce+dice' (`losses.Criterion`)
-    gamma:float=2. # of 'focal'
+    gamma:float=2. # exponent of 'focal'
     class_weights:Optional[Union[tuple[float,...],Literal['balanced']]]=None # `k`; 'balanced': by pixel counts
-    ohem:Optional[float]=None # only pixels whose true class is given less than this probability count, say .7
-    ohem_least:int=100_000 # with `ohem`: at least so many pixels of a batch, those of the lowest probability
+    ohem:Optional[float]=None # count only pixels whose true class has a probability below this, say .7
+    ohem_least:int=100_000 # with `ohem`: count at least so many pixels per batch, those with the lowest probability
     amp:Optional[Literal['bf16','fp16']]=None # mixed precision; None: float32; 'fp16' scales the loss
     channels_last:bool=False # memory order of images and weights; often faster on a GPU
     compile:Optional[str]=None # backend of torch.compile, say 'inductor'
-    on_bad:Literal['stop','skip']='stop' # at a loss that is not finite; to 'skip', a GPU waits at each step
+    on_bad:Literal['stop','skip']='stop' # what to do at a loss that is not finite; 'skip': a GPU waits at each step
     workers:int=0 # processes that load images
-    seed:int=0 # of everything
-    log_every:int=10 # steps between two records
+    seed:int=0 # seed of all random numbers
+    log_every:int=10 # steps between two records in the log
 
     def __post_init__(self):
         check_fields(self)

@@ -54,13 +54,13 @@ class EvalProtocol:
     """How a model is evaluated. `EvalProtocol(**json.loads(json.dumps(asdict(p))))` is `p` again.
     Raises ValueError for what makes no sense."""
     resize:Optional[tuple[int,int]]=None # (h, w) that images are brought to, labels are not; None: as they are
-    keep_ratio:bool=False # `resize` are bounds: shorter side at most the smaller number, longer side the larger
+    keep_ratio:bool=False # True: `resize` bounds the shorter side (smaller number) and the longer side (larger number)
     window:Optional[tuple[int,int]]=None # (h, w) of sliding windows; None: the whole image at once
     step:Optional[tuple[int,int]]=None # (h, w) between windows; None: two thirds of the window
     scales:tuple[float,...]=(1.,) # factors on the resized image; predictions at all of them are averaged
-    flip:bool=False # predicts for the mirror image as well
+    flip:bool=False # predict the mirrored image as well, and average both
     flip_pairs:tuple[tuple[int,int],...]=() # ids that mean left and right, and swap in the mirror
-    average:Literal['probabilities','grid_probabilities','logits']='probabilities' # 'grid_': softmax before upsampling
+    average:Literal['probabilities','grid_probabilities','logits']='probabilities' # 'grid_…': softmax before upsampling
     turn:bool=False # the larger number of `resize` lies along the longer side, as `Augment.bounds` in training
 
     def __post_init__(self):

@@ -90,8 +90,8 @@ class LabelCounts:
         text += f'; {100*ignored:.0f} % of all pixels are ignored (in the masks: {shown})'
         if len(ids) > 1: return text
         name = self.space.classes[missing[0]] if self.space else 'object'
-        return (f'{text}. If {ids[0]} is a class there, say so in the class list, '
-                f'say by the line "{name}, {ids[0]}"')
+        return (f'{text}. If {ids[0]} is a class there, add it to the class list, '
+                f'e.g. by the line "{name}, {ids[0]}"')
 
 # %% ../../nbs/4_training/09_label_counts.ipynb #c121
 class _PixelCounts(torch.utils.data.Dataset):

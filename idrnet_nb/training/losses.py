@@ -134,7 +134,7 @@ class Criterion:
             raise ValueError(f'Criterion: class_weights={self.class_weights}; '
                              'each is a number from 0 up')
         if self.ohem is not None and not 0<=self.ohem<=1:
-            raise ValueError(f'Criterion: ohem={self.ohem} is a probability, say .7')
+            raise ValueError(f'Criterion: ohem={self.ohem} must be a probability, say .7')
         if self.ohem_least<0 or self.gamma<0:
             raise ValueError(f'Criterion: ohem_least={self.ohem_least}, gamma={self.gamma}; '
                              'neither can be negative')

@@ -167,7 +167,7 @@ class RunFolder:
         changed = data_differences(was['judged'].get('data') or {}, now['judged'].get('data') or {})
         changed += differences(*({**about['judged'], 'data': None} for about in (was, now)))
         if changed:
-            warnings.warn('evaluated otherwise than before, so scores before and after cannot be '
+            warnings.warn('evaluated differently than before, so scores before and after cannot be '
                           f'compared: {"; ".join(changed)}')
 
     @property

@@ -287,8 +287,8 @@ def _check_arguments(model, data, out, resume, save_every, keep, eval_fn, tensor
         raise ValueError(f'train: data is a {type(data).__name__}, which has no items by number; '
                          'give a map-style dataset (len(data), data[i]), no loader and no iterator')
     if model.head.config.num_classes < 2:
-        raise ValueError('train: the model has one class, so every pixel is right, whatever it '
-                         'learns; give what is not of it a class of its own, say background')
+        raise ValueError('train: the model has one class, so every prediction is right, whatever '
+                         'it learns; give all other pixels a class too, say background')
     if not out: return
     folder = check_folder(out)
     for name in ('checkpoints', 'tensorboard'):

@@ -133,7 +133,7 @@ def test_compare_asks_for_its_folder_before_it_trains(trained, capsys, tmp_path)
     (tmp_path / 'file').write_text('mine')
     (tmp_path / 'out' / 'fcn-0').mkdir(parents=True)
     (tmp_path / 'out' / 'fcn-0' / 'config.json').write_text('{"model_type":"bert"}')
-    for out, said in ((tmp_path / 'file', 'is a file'), (tmp_path / 'out', 'no saved model has written')):
+    for out, said in ((tmp_path / 'file', 'is a file'), (tmp_path / 'out', 'does not belong to a saved model')):
         code, _, err = run(capsys, 'compare', '--pictures', 20, 2, '--arms', 'fcn', '--seeds', 1, '--out', out)
         assert code == 2 and said in err and not trained.calls
 

@@ -452,7 +452,7 @@ def test_mat_masks(tmp_path):
         (dict(T=ids), 'no variable S'),
         (dict(S=ids + 0.5), 'fractions'),
         (dict(S=ids + 91), r'm\.mat.*does not know: 183'),
-        (dict(S=np.zeros((2, 3, 3))), '`H W`'),
+        (dict(S=np.zeros((2, 3, 3))), 'does not say which colour is which class'),
     ):
         savemat(f, content)
         with pytest.raises(ValueError, match=word):
@@ -953,7 +953,7 @@ def test_wrong_words_for_the_hub(hub):
     hub.columns = ('image', 'masks')
     with pytest.raises(
         ValueError,
-        match=r"mattmdjaga/human_parsing_dataset is not as it was .*no column 'mask', there are image, masks.*lemondan",
+        match=r"mattmdjaga/human_parsing_dataset has changed .*no column 'mask', there are image, masks.*lemondan",
     ):
         from_hub('atr')
     assert 'forbid passing it on' in HUB['cityscapes'].note

@@ -458,7 +458,7 @@ def test_one_folder_with_both(tmp_path):
 def test_images_without_the_suffix_are_named(tmp_path):
     dirs = pairs(tmp_path, image='{}_image.png', mask='{}_label.png')
     put(dirs[0] / 'e.png')
-    with pytest.raises(Unpaired, match="the name of 'e.png' is not NAME_image"):
+    with pytest.raises(Unpaired, match="the name of 'e.png' does not fit NAME_image"):
         folder_pairs(*dirs, tails=('_image', '_label'))
     with pytest.raises(ValueError, match='5 files have names that are not NAME_photo'):
         folder_pairs(dirs[0], dirs[1], tails=('_photo', '_photo'))
@@ -472,7 +472,7 @@ def test_other_sub_folders(tmp_path):
 
 
 def test_a_file_for_a_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match='but a file'):
+    with pytest.raises(FileNotFoundError, match='it is a file'):
         folder_pairs(put(tmp_path / 'a.png'), tmp_path)
 
 
@@ -801,7 +801,7 @@ def test_home_and_whole_paths(tree, monkeypatch):
         ('image|label\nimages/a.png|masks/a.png\n', 'separated by commas'),
         ('image label\nimages/a.png masks/a.png\n', 'separated by commas'),
         ('image,label\nC:\\d\\a.png,masks/a.png\n', 'a path of Windows'),
-        ('image,label\nhttps://x.org/a.png,masks/a.png\n', 'is an address'),
+        ('image,label\nhttps://x.org/a.png,masks/a.png\n', 'is a URL'),
         ('image,label\nimages,masks/a.png\n', 'is a folder'),
         ('image,label\nimages/a.png,masks/a,b.png\n', 'more fields than columns'),
         ('', 'no rows'),

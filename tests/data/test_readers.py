@@ -535,7 +535,7 @@ def test_masks_that_were_reduced_already(name):
     reduced = np.array([[0, k - 1, 255]], np.uint8)
     with pytest.raises(
         BadFile,
-        match=rf"r\.png' holds 255, as no file of '{name}' does: its ids were made training ids already .*raw_to_train=None",
+        match=rf"r\.png' holds 255, which no file of '{name}' does: its ids are training ids already .*raw_to_train=None",
     ) as e:
         read_mask(held(encoded(Image.fromarray(reduced)), 'r.png'), space)
     assert e.value.kind == 'unseen ids'

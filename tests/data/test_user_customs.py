@@ -77,7 +77,7 @@ def test_label2id_within_a_config_is_read(tmp_path):
 
 def test_a_class_list_in_another_encoding_is_named(tmp_path):
     (tmp_path / 'c.txt').write_bytes('Straße\n'.encode('latin1'))
-    with pytest.raises(ValueError, match="c.txt.*no text in UTF-8, save it so"):
+    with pytest.raises(ValueError, match="c.txt.*not in UTF-8; save it as UTF-8"):
         space_from_file(tmp_path / 'c.txt')
 
 

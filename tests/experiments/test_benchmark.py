@@ -302,7 +302,7 @@ def test_command(toy, tmp_path, capsys):
 def test_command_says_what_is_wrong(words, said, tmp_path, capsys, monkeypatch):
     if said is None:
         monkeypatch.setitem(SUITES, 'real', SUITES['real'][1:])
-        said = 'nothing of suite'
+        said = 'no trial of suite'
     try:
         code = main(['bench', '--out', str(tmp_path), *words])
     except SystemExit as e:
@@ -320,7 +320,7 @@ def test_failed_runs_are_said(toy, tmp_path, capsys, monkeypatch):
 def test_other_file_is_left_alone(toy, tmp_path, capsys):
     (tmp_path / 'bench.csv').write_text('a,b\n1,2\n')
     assert main(['bench', '--out', str(tmp_path), '--jobs', '1', '--device', 'cpu']) == 2
-    assert 'another file' in capsys.readouterr().err and (tmp_path / 'bench.csv').read_text() == 'a,b\n1,2\n'
+    assert 'a different file' in capsys.readouterr().err and (tmp_path / 'bench.csv').read_text() == 'a,b\n1,2\n'
 
 
 # ---- idrnet speed
@@ -338,7 +338,7 @@ def test_speed_command(tmp_path, capsys, monkeypatch):
     (tmp_path / 'speed.csv').write_text('a\n1\n')
     assert (
         main(['speed', '--quick', '--out', str(tmp_path), '--device', 'cpu']) == 2
-        and 'another file' in capsys.readouterr().err
+        and 'a different file' in capsys.readouterr().err
     )
     assert (
         main(['speed', '--quick', '--out', str(tmp_path / 'x'), '--device', 'tpu']) == 2

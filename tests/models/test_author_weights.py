@@ -365,7 +365,7 @@ def test_where_weights_may_lie(tmp_path, wrap):
 UNREADABLE = dict(
     code=(
         lambda p: torch.save({'model': W, 'e': Evil()}, p),
-        'holds (posix|nt).system, which is code.*nothing of it was run',
+        'holds (posix|nt).system, which is code.*none of it was run',
     ),
     code_in_weights=(lambda p: torch.save({'model': {'a': Evil()}}, p), 'holds (posix|nt).system'),
     code_in_old=(lambda p: old_torch({'model': W, 'e': Evil()}, p), 'holds (posix|nt).system'),
@@ -380,7 +380,7 @@ UNREADABLE = dict(
     ),
     a_model=(
         lambda p: torch.save({'model': torch.nn.Linear(2, 3)}, p),
-        r'holds torch\.nn\.modules\.linear\.Linear, which is code or something else.*save the weights alone',
+        r'holds torch\.nn\.modules\.linear\.Linear, which is code or something other.*save the weights alone',
     ),
     a_list=(lambda p: torch.save([1, 2], p), r"no weights under 'model' or 'state_dict' \(it has list\)"),
     other_key=(lambda p: torch.save({'model_ema': W}, p), r"it has \['model_ema'\]"),
@@ -397,7 +397,7 @@ UNREADABLE = dict(
     old_cut_begin=(lambda p: (old_torch({'model': W}, p), cut(p, 0.1)), 'is cut short'),
     page=(
         lambda p: p.write_text('\n<!DOCTYPE html><html>Sign in</html>'),
-        'is a web page and no weights; download it again',
+        'is a web page, not weights; download it again',
     ),
     text=(lambda p: p.write_text('Not found'), "is no checkpoint of torch \\(it begins with b'Not foun'\\)"),
     picture=(lambda p: p.write_bytes(b'\x89PNG\r\n\x1a\n' + b'0' * 99), 'is no checkpoint of torch'),
@@ -470,7 +470,7 @@ def test_out_is_looked_at_first(tmp_path, plain):
     for out, message in (
         ('file', 'is a file'),
         ('file/model', 'file. is a file; give a folder.*--out'),
-        ('mine', 'holds a config.json that no saved model'),
+        ('mine', 'holds a config.json that does not belong to a saved model'),
         ('readme', 'holds a README.md'),
         ('odd', r'config\.json. is a folder, where.*--out'),
         ('x' * 300, 'cannot be a folder .File name too long.*--out'),

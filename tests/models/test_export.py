@@ -246,7 +246,7 @@ def test_program_file_names_no_machine(tmp_path):
 
 
 class Moody(nn.Module):
-    "Asks about its size in Python."
+    "Computes with image sizes in Python."
 
     channels, strides, pad_to, mean, std = [4, 4], [4, 4], 4, (0.0,) * 3, (255.0,) * 3
 
@@ -282,7 +282,7 @@ class Stubborn(Moody):
 
 
 def test_what_torch_cannot_follow_is_said(tmp_path):
-    with pytest.raises(NotImplementedError, match="cannot write down backbone 'Stubborn'"):
+    with pytest.raises(NotImplementedError, match="cannot export backbone 'Stubborn'"):
         export_program(shaken('fcn', False, Stubborn()))
 
 
@@ -456,11 +456,11 @@ def test_opset_is_obeyed_or_refused(tmp_path, capfd, monkeypatch):
         export_onnx(model, tmp_path / 'm.onnx', opset=newest, sizes=((1, 13, 9),))
         assert opset_of(tmp_path / 'm.onnx') == [newest]
     except (ValueError, RuntimeError) as e:
-        assert f'opset={newest} was asked for and' in str(e) or 'Give an older opset' in str(e)
+        assert f'opset={newest} was requested, but' in str(e) or 'Give an older opset' in str(e)
         assert (tmp_path / 'm.onnx').read_text() == 'the old one' and len(list(tmp_path.iterdir())) == 1
     real = torch.onnx.export
     monkeypatch.setattr(torch.onnx, 'export', lambda *a, **k: real(*a, **{**k, 'opset_version': 18}))
-    with pytest.raises(ValueError, match='opset=19 was asked for and 18 came out.*opset=18 works'):
+    with pytest.raises(ValueError, match='opset=19 was requested, but 18 came out.*give opset=18'):
         export_onnx(model, tmp_path / 'n.onnx', opset=19)
     assert 'Traceback' not in capfd.readouterr().err and not (tmp_path / 'n.onnx').exists()
 

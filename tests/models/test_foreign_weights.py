@@ -172,9 +172,9 @@ def test_settings_as_people_hold_them(tmp_path):
 
 def test_weights_of_others_are_not_written_over(tmp_path):
     save_file({'a': torch.zeros(1)}, tmp_path / 'model.safetensors')
-    with pytest.raises(ValueError, match='model.safetensors that no saved model'):
+    with pytest.raises(ValueError, match='model.safetensors that does not belong to a saved model'):
         model_of().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match='model.safetensors that no saved model'):
+    with pytest.raises(ValueError, match='model.safetensors that does not belong to a saved model'):
         check_folder(tmp_path)
     assert [*load_file(tmp_path / 'model.safetensors')] == ['a']
     folder = save_model(model_of(), tmp_path / 'model', SPACE)

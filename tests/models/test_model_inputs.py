@@ -191,7 +191,7 @@ def test_numbers_of_another_type_are_no_save_of_these_weights(saved):
     put(folder, config, weights)
     for part, change in (('head', dict(width=8.0)), ('head', dict(idr=1)), ('backbone', dict(concat=0))):
         (folder / 'config.json').write_text(json.dumps({**config, part: {**config[part], **change}}))
-        with pytest.raises(ValueError, match=f'not of one save, they differ in {part}.{next(iter(change))}'):
+        with pytest.raises(ValueError, match=f'from different saves, they differ in {part}.{next(iter(change))}'):
             load_model(folder)
     put(folder, config, weights)
 

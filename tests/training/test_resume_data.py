@@ -521,7 +521,10 @@ def test_a_foreign_file(tmp_path, name, text):
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out' / name).write_text(text)
     refused_early(
-        pairs(write(tmp_path / 'data')), ValueError, f'holds a {name} that no saved model has written', tmp_path / 'out'
+        pairs(write(tmp_path / 'data')),
+        ValueError,
+        f'holds a {name} that does not belong to a saved model',
+        tmp_path / 'out',
     )
 
 

@@ -372,7 +372,7 @@ def test_disk_full(tmp_path, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr('safetensors.torch.save_file', full)
         with pytest.raises(
-            OSError, match=r'checkpoint .*step-00000006.* could not be written \(.*No space.*make room and resume'
+            OSError, match=r'checkpoint .*step-00000006.* could not be written \(.*No space.*free disk space and resume'
         ):
             finish(tmp_path / 'cut', pairs(), CONFIG, resume=True)
     assert {p.name: p.read_bytes() for p in (tmp_path / 'cut' / 'checkpoints').iterdir()} == before
