@@ -136,16 +136,17 @@ class RunRecord(NamedTuple):
 
 def record_file(
     out, # folder of a comparison
-    variant:str,
-    seed:int,
+    variant:str, # of the run
+    seed:int, # of the run
 )->Path:
+    "Where the record of a run is kept."
     return Path(out)/'counts'/f'{variant}-{seed}.npz'
 
 # %% ../../nbs/5_experiments/06_compare_page.ipynb #c064
 def conclude(
     variant:str, # that is compared
     first:str, # with this one
-    found:Difference,
+    found:Difference, # `variant` less `first`
     seeds:int, # runs of each
 )->str: # a sentence without a full stop
     "Which of two variants is better by how much, or that this is not settled."
@@ -322,7 +323,7 @@ def _add_images(page, found, models, n=6):
 
 # %% ../../nbs/5_experiments/06_compare_page.ipynb #c072
 def compare_page(
-    found:Comparison,
+    found:Comparison, # what was found
     result:dict, # of `compare.compare`
     models:dict, # variant -> model of the first seed
     command:str='', # that was typed, see `page.command_line`
@@ -386,7 +387,7 @@ def _without_nan(value): # JSON has no nan
 
 def write_page(
     out:Path, # a folder
-    found:Comparison,
+    found:Comparison, # what was found
     result:dict, # of `compare.compare`
     models:dict, # variant -> model
     command:str='', # that was typed
