@@ -30,7 +30,7 @@ from idrnet_nb.training.inference import EvalProtocol
 from idrnet_nb.training.recipes import RECIPES
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / 'tools'), str(Path(__file__).parent)]
-import ablation as ablation_tool, cost, loader, plug_ab, softmax_order, test_battery, zoo  # noqa: E402
+import ablation as ablation_tool, cost, loader, plug_ab, relation_measures, softmax_order, test_battery, zoo  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parents[1] / 'nbs' / 'results'
 RECORD = Path(__file__).parent / 'recorded' / 'results.json'
@@ -51,6 +51,7 @@ COLUMNS = {  # of the files, as those who write them say
     'loader.csv': loader.COLUMNS,
     'backbones.csv': zoo.COLUMNS,
     'softmax_order.csv': softmax_order.COLUMNS,
+    'relations.csv': relation_measures.COLUMNS,
 }
 
 
@@ -156,6 +157,7 @@ BUILD = {
     'plug.csv': of_plug,
     'speed.csv': of_speed,
     'softmax_order.csv': of_order,
+    'relations.csv': of_comparison,
 }
 
 
@@ -248,6 +250,9 @@ FOUND = {
     'backbones.csv': lambda n: rows_found(n, lambda r: (r['network'], r['form'] == 'side by side') in ZOO),
     'softmax_order.csv': lambda n: rows_found(
         n, lambda r: r['looks'] in softmax_order.LOOKS and r['average'] in softmax_order.WORDS
+    ),
+    'relations.csv': lambda n: rows_found(
+        n, lambda r: r['measure'] in relation_measures.MEASURES and r['arm'] in relation_measures.ARMS
     ),
     'battery.csv': lambda n: rows_found(n, lambda r: (r['framework'], r['backbone'], r['idr']) in BATTERY),
 }

@@ -33,8 +33,8 @@ class Relations(DataOptions, FolderOptions, ReadOptions, DeviceOptions):
     split:Optional[Literal['train','val','test']]=None # part of the dataset; if left out: the one that papers report
     allow:Annotated[list[_Fault], Arg(metavar='FAULT')]=field(default_factory=list)
         # ask about own data in spite of these faults: ignored-id, palettes-differ
-    how:Literal['features','context','image']='features'
-        # what a class is deleted from: the maps of the backbone, IDR's exchange of context, or the image itself
+    how:Literal['features','context','image']='features' # what a class is deleted from: the backbone's maps,
+        # IDR's exchange of context, or the image itself
     limit:Optional[Count]=None # only the first so many images
     deletions:Count=8 # at a time; fewer need less memory
     sentences:Count=10 # how many of the strongest settled pairs are printed
