@@ -18,7 +18,7 @@ from .inference import load_model
 
 # %% ../../nbs/4_training/19_fine_tune.ipynb #c007
 def class_axes(
-    model:Segmentor,
+    model:Segmentor, # any
 )->dict: # name in the state dict -> number of leading axes that have an entry per class
     "Tensors of the head whose size follows the number of classes."
     head, config = model.head, model.head.config
