@@ -1,7 +1,8 @@
 """The rows of nbs/results/relations.csv: six ways to find which class matters to which, in the toy world, whose
-true relations are known.
+true relations are known, and on CamVid, where only their stability can be measured.
 
     python tools/relation_measures.py --seeds 3
+    python tools/relation_measures.py --seeds 3 --camvid FOLDER --weights mobilenetv2_100_imagenet.safetensors
 
 For each variant and seed a model is trained as `idrnet compare --data world` trains it, and then asked about unseen
 images. The ways: the mean matrix that IDR learnt in training; deletion from the context, the features, the image;
@@ -24,7 +25,7 @@ from idrnet_nb.experiments.batched_deletion import ClassDeleter
 from idrnet_nb.experiments.compare import relation_auroc, run_variant
 from idrnet_nb.experiments.relations import ChangeLog, Changes, Relations
 from idrnet_nb.experiments.results import append_rows, provenance
-from idrnet_nb.experiments.tasks import toy_world_task
+from idrnet_nb.experiments.tasks import camvid_task, toy_world_task
 from idrnet_nb.training.config import TrainConfig
 
 RESULTS = Path(__file__).resolve().parents[1] / 'nbs' / 'results'
@@ -52,7 +53,11 @@ COLUMNS = (
 )
 MEASURES = ('learnt', 'context', 'features', 'image', 'attention weights', 'co-occurrence')
 ARMS = ('fcn+idr', 'fcn+attention')
-SETTINGS = dict(train=dict(steps=200, batch_size=16, lr=3e-3), model=dict(width=64, attention_width=64, aux_width=32))
+WORLD = dict(train=dict(steps=200, batch_size=16, lr=3e-3), model=dict(width=64, attention_width=64, aux_width=32))
+CAMVID = dict(
+    train=dict(steps=360, batch_size=8, lr=1e-3, backbone_lr=0.5, channels_last=True),
+    model=dict(backbone='mobilenetv2_100', width=128, attention_width=64, aux_width=64, output_stride=16),
+)
 
 
 def ask(model, task, how, images):
@@ -107,11 +112,10 @@ def correlation(a, b):
     return round(float(np.corrcoef(a[both], b[both])[0, 1]), 3)
 
 
-def measure(arm, seed, images):
+def measure(arm, seed, images, task, settings, weights=None):
     "(row, matrix) of each way to ask one model."
-    task = toy_world_task()
-    config = TrainConfig(**SETTINGS['train'], seed=seed)
-    model, scores = run_variant(arm, task, config, 'cpu', False, **SETTINGS['model'])
+    config = TrainConfig(**settings['train'], seed=seed)
+    model, scores = run_variant(arm, task, config, 'cpu', False, weights=weights, **settings['model'])
     for name in MEASURES if model.head.idr is not None else MEASURES[2:]:
         start = time.perf_counter()
         if name == 'learnt':
@@ -123,13 +127,17 @@ def measure(arm, seed, images):
         else:
             matrix, halves, found = ask(model, task, name, images)
         row = dict(task=task.name, note=task.note, arm=arm, seed=seed, measure=name)
-        row |= dict(auroc=round(relation_auroc(matrix.nan_to_num(0), task.truth), 4), miou=round(scores['miou'], 2))
+        row |= dict(miou=round(scores['miou'], 2))
+        if task.truth is not None:
+            row |= dict(auroc=round(relation_auroc(matrix.nan_to_num(0), task.truth), 4))
         if halves:
             row |= dict(images=images, halves=correlation(*halves))
         if found:
-            row |= dict(settled=int(found.settled.sum()), settled_true=int((found.settled & task.truth).sum()))
-        row |= dict(seconds=round(time.perf_counter() - start, 1), config=json.dumps(SETTINGS))
-        print(arm, seed, name, row['auroc'], row.get('halves', ''), flush=True)
+            row |= dict(settled=int(found.settled.sum()))
+        if found and task.truth is not None:
+            row |= dict(settled_true=int((found.settled & task.truth).sum()))
+        row |= dict(seconds=round(time.perf_counter() - start, 1), config=json.dumps(settings))
+        print(arm, seed, name, row.get('auroc', ''), row.get('halves', ''), flush=True)
         yield {**row, **provenance(torch.device('cpu'))}, matrix
 
 
@@ -147,11 +155,15 @@ def main():
     p.add_argument('--arms', nargs='+', choices=ARMS, default=list(ARMS))
     p.add_argument('--seeds', type=int, default=3, help='so many, from 0')
     p.add_argument('--images', type=int, default=120, help='unseen images that are asked about')
+    p.add_argument('--camvid', type=Path, help='folder of CamVid, instead of the toy world')
+    p.add_argument('--weights', type=Path, help='safetensors file of the backbone for CamVid')
     p.add_argument('--out', type=Path, default=RESULTS / 'relations.csv')
     a = p.parse_args()
     torch.set_num_threads(1)
+    task, settings = (camvid_task(a.camvid, (120, 160)), CAMVID) if a.camvid else (toy_world_task(), WORLD)
     for arm in a.arms:
-        made = [item for seed in range(a.seeds) for item in measure(arm, seed, a.images)]
+        runs = [measure(arm, seed, a.images, task, settings, a.weights) for seed in range(a.seeds)]
+        made = [item for run in runs for item in run]
         append_rows(a.out, with_seeds(made), COLUMNS)
 
 
