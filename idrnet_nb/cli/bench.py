@@ -29,11 +29,11 @@ class Bench(OwnDataOptions, ReadOptions, DeviceOptions):
         # folders of datasets, e.g. camvid=CamVid stanford_background=iccv09Data; those not named are left out
     weights:Optional[File]=None # safetensors file with ImageNet weights of the backbone, for runs that start from them
     frameworks:Optional[list[Name]]=None # run only these, of fcn, pspnet, deeplabv3, upernet, ocrnet
-    seeds:Optional[Count]=None # runs per variant; if left out: the suite's, 3 on your own images
-    size:Size=(240,320) # that your own images are resized to
+    seeds:Optional[Count]=None # runs per variant; if left out: as the suite says, 3 on your own images
+    size:Size=(240,320) # size that your own images are resized to
     epochs:Count=20 # passes over your own images
     split:Annotated[Optional[tuple], Arg(type=parse_split, metavar='SPLIT')]=None
-        # of your own images, e.g. 70/10/20: train, val (not used here), test
+        # shares of your own images, e.g. 70/10/20: train, val (not used here), test
     workers:Processes=0 # processes that read your own files, to check them
     jobs:Optional[Count]=None # runs at a time; if left out: one per core on a CPU, else 1
     out:Folder=Path('runs/bench') # folder for the CSVs and the figure; runs whose results are there are not repeated

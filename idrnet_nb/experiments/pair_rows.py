@@ -52,8 +52,9 @@ def _families(runs, out, name): # (setting, family) -> member -> seed -> (run, c
 def _stack(counts, family): # `s n k k`
     images = sorted({len(c) for c in counts})
     if len(images)>1:
-        raise ValueError(f'pair_rows: runs of {family} were judged on {images} images; '
-                         'delete the rows of the odd ones in the CSV, and run them again')
+        raise ValueError(f'pair_rows: runs of {family} were evaluated on different numbers of '
+                         f'images, {images}; delete the rows of the odd ones in the CSV, and run '
+                         'them again')
     return torch.stack(counts)
 
 def pair_rows(

@@ -34,7 +34,7 @@ def run(capsys, *words):
     except SystemExit as e:
         code = e.code
     said = capsys.readouterr()
-    assert 'not foreseen' not in said.err and 'Traceback' not in said.err, said.err
+    assert 'not expected' not in said.err and 'Traceback' not in said.err, said.err
     return code, said.out, said.err
 
 

@@ -422,7 +422,7 @@ def test_judged_on_other_pictures(tmp_path):
         from safetensors.torch import save_file
 
         save_file({'counts': torch.ones(n, 12, 12, dtype=torch.int32)}, counts_file(run, tmp_path))
-    with pytest.raises(ValueError, match=r'judged on \[4, 5\] images'):
+    with pytest.raises(ValueError, match=r'different numbers of images, \[4, 5\]'):
         pair_rows([a, b], tmp_path)
 
 
