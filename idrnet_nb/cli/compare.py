@@ -17,6 +17,7 @@ from .reports import describe_data, describe_training
 from .set_option import Settings, list_settings
 from .shared_options import VARIANT
 from .training_options import DataAndModelOptions, TrainingSetup
+from ..data import splits
 from ..experiments import compare
 from ..models.hub import check_folder
 
@@ -52,6 +53,7 @@ class Compare(DataAndModelOptions):
         setup = self.setup(self.arms)
         self.show_plan(setup)
         if self.plan: return
+        if setup.parts: splits.write_parts(self.out, setup.parts)
         seeds = tuple(range(self.seed, self.seed+self.seeds))
         compare.compare(setup.task, tuple(self.arms), seeds, self.out, setup.config, self.device,
             self.jobs, not self.quiet, self.results, self.relations, **setup.model_args)

@@ -16,9 +16,11 @@ from .reports import check_report, print_scores, write_report
 from .shared_options import (DataOptions, DeviceOptions, FolderOptions,
     InferenceOptions, ReadOptions, check_own_data, published)
 from ..common.device import pick_device
+from ..data import splits
 from ..data.dataset import SegmentationDataset
 from ..data.datasets import DATASETS
 from ..data.labels import LabelSpace
+from ..data.pairing import csv_pairs
 from ..experiments import model_page
 from ..experiments.page import check_page, command_line
 from ..experiments.tasks import Task
@@ -30,7 +32,7 @@ from ..models.segmentor import Segmentor
 from ..training import inference
 
 # %% ../../nbs/7_cli/12_evaluate.ipynb #c006
-_Fault = Literal['ignored-id', 'palettes-differ']
+_Fault = Literal['ignored-id', 'palettes-differ', 'learnt-from']
 
 @dataclass(kw_only=True)
 class Evaluate(InferenceOptions, DataOptions, FolderOptions, ReadOptions, DeviceOptions):
@@ -39,9 +41,11 @@ class Evaluate(InferenceOptions, DataOptions, FolderOptions, ReadOptions, Device
     model:Folder # folder of a model (train, compare and convert write such)
     data:Annotated[Optional[str], Arg(choices=('world', *DATASETS))]=None
         # what to evaluate on; if left out: the set that the model was trained for
-    split:Optional[Literal['train','val','test']]=None # part of the dataset; if left out: the one that papers report
+    split:Optional[Literal['train','val','test']]=None # part of the dataset; if left out: the one that papers report;
+        # of a model that was trained on your own images: its part, if left out test
     allow:Annotated[list[_Fault], Arg(metavar='FAULT')]=field(default_factory=list)
-        # evaluate on own data in spite of these faults: ignored-id, palettes-differ
+        # evaluate on own data in spite of these faults: ignored-id, palettes-differ, learnt-from (the model learnt from
+        # these images)
     limit:Optional[Count]=None # only the first so many images (no number to publish)
     out:Optional[Folder]=None # folder for report.html, a page of scores, classes and images; if left out: no page
     relations:Optional[Count]=None # ask the model on so many images which class matters to which, for the page in --out
@@ -89,6 +93,7 @@ class Evaluate(InferenceOptions, DataOptions, FolderOptions, ReadOptions, Device
             others = 'data', 'root', 'split', 'pictures'
             return self.refuse(dict.fromkeys(others, 'you evaluate on your own images'))
         self.refuse(dict(allow='it accepts a fault of your own data'))
+        if self.data is None and self.root is None and splits.find_parts(self.model): return
         if self.data is None and space.name in ('world', *DATASETS): self.data = space.name
         if self.data is None:
             raise ValueError(f'what to evaluate on? The model knows the classes of {space.name!r}: '
@@ -100,13 +105,12 @@ class Evaluate(InferenceOptions, DataOptions, FolderOptions, ReadOptions, Device
     def task_and_protocol(self, model:Segmentor)->tuple: # (`Task`, `EvalProtocol`)
         """Images as they are, which the protocol resizes. The toy world, and CamVid where no
         protocol was saved with the model: resized with their masks, as in training."""
-        protocol = self.protocol(model)
-        if self.own_options():
-            space, rows = LabelSpace.from_json(model.about['space']), self.own_pairs()
+        protocol, is_own = self.protocol(model), self.own_options() or self.data is None
+        if is_own:
+            space, (rows, note) = LabelSpace.from_json(model.about['space']), self.own_rows()
             harmless = 'class without a pixel', 'one class'
             check_own_data(dict(unseen=rows), space, self, harmless=harmless)
-            data, note = SegmentationDataset(rows, space), f'{len(rows)} images of your own'
-            return Task(space.name, space, (), data, note=note), protocol
+            return Task(space.name, space, (), SegmentationDataset(rows, space), note=note), protocol
         if self.data == 'world' or self.data == 'camvid' and not model.about.get('protocol'):
             if self.keep_ratio:
                 raise ValueError(f'--keep-ratio has no effect here: images of {self.data} are '
@@ -118,6 +122,25 @@ class Evaluate(InferenceOptions, DataOptions, FolderOptions, ReadOptions, Device
         incomplete = split == known.split and len(data) != known.pictures
         note = split + (f'; the published part has {known.pictures}' if incomplete else '')
         return Task(self.data, known.space, (), data, note=note), protocol
+
+    def own_rows(self)->tuple: # (rows, what they are)
+        """Your own images: those that are named, or the part that was kept for the end of the training.
+        ValueError for images that the model has learnt from, unless it is allowed."""
+        if not self.own_options():
+            table, part = splits.find_parts(self.model), self.split or 'test'
+            parts = splits.by_column(csv_pairs(table, columns=['part']), 'part')
+            if not self.split and 'test' not in parts: part = 'val'
+            if part not in parts: raise ValueError(f'--split {part}: {table} has {", ".join(parts)}')
+            seen = ', which the model learnt from' if part == 'train' else ', which chose the checkpoint'
+            return parts[part], f'part {part} of {table}' + ('' if part == 'test' else seen)
+        rows = self.own_pairs()
+        learnt = splits.learnt_from(self.model, rows)
+        note = f'{len(rows)} images of your own'
+        if not learnt: return rows, note
+        if 'learnt-from' in self.allow: return rows, f'{note}, {len(learnt)} of which the model learnt from'
+        raise ValueError(f'{len(learnt)} of these {len(rows)} images are among those that the model learnt '
+            f'from, so a score would be too good. Leave out {" ".join(self.own_options())}: then the part '
+            'that was kept for the end is taken (test). Or add --allow learnt-from')
 
     def report(self, task, protocol, scores, images, seconds)->dict:
         "What --json writes."

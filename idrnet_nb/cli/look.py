@@ -17,9 +17,9 @@ from .option_types import Arg, Count, Folder, Processes, Seed
 from idrnet_nb.cli.shared_options import (WORLD_HAS_NO_FILES, OwnPartsOptions, ReadOptions,
     published)
 from ..common.files import write_atomic
-from ..data.class_lists import space_from_file
 from ..data.datasets import DATASETS
 from ..data.look import KINDS, Look, look_at, show_look
+from ..data.pairing import Unpaired
 from ..method.toy_world import TOY_WORLD, ToyWorld
 
 # %% ../../nbs/7_cli/09_look.ipynb #c006
@@ -46,10 +46,19 @@ class LookAtData(OwnPartsOptions, ReadOptions):
         space, parts = self.find_parts()
         self.check_out()
         self.set_max_pixels()
+        for part in parts.values(): self.check_names(part)
         look = look_at(parts, space, self.workers, not self.quiet, self.seed)
         self.write(look)
         print(*self.summary(look), sep='\n')
         print(f'written to {self.out/"look.png"} and {self.out/"look.csv"}')
+
+    def check_names(self, part)->None: # rows, or a function that loads them
+        "ValueError where not one image finds its mask: it says how the names differ."
+        try: part() if callable(part) else part
+        except Unpaired as e:
+            rows = e.rows or ()
+            if not any(Path(r['image']['path']).is_file() and Path(r['label']['path']).is_file() for r in rows):
+                raise ValueError(str(e)) from e
 
     def find_parts(self)->tuple: # label space; name of a part -> its rows, or a function that loads them
         "ValueError where it is not clear what is meant."
@@ -70,7 +79,7 @@ class LookAtData(OwnPartsOptions, ReadOptions):
             raise ValueError('--root and --split belong to --data NAME; '
                              'a folder of your own has --images, --labels and --classes')
         self.check_own_options('look at')
-        return space_from_file(self.classes), self.named_parts() or dict(all=self.own_pairs)
+        return self.own_space(), self.named_parts() or dict(all=self.own_pairs)
 
     @staticmethod
     def world_rows(n:int, seed:int)->list: # as of a dataset whose files are held in memory

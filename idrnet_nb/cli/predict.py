@@ -63,7 +63,7 @@ class Predict(InferenceOptions, ReadOptions):
             folder, name = self.out/Path(file.name).parent, Path(file.name).name
             if self.server: written = [save_ids(folder, name, pred, space)]
             else: written = save_prediction(folder, name, image, pred, space, ids)
-            if not self.quiet: print(*written, sep='\n')
+            if not self.quiet and len(shares) < 3: print(*written, sep='\n') # of the first three images
             shares[file.name] = np.bincount(pred.ravel(), minlength=space.num_classes)/pred.numel()
         if shares and not self.server: self.write_shares(shares, space, ids)
         for path in skipped: print(f'skipped, no image: {path}', file=sys.stderr)

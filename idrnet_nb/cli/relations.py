@@ -21,7 +21,7 @@ from ..experiments.results import provenance
 from ..training.inference import load_model
 
 # %% ../../nbs/7_cli/14_relations.ipynb #c006
-_Fault = Literal['ignored-id', 'palettes-differ']
+_Fault = Literal['ignored-id', 'palettes-differ', 'learnt-from']
 
 @dataclass(kw_only=True)
 class Relations(DataOptions, FolderOptions, ReadOptions, DeviceOptions):
@@ -32,7 +32,7 @@ class Relations(DataOptions, FolderOptions, ReadOptions, DeviceOptions):
         # what to ask it about; if left out: the set that the model was trained for
     split:Optional[Literal['train','val','test']]=None # part of the dataset; if left out: the one that papers report
     allow:Annotated[list[_Fault], Arg(metavar='FAULT')]=field(default_factory=list)
-        # ask about own data in spite of these faults: ignored-id, palettes-differ
+        # ask about own data in spite of these faults: ignored-id, palettes-differ, learnt-from (images of the training)
     how:Literal['features','context','image']='features' # what a class is deleted from: the backbone's maps,
         # IDR's exchange of context, or the image itself
     limit:Optional[Count]=None # only the first so many images

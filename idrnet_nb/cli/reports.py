@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Optional
 
 from ..common.files import write_atomic
+from ..data.mirrored_classes import flip_lines
 from ..experiments.tasks import Task
 from ..training.config import TrainConfig
 from ..training.label_counts import advice_for_imbalance
@@ -26,6 +27,11 @@ def print_scores(
         print(f'{name:20}' + ('      –' if math.isnan(iou) else f'{iou:7.2f}'))
     data = f'{task.name}, {len(task.test)} unseen images ({task.note})'
     print(f'{"mIoU":20}{scores["miou"]:7.2f}   {data}')
+    never = [name for name,iou in zip(task.space.classes, scores['iou']) if iou == 0]
+    if never:
+        shown = ', '.join(never[:6]) + (' …' if len(never) > 6 else '')
+        print(f'{len(never)} of {task.space.num_classes} classes are never found ({shown}): train longer, '
+              'or give rare classes more weight (--set class_weights=balanced)')
 
 def describe_data(
     task:Task, # what is trained on
@@ -43,7 +49,10 @@ def describe_data(
         table[f'{part} %'] = [f'{100*n/total:.2f}' for n in report.pixels]
         table[f'{part} images'] = report.occurs
     text = f'{text}\n{pd.DataFrame(table, index=list(report.classes)).to_string()}'
-    return '\n'.join([text, *advice_for_imbalance(reports['train'].pixels, task.space.classes)])
+    *rare, advice = advice_for_imbalance(reports['train'].pixels, task.space.classes) or ['']
+    if len(rare) > 5: rare = [f'{len(rare)} classes have less than 1 % of the pixels']
+    advice = advice.replace("class_weights='balanced'", '--set class_weights=balanced')
+    return '\n'.join(filter(None, [text, *flip_lines(task.space), *rare, advice]))
 
 def describe_training(
     config:TrainConfig, # how to train

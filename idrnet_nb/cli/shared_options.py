@@ -70,7 +70,8 @@ class DataOptions(Command):
         # CamVid: the folder with train, trainannot, …
     size:Optional[Size]=None # that images are resized to; if left out: 64 for the world, 360x480 for CamVid …
     split:Annotated[Optional[str], Arg(type=parse_split, metavar='SPLIT')]=None
-        # part to evaluate on, val or test; if left out: the one that papers report
+        # of a published dataset the part to evaluate on, val or test (if left out: the one that papers report);
+        # of your own images how many go into which part, TRAIN/VAL/TEST (70/10/20) or TRAIN/TEST
     pictures:Annotated[tuple[Count,Count], Arg(metavar=('TRAIN','UNSEEN'))]=(2000,200)
         # how many images of the toy world
 
@@ -147,8 +148,16 @@ DEFAULT_SPLIT = (.7,.1,.2) # of your own images: train, val, test
 @dataclass(kw_only=True)
 class ClassListOptions(FolderOptions):
     "your own classes"
+    name:Optional[Name]=None # what your data is called; if left out: as the file of the class list, or as its folder
+        # where the file is called classes, labels or names
     classes:Optional[File]=None # your own classes, one per line: name, id in the masks, #rrggbb, mirror=NAME
         # (all but the name may be left out); void, id for what is ignored; or id2label as .json
+
+    def own_space(self)->LabelSpace: # of the class list, with the name of the data
+        name, file = self.name or self.classes.stem, self.classes.resolve()
+        is_plain = self.classes.stem.lower() in ('classes', 'labels', 'names', 'class_list', 'classlist')
+        if is_plain and not self.name: name = file.parent.name or name
+        return space_from_file(self.classes, name)
 
     def check_own_options(self,
         purpose:str, # 'train on'
@@ -212,7 +221,7 @@ class OwnDataOptions(OwnPartsOptions):
     )->tuple: # ({'train': rows, …}, their label space)
         "ValueError where it is not clear what is meant; errors of the files."
         self.check_own_options('train on')
-        space, parts = space_from_file(self.classes), self.named_parts()
+        space, parts = self.own_space(), self.named_parts()
         if parts and (shares or self.group_by):
             said = self.parts_given[0] if self.parts_given else 'a column of --pairs'
             raise ValueError(f'--split and --group-by divide images by chance, but {said} says '
@@ -242,6 +251,9 @@ def check_own_data(
         choices = option_settings(type(command))['allow']['choices']
         options = ' '.join(kind for kind in choices if kind in found)
         way_out = f'\nTo go on in spite of this, add --allow {options}' if options else ''
+        unreadable = {part for part,kind,*_ in e.faults if kind not in OF_ALL}
+        if unreadable-{*skip} and hasattr(command, 'skip_broken'):
+            way_out += '\nTo leave out the pairs that cannot be read, add --skip-broken'
         raise DataFault(f'{e}{way_out}', e.faults) from None
     return reports
 

@@ -19,6 +19,7 @@ from .shared_options import VARIANT
 from .training_options import DataAndModelOptions, TrainingSetup
 from ..common.distributed import rank_and_world_size
 from ..common.files import write_atomic
+from ..data import splits
 from ..data.dataset import SegmentationDataset
 from ..data.datasets import DATASETS
 from ..experiments.compare import build, judged_by, measured
@@ -53,10 +54,10 @@ class Train(DataAndModelOptions):
     resume:bool=False # go on with the training in --out, if there is one; with more --steps, it is extended
     save_every:Optional[Count]=None # steps between checkpoints; if left out: twenty in all
     keep:Count=3 # checkpoints that stay, besides the best
-    judge:Optional[Word]=None # evaluate on this part before each checkpoint, and keep the best: val, test, or none;
+    judge:Optional[Word]=None # the part that chooses the checkpoint that is kept: val, test, or none (the last one);
         # if left out: val, if there is such a part
     judge_every:Optional[Count]=None # steps between these evaluations; if left out: before each checkpoint
-    judge_limit:Optional[Count]=None # evaluate so on no more images than this, evenly spread
+    judge_limit:Optional[Count]=None # in these evaluations, use at most so many images, evenly spread
     patience:Optional[Count]=None # stop after so many of these evaluations without a better score
     logger:list[Literal['tensorboard','wandb','mlflow','trackio']]=field(default_factory=list)
         # where the log goes, with images of each evaluation, beside log.jsonl in --out
@@ -79,7 +80,15 @@ class Train(DataAndModelOptions):
         if is_main: self.show_plan(setup, model, begun)
         if self.plan: return
         if self.find_lr: return self.test_learning_rates(model, task, config)
-        inference.Evaluator(task.test, task.protocol).try_one(model) # before hours of training
+        if is_main and setup.parts: splits.write_parts(self.out, setup.parts)
+        self.train(model, task, config, evaluator)
+        meter = inference.evaluate(model, task.test, progress=not self.quiet,
+            protocol=task.protocol, together=True)
+        if is_main: self.save(model, task, config, meter)
+
+    def train(self, model:Segmentor, task:Task, config:TrainConfig, evaluator)->None:
+        "One image of test is tried first, and the model is saved last, before it is evaluated."
+        inference.Evaluator(task.test, task.protocol).try_one(model)
         card = dict(space=task.space, size=task.size) | judged_by(task)
         try:
             trainer.train(model, task.train, config, self.device, not self.quiet,
@@ -90,10 +99,7 @@ class Train(DataAndModelOptions):
             raise ValueError(f'--out: {e}'.replace('give resume=True', 'give --resume')) from e
         for pair in getattr(task.train, 'skipped', list)():
             print(f'skipped: {pair}', file=sys.stderr)
-        if is_main: inference.save_model(model, self.out, **card) # whatever happens to the evaluation
-        meter = inference.evaluate(model, task.test, progress=not self.quiet,
-            protocol=task.protocol, together=True)
-        if is_main: self.save(model, task, config, meter)
+        if rank_and_world_size()[0] == 0: inference.save_model(model, self.out, **card)
 
     def test_learning_rates(self, model:Segmentor, task:Task, config:TrainConfig)->None:
         found = find_lr(model, task.train, config, self.device, progress=not self.quiet)

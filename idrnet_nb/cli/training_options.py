@@ -6,7 +6,6 @@
 __all__ = ['RecipeOptions', 'TrainingSetup', 'DataAndModelOptions']
 
 # %% ../../nbs/7_cli/06_training_options.ipynb #c003
-import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +17,8 @@ from .set_option import PARTS, Settings, option_values
 from .shared_options import (WORLD_HAS_NO_FILES, DataOptions, DeviceOptions, ModelOptions,
     OwnDataOptions, ReadOptions, TrainingOptions, check_own_data, published, without_unreadable)
 from .parse_values import did_you_mean, parse_path
+from ..data import splits
 from ..data.datasets import DATASETS
-from ..data.mirrored_classes import flip_lines
 from ..data.labels import LabelSpace
 from ..experiments.tasks import Task, recipe_task
 from ..models.variants import parse_variant
@@ -34,7 +33,7 @@ class RecipeOptions(ModelOptions, TrainingOptions):
     """a variant, or a recipe
     A recipe is a whole training by name; an option that is given changes it."""
     recipe:Optional[Word]=None # e.g. laptop_upernet_camvid, or a JSON or YAML file; "idrnet recipes" lists them
-    mini:bool=False # the recipe made small: a trial of seconds
+    mini:bool=False # a trial: tiny network, small crops, few steps; also of your own images. No result
 
     def named_recipe(self)->Optional[Recipe]: # None where --recipe is not given
         "ValueError for a recipe that does not exist, or a file that holds none."
@@ -52,7 +51,7 @@ class RecipeOptions(ModelOptions, TrainingOptions):
             data = read_json_or_yaml(path)
             is_plan = isinstance(data, dict) and 'options' in data and 'recipe' in data # see `cli.plan`
             return Recipe.from_json(data['recipe'] if is_plan else data)
-        except ValueError as e: raise ValueError(f'--recipe {path}: {e}') from e
+        except ValueError as e: raise ValueError(f'the recipe in {path}: {e}') from e
 
     def check_variant(self,
         settings:Settings, # of this command
@@ -110,6 +109,7 @@ class TrainingSetup:
     config:TrainConfig
     model_args:dict # arguments of `compare.build`
     reports:dict=field(default_factory=dict) # part -> `Report` of your own masks
+    parts:dict=field(default_factory=dict) # part -> rows of your own images
 
 @dataclass(kw_only=True)
 class DataAndModelOptions(RecipeOptions, DataOptions, OwnDataOptions, ReadOptions, DeviceOptions):
@@ -165,12 +165,17 @@ class DataAndModelOptions(RecipeOptions, DataOptions, OwnDataOptions, ReadOption
         return self.by_options(settings)
 
     def by_recipe(self, settings:Settings, variant:Optional[str])->TrainingSetup:
-        recipe, reports = self.named_recipe(), {}
+        recipe, reports, more = self.named_recipe(), {}, ''
         if self.source == 'own':
             parts, space = self.own_parts(self.split)
-            if os.environ.get('RANK', '0') == '0': print(*flip_lines(space), sep='\n') # once, not per process
-            reports = check_own_data(parts, space, self, list(parts) if self.skip_broken else [])
+            skip, before = list(parts) if self.skip_broken else [], sum(map(len, parts.values()))
+            reports = check_own_data(parts, space, self, skip)
             parts = without_unreadable(parts, reports)
+            left_out = before-sum(map(len, parts.values()))
+            if left_out:
+                reports = check_own_data(parts, space, self, skip) # of what is left
+                more += f'; {left_out} pairs of val and test that cannot be read are left out'
+            if self.group_by: more += self.describe_groups(parts)
             recipe, judged = recipe or recipes.laptop(space), 'test' if 'test' in parts else 'val'
         else:
             known = published(self.published_name(recipe), self.root)
@@ -178,9 +183,16 @@ class DataAndModelOptions(RecipeOptions, DataOptions, OwnDataOptions, ReadOption
             names = {'train', judged} | {'val'} & {*known.parts}
             parts = {name:known.load(self.root, name) for name in known.parts if name in names}
         recipe = self.adapted_recipe(recipe, settings, space, self.size, variant)
-        task = recipe_task(recipe, parts, judged, self.unreadable)
+        if self.mini: more += '; a trial (--mini), no result'
+        task = recipe_task(recipe, parts, judged, self.unreadable, more)
         model_args = dict(recipe=recipe, weights=self.weights, pretrained=self.pretrained)
-        return TrainingSetup(task, recipe.config(len(task.train)), model_args, reports)
+        return TrainingSetup(task, recipe.config(len(task.train)), model_args, reports,
+                             parts if self.source == 'own' else {})
+
+    def describe_groups(self, parts:dict)->str: # the end of a note
+        "How many groups that --group-by keeps together each part has."
+        sizes = ', '.join(f'{name} {len(splits.group_rows(rows, self.group_by))}' for name,rows in parts.items())
+        return f'; groups by {self.group_by!r}: {sizes} (images of a group are alike: intervals are too narrow)'
 
     def published_name(self, recipe:Recipe)->str:
         "--data, or the dataset that the recipe was made for."

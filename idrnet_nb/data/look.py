@@ -363,7 +363,7 @@ class _Search:
         fit, members = MaskFit(*map(np.concatenate, zip(*fits))), np.concatenate(members)
         for i,at in np.stack([members,fit.index], 1)[fit.is_wrong()].tolist():
             other = self.pairs[at]
-            what = f'that of {other.id!r} in {other.part} fits its edges better'
+            what = f'perhaps: the mask of {other.id!r} ({other.part}) fits the edges of the image better'
             reason = Reason('mask of another image', what, other=self.numbers[at])
             self.pairs[i].reasons.append(reason)
 

@@ -106,7 +106,7 @@ class NameDifference(NamedTuple):
         options = '--image-prefix', '--label-prefix', '--image-suffix', '--label-suffix'
         words = zip(options, (*self.heads,*self.tails))
         flags = ' '.join(f'{option}={word}' for option,word in words if word)
-        return f'heads={self.heads}, tails={self.tails} ({flags})'
+        return f'{flags} (in Python heads={self.heads}, tails={self.tails})'
 
 # %% ../../nbs/3_data/08_pairing.ipynb #c055g
 def _common(a, b):

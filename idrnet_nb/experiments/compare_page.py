@@ -350,8 +350,16 @@ def compare_page(
                  seconds=f'{result["seconds"]:.0f}', **where)
     page.section('What was done').settings(about, 'The comparison')
     page.settings(result['config'] | dict(seed=None), 'The training, of all variants alike')
-    page.settings(result['model'], 'The model')
+    page.settings(_flat(result['model']), 'The model and its recipe')
     return page.run_again(command)
+
+def _flat(settings): # {'recipe': {'head': {'width': 8}}} -> {'recipe.head.width': 8}, without classes and colours
+    flat = {}
+    for name,value in settings.items():
+        if name=='own': continue
+        if isinstance(value, dict): flat |= {f'{name}.{key}':v for key,v in _flat(value).items()}
+        else: flat[name] = value
+    return flat
 
 def _add_curves(page, found):
     curves = {v:[(r.steps, r.losses) for r in records] for v,records in found.records.items()}

@@ -145,8 +145,9 @@ def train_page(
     best = max(scored, key=lambda c: (c['score'], -c['step']), default=None)
     summary = f'The model in {out}: {made.score()}.'
     if best:
-        summary += (f' The best checkpoint is that of step {best["step"]}, score '
-                    f'{best["score"]:.1f}: {best["path"]}.')
+        chosen_by = f' on the {len(task.val)} images of val, which chose it' if task.val is not None else ''
+        summary += (f' It is the checkpoint of step {best["step"]}, the best of {len(scored)} that are kept: '
+                    f'{best["score"]:.1f}{chosen_by} ({best["path"]}).')
     page = made.begin(variant or variant_name(model.head.config), summary)
     made.add_results(page)
     _add_log(page, read_log(out), scored)

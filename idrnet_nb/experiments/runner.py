@@ -66,7 +66,8 @@ def _attempt_alone(run, fn):
     try:
         with _pool(1, fn) as pool: return pool.submit(_attempt_in_worker, run).result()
     except BrokenProcessPool:
-        return Outcome(run, error=MemoryError('its process died; was there enough memory?'))
+        why = 'its process died. Was there enough memory? An error that it printed above says more'
+        return Outcome(run, error=MemoryError(why))
 
 # %% ../../nbs/5_experiments/02_runner.ipynb #c010
 def complete(

@@ -120,14 +120,15 @@ def recipe_task(
     parts:dict, # 'train' -> rows, and 'val', 'test' or both
     judged:str='test', # the part that is evaluated once, at the end
     on_unreadable:str='raise', # see `pairs_task`
+    more:str='', # the end of the task's note
 )->Task:
     "Parts of any data, as a recipe reads them. The part val, where it is not judged, chooses."
     data = recipe.pairs(parts['train'], on_unreadable, recipe.train.seed)
     length = f'{recipe.steps} steps' if recipe.steps else f'{recipe.epochs:g} epochs'
     task = Task(recipe.space.name, recipe.space, data,
         test=SegmentationDataset(parts[judged], recipe.space),
-        note=f'{recipe.name}, {length}, judged on {len(parts[judged])} {judged} images',
-        recipe=partial(recipe_task, recipe, parts, judged, on_unreadable),
+        note=f'{recipe.name}, {length}; evaluated on {len(parts[judged])} {judged} images{more}',
+        recipe=partial(recipe_task, recipe, parts, judged, on_unreadable, more),
         protocol=recipe.protocol)
     if judged!='val' and 'val' in parts: task.val = SegmentationDataset(parts['val'], recipe.space)
     return task
