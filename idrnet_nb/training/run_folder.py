@@ -87,9 +87,11 @@ class RunFolder:
         self.check_log()
         if not found: return self.check_leftovers(resume)
         newest = load_checkpoint(self.out/'checkpoints')
+        self.is_extended = self.steps_of(newest) < self.state.config.steps
+        may_be_shorter = self.is_extended or any('extended' in line for line in read_log(self.out))
         for c in [newest, *(c for c in found if not c['fault'] and c['path'] != newest['path'])]:
-            self.check_same(c['path'], c['about'])
-        self.check_length(newest)
+            self.check_same(c['path'], c['about'], may_be_shorter)
+        if self.is_extended: self.check_extension(newest)
         self.warn_of_changes(newest['path'].name, newest['about'])
         self.state.load(newest['step'], newest['state'])
 
@@ -118,28 +120,33 @@ class RunFolder:
     def check_same(self,
         path, # of a checkpoint
         was:dict, # its `about`
+        may_be_shorter:bool, # fewer steps are no difference: the training is, or was, extended
     )->None:
-        "ValueError for another training, saying where it differs. Another length alone is none."
+        "ValueError for another training, saying where it differs."
         same = 'config', 'model', 'pictures'
         wrong = differences(*({key: about.get(key) for key in same} for about in (was, self.about)))
         if was.get('data'): wrong += data_differences(was['data'], self.about['data'])
-        if [line.split()[0] for line in wrong] == ['config.steps']: return
+        is_shorter = was['config'].get('steps', 0) < self.state.config.steps
+        if may_be_shorter and is_shorter and len(wrong) == 1: return
         if wrong:
             raise ValueError(f'{str(path)!r} is of another training: {"; ".join(wrong)}. '
                              'Resume it as it was, or begin anew in another folder')
 
-    def check_length(self,
+    @staticmethod
+    def steps_of(checkpoint)->int: # of its training in all
+        return checkpoint['about'].get('config', {}).get('steps', 0)
+
+    def check_extension(self,
         newest:dict, # checkpoint
     )->None:
-        """May the training be extended to `config.steps`? ValueError where so many are done; a
+        """May the training be extended to `config.steps`? ValueError where it is not finished; a
         warning says what it means for the learning rate."""
-        config, done, before = self.state.config, newest['step'], newest['about']['config']['steps']
-        self.is_extended = before != config.steps
-        if not self.is_extended: return
-        if config.steps <= done:
-            raise ValueError(f'{str(newest["path"])!r} is of a training of {before} steps, of which '
-                             f'{done} are done; to extend it give more than {done}, '
-                             f'not steps={config.steps}')
+        config, done, before = self.state.config, newest['step'], self.steps_of(newest)
+        has_stopped = any('stopped' in line and line['step'] == done-1 for line in read_log(self.out))
+        if done != before and not has_stopped:
+            raise ValueError(f'{str(newest["path"])!r} is of another training: config.steps was {before}, '
+                             f'is {config.steps}, and {done} are done. Resume it as it was: only a '
+                             'finished training can be extended')
         old, new = [config.lr*poly(done, replace(config, steps=n)) for n in (before, config.steps)]
         warnings.warn(f'extended from {before} to {config.steps} steps: the learning rate follows the '
                       f'schedule of {config.steps} steps from now on and changes at step {done} from '

@@ -61,6 +61,18 @@ def test_what_cannot_be_extended(tmp_path):
             train(small(), data, config, 'cpu', False, out=tmp_path, resume=True)
         assert lines(tmp_path) == before
 
-    fails('of 12 steps, of which 12 are done; to extend it give more than 12, not steps=8', replace(CONFIG, steps=8))
+    fails('config.steps was 12, is 8. Resume it as it was', replace(CONFIG, steps=8))
     fails('config.lr was 0.003, is 0.1; config.steps was 12, is 20', replace(LONGER, lr=0.1))
     fails('config.steps was 12, is 20; pictures was 6, is 4', LONGER, DATA.__class__(4, size=32))
+
+
+def test_only_a_finished_training_is_extended(tmp_path):
+    "A checkpoint of fewer steps among those of a training that nobody extended is a stranger."
+    life(tmp_path / 'run', RISE_AND_FALL, kill_at=9, save_every=4)
+    with pytest.raises(ValueError, match='config.steps was 12, is 20, and 8 are done.*only a finished training'):
+        train(small(), DATA, LONGER, 'cpu', False, out=tmp_path / 'run', resume=True)
+    life(tmp_path / 'other', RISE_AND_FALL, replace(CONFIG, steps=5))
+    stranger = tmp_path / 'other' / 'checkpoints' / 'step-00000005.safetensors'
+    stranger.rename(tmp_path / 'run' / 'checkpoints' / stranger.name)
+    with pytest.raises(ValueError, match='step-00000005.*config.steps was 5, is 12'):
+        train(small(), DATA, CONFIG, 'cpu', False, out=tmp_path / 'run', resume=True)
