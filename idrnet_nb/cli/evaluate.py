@@ -110,7 +110,9 @@ class Evaluate(InferenceOptions, DataOptions, FolderOptions, ReadOptions, Device
             space, (rows, note) = LabelSpace.from_json(model.about['space']), self.own_rows()
             harmless = 'class without a pixel', 'one class'
             check_own_data(dict(unseen=rows), space, self, harmless=harmless)
-            return Task(space.name, space, (), SegmentationDataset(rows, space), note=note), protocol
+            is_unseen = not any(words in note for words in ('learnt from', 'chose'))
+            return Task(space.name, space, (), SegmentationDataset(rows, space), note=note,
+                        unseen=is_unseen), protocol
         if self.data == 'world' or self.data == 'camvid' and not model.about.get('protocol'):
             if self.keep_ratio:
                 raise ValueError(f'--keep-ratio has no effect here: images of {self.data} are '
@@ -121,7 +123,7 @@ class Evaluate(InferenceOptions, DataOptions, FolderOptions, ReadOptions, Device
         data = SegmentationDataset(known.load(self.root, split), known.space)
         incomplete = split == known.split and len(data) != known.pictures
         note = split + (f'; the published part has {known.pictures}' if incomplete else '')
-        return Task(self.data, known.space, (), data, note=note), protocol
+        return Task(self.data, known.space, (), data, note=note, unseen=split != 'train'), protocol
 
     def own_rows(self)->tuple: # (rows, what they are)
         """Your own images: those that are named, or the part that was kept for the end of the training.

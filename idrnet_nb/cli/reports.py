@@ -25,7 +25,8 @@ def print_scores(
     "A line for each class (a dash where it never occurs), and the mean."
     for name,iou in zip(task.space.classes, scores['iou']):
         print(f'{name:20}' + ('      –' if math.isnan(iou) else f'{iou:7.2f}'))
-    data = f'{task.name}, {len(task.test)} unseen images ({task.note})'
+    kind = 'unseen images' if task.unseen else 'images'
+    data = f'{task.name}, {len(task.test)} {kind} ({task.note})'
     print(f'{"mIoU":20}{scores["miou"]:7.2f}   {data}')
     never = [name for name,iou in zip(task.space.classes, scores['iou']) if iou == 0]
     if never:

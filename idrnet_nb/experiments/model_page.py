@@ -48,7 +48,8 @@ class ModelPage:
         text = f'mIoU {self.means["miou"]:.1f} %'
         if self.scores: text += f' {interval_text(self.scores.low, self.scores.high)}'
         plural = 's' if len(self.meter)>1 else ''
-        return f'{text} on {len(self.meter)} unseen image{plural} of {self.task.name}'
+        kind = 'unseen image' if self.task.unseen else 'image'
+        return f'{text} on {len(self.meter)} {kind}{plural} of {self.task.name}'
 
     def begin(self, title:str, summary:str)->Page:
         where = provenance(self.device)
@@ -63,7 +64,8 @@ class ModelPage:
         if self.scores:
             rows['95 % interval'] = [interval_text(self.scores.low, self.scores.high), '', '', '']
             note = _IMAGES
-        page.section('Scores').table(rows, f'Scores on {len(self.meter)} unseen images', note)
+        kind = 'unseen images' if self.task.unseen else 'images, which the model has seen in training'
+        page.section('Scores').table(rows, f'Scores on {len(self.meter)} {kind}', note)
 
     def add_results(self, page:Page)->None:
         "Scores, classes, confusions, images."
