@@ -14,6 +14,7 @@ if not conf.read(root / 'settings.ini', encoding='utf-8'):
 cfg = conf['DEFAULT']
 readme = root / 'README.md'
 extras = {name: cfg[f'{name}_requirements'].split() for name in ('plug', 'export')}
+loggers = {name: cfg[f'{name}_requirements'].split() for name in ('tensorboard', 'wandb', 'mlflow', 'trackio')}
 
 setup(
     name=cfg['lib_name'],
@@ -30,7 +31,11 @@ setup(
     package_data={cfg['lib_name']: ['**/*.json', '**/*.j2']},
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={**extras, 'dev': cfg['dev_requirements'].split() + sum(extras.values(), [])},
+    extras_require={
+        **extras,
+        **loggers,
+        'dev': cfg['dev_requirements'].split() + sum(extras.values(), []),
+    },
     entry_points={'console_scripts': [l.strip() for l in cfg['console_scripts'].splitlines() if l.strip()]},
     classifiers=[
         'Programming Language :: Python :: 3',

@@ -89,7 +89,8 @@ def test_wheel_metadata(built):
     extra = lambda name, *parts: {
         str(Requirement(f'{r}; extra == "{name}"')) for p in parts for r in CFG[f'{p}_requirements'].split()
     }
-    want = (
+    loggers = [extra(name, name) for name in ('tensorboard', 'wandb', 'mlflow', 'trackio')]
+    want = set().union(*loggers) | (
         {str(Requirement(r)) for r in CFG['requirements'].split()}
         | extra('dev', 'dev', 'plug', 'export')
         | extra('plug', 'plug')
