@@ -19,6 +19,7 @@ from .shared_options import VARIANT
 from .training_options import DataAndModelOptions, TrainingSetup
 from ..data import splits
 from ..experiments import compare
+from ..experiments.page import check_page
 from ..models.hub import check_folder
 
 # %% ../../nbs/7_cli/11_compare.ipynb #c006
@@ -49,6 +50,8 @@ class Compare(DataAndModelOptions):
                              'their number')
         if self.seed+self.seeds > 2**32:
             raise ValueError(f'--seed {self.seed} --seeds {self.seeds}: seeds end at {2**32-1}')
+        if self.out.is_file(): raise ValueError(f'--out {self.out}: this is a file; give a folder')
+        check_page(self.out)
         for arm in self.arms: check_folder(self.out/f'{arm}-{self.seed}') # before anything is trained
         setup = self.setup(self.arms)
         self.show_plan(setup)

@@ -27,6 +27,7 @@ from ..experiments import model_page
 from ..experiments.page import check_page, command_line
 from ..experiments.results import provenance
 from ..experiments.tasks import Task
+from ..models.hub import check_folder
 from ..models.segmentor import Segmentor
 from ..models.variants import variant_name
 from ..training import fine_tune, inference, loggers, trainer
@@ -68,6 +69,7 @@ class Train(DataAndModelOptions):
             raise ValueError('--start says where all weights come from; leave out --weights and --pretrained')
         by_recipe = self.source in ('recipe', 'own')
         variant = None if by_recipe and 'arm' not in self.given else self.arm
+        check_folder(self.out)
         check_page(self.out)
         setup = self.setup([variant] if variant else [], variant)
         task, config = setup.task, setup.config
@@ -80,7 +82,6 @@ class Train(DataAndModelOptions):
         if is_main: self.show_plan(setup, model, begun)
         if self.plan: return
         if self.find_lr: return self.test_learning_rates(model, task, config)
-        if is_main and setup.parts: splits.write_parts(self.out, setup.parts)
         self.train(model, task, config, evaluator)
         meter = inference.evaluate(model, task.test, progress=not self.quiet,
             protocol=task.protocol, together=True)
@@ -126,7 +127,9 @@ class Train(DataAndModelOptions):
         found = checkpoints(self.out/'checkpoints')
         if found and self.resume: begun = f'goes on at step {found[-1]["step"]}'
         print(f'begins    {begun}\nwrites    {self.out}')
-        Plan('train', self, setup.model_args.get('recipe')).write(self.out/'plan.json')
+        if not found or self.resume: # else the training that is there is not gone on with, and `train` says so
+            Plan('train', self, setup.model_args.get('recipe')).write(self.out/'plan.json')
+            if setup.parts: splits.write_parts(self.out, setup.parts)
         if self.plan: print(f'nothing is trained. To do it: idrnet train --from-plan {self.out/"plan.json"}')
 
     def save(self, model:Segmentor, task:Task, config:TrainConfig, meter:Meter)->None:

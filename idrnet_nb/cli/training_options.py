@@ -143,7 +143,8 @@ class DataAndModelOptions(RecipeOptions, DataOptions, OwnDataOptions, ReadOption
                 self.refuse_other_data(crop=crop, skip_broken=world)
                 self.refuse(dict(mini='it makes a recipe small; give --recipe NAME'))
             self.refuse(dict(group_by='it divides your own images; here the parts are given',
-                             allow='it accepts faults of your own data'))
+                             allow='it accepts faults of your own data',
+                             name='it names your own data'))
         self.refuse_names()
         if self.pretrained and self.weights:
             raise ValueError('--pretrained and --weights both say where the weights of the '

@@ -518,7 +518,8 @@ def csv_pairs(
         for name in image, label: table.column(row, name)           # all columns before any path
     part = table.part_column()
     if part and part not in columns:
-        warnings.warn(f'{table.here}: the column {part!r} is not read, and its parts are taken '
+        names = ', '.join(list(dict.fromkeys(table.texts(part)))[:4])
+        warnings.warn(f'{table.here}: the column {part!r} ({names}) is not read, and its parts are taken '
             f'together; read it (columns=[{part!r}]), or write a table for each part '
             '(--pairs, --val-pairs and --test-pairs)', stacklevel=2)
     images, labels = [[table.path(row,name) for row in table.rows] for name in (image,label)]

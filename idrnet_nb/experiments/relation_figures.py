@@ -89,8 +89,8 @@ def _draw_matrix(ax, matrix, unknown, labels, clip, title, sure=None):
         dark = ['white' if v > .6*top else 'black' for v in matrix[i,j].abs().tolist()]
         ax.scatter(j, i, s=5, c=dark, linewidth=0)
     fontsize = 8 if k <= 12 else 7
-    ax.set_xticks(range(k), labels, rotation=90, fontsize=fontsize)
-    ax.set_yticks(range(k), labels, fontsize=fontsize)
+    ax.set_xticks(range(k), labels, rotation=90, fontsize=fontsize, parse_math=False)
+    ax.set_yticks(range(k), labels, fontsize=fontsize, parse_math=False)
     ax.set_xlabel('whose loss changed', fontsize=9)
     ax.set_title(title, fontsize=9)
     beyond = int((matrix.abs() > top*(1+1e-6)).sum())
@@ -150,7 +150,7 @@ def show_graph(
         _draw_arrow(ax, place[d], place[c], (size[d,c]/size.max()).sqrt().item(), kind)
     for c,(x,y) in place.items():
         ax.plot(x, y, 'o', color='#0072B2', ms=9, zorder=3)
-        ax.text(1.12*x, 1.12*y, names[c], fontsize=9,
+        ax.text(1.12*x, 1.12*y, names[c], fontsize=9, parse_math=False,
                 ha='left' if x > .2 else 'right' if x < -.2 else 'center',
                 va='bottom' if y > .5 else 'top' if y < -.5 else 'center')
     ax.set(xlim=(-2, 2), ylim=(-1.4, 1.4), aspect='equal')
@@ -216,7 +216,7 @@ def show_steps(
         drawn = ax.imshow(matrices[i].numpy(), cmap='PuOr', vmin=-top, vmax=top)
         ax.set_title(f'step {steps[i]}', fontsize=9)
         ax.set(xticks=[], yticks=[])
-    if len(names) <= 20: axs[0,0].set_yticks(range(len(names)), names, fontsize=7)
+    if len(names) <= 20: axs[0,0].set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
     fig.colorbar(drawn, ax=axs, extend='both', shrink=.85).ax.tick_params(labelsize=8)
     return fig
 
@@ -249,7 +249,7 @@ def _frames(matrices, steps, names, top): # -> PIL images of one size, in the co
     ax.set_xlabel('whose loss changed', fontsize=9)
     ax.set_ylabel('deleted', fontsize=9)
     fig.colorbar(drawn, ax=ax, extend='both')
-    if k <= 40: ax.set_yticks(range(k), names, fontsize=8 if k <= 16 else 5)
+    if k <= 40: ax.set_yticks(range(k), names, fontsize=8 if k <= 16 else 5, parse_math=False)
     frames = []
     for matrix,step in zip(matrices, steps):
         drawn.set_data(matrix.numpy())

@@ -239,7 +239,7 @@ def test_an_oversampled_list_is_held_out_image_by_image(tmp_path):
     for seed in range(5):
         train, unseen = hold_out(thrice, 0.3, seed)
         assert not {*train['id']} & {*unseen['id']} and len(unseen) == 9 and len(train) == 21
-    with pytest.raises(ValueError, match='1 images'):
+    with pytest.raises(ValueError, match='in 1 groups that stay together'):
         hold_out(rows.select([0, 0, 0, 0]), 0.5)
 
 

@@ -221,7 +221,7 @@ def test_a_file_of_somebody_else_is_not_written_over(folder, tmp_path, capsys):
 def test_train_and_evaluate_leave_a_page(tmp_path, capsys):
     small = ['--pictures', '8', '4', '--quiet', '--device', 'cpu']
     out = tmp_path / 'run'
-    words = ['--size', '32', '--width', '8', '--steps', '4', '--batch', '4', '--save-every', '2', '--judge', 'unseen']
+    words = ['--size', '32', '--width', '8', '--steps', '4', '--batch', '4', '--save-every', '2', '--judge', 'test']
     assert main(['train', *small, *words, '--out', str(out)]) == 0
     told = capsys.readouterr().out
     page = check((out / 'report.html').read_text(encoding='utf-8'))
@@ -229,7 +229,7 @@ def test_train_and_evaluate_leave_a_page(tmp_path, capsys):
     assert f'the page: {out / "report.html"}' in told and summary.startswith(f'The model in {out}: mIoU ')
     kept = page.table('Checkpoints that are kept')
     best = max((float(cells[0]), -int(step)) for step, cells in kept.items() if step != 'step')
-    assert f'that of step {-best[1]}, score {best[0]:.1f}' in summary
+    assert f'the checkpoint of step {-best[1]}, the best of 2 that are kept: {best[0]:.1f}' in summary
     miou = re.search(r'^mIoU +([\d.]+)', told, re.M)[1]
     assert float(page.table('Scores on 4 unseen')['mean IoU (mIoU)'][0]) == pytest.approx(float(miou), abs=0.051)
 
