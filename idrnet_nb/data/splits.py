@@ -88,7 +88,7 @@ def divide(
     order = iter(np.random.default_rng(seed).permutation(len(groups)).tolist())
     parts = []
     for share in reversed(shares[1:]):
-        n, part = round(len(rows)*share), []
+        n, part = max(1, round(len(rows)*share)), []
         while len(part)<n and (i := next(order, None)) is not None: part += groups[i]
         parts.append(part)
     parts.append([i for group in order for i in groups[group]])
