@@ -25,14 +25,14 @@ def print_scores(
     "A line for each class (a dash where it never occurs), and the mean."
     for name,iou in zip(task.space.classes, scores['iou']):
         print(f'{name:20}' + ('      –' if math.isnan(iou) else f'{iou:7.2f}'))
-    kind = 'unseen images' if task.unseen else 'images'
-    data = f'{task.name}, {len(task.test)} {kind} ({task.note})'
-    print(f'{"mIoU":20}{scores["miou"]:7.2f}   {data}')
     never = [name for name,iou in zip(task.space.classes, scores['iou']) if iou == 0]
     if never:
         shown = ', '.join(never[:6]) + (' …' if len(never) > 6 else '')
         print(f'{len(never)} of {task.space.num_classes} classes are never found ({shown}): train longer, '
               'or give rare classes more weight (--set class_weights=balanced)')
+    kind = 'unseen images' if task.unseen else 'images'
+    data = f'{task.name}, {len(task.test)} {kind} ({task.note})'
+    print(f'{"mIoU":20}{scores["miou"]:7.2f}   {data}')
 
 def describe_data(
     task:Task, # what is trained on

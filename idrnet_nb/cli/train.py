@@ -6,7 +6,7 @@
 __all__ = ['Train']
 
 # %% ../../nbs/7_cli/10_train.ipynb #c003
-import sys
+import os, sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, Optional
@@ -17,7 +17,6 @@ from .reports import describe_data, describe_training, print_scores
 from .set_option import list_settings
 from .shared_options import VARIANT
 from .training_options import DataAndModelOptions, TrainingSetup
-from ..common.distributed import rank_and_world_size
 from ..common.files import write_atomic
 from ..data import splits
 from ..data.dataset import SegmentationDataset
@@ -76,16 +75,19 @@ class Train(DataAndModelOptions):
         evaluator = self.evaluator(task)
         if evaluator is None: self.refuse(dict.fromkeys(('judge_every', 'judge_limit', 'patience'),
                                                         'no part chooses a checkpoint; see --judge'))
-        is_main = rank_and_world_size()[0] == 0
         model = build(None if by_recipe else variant, task, config.seed, **setup.model_args)
         begun = fine_tune.start_from(model, self.start, task.space) if self.start else 'from the beginning'
-        if is_main: self.show_plan(setup, model, begun)
+        if self.is_main: self.show_plan(setup, model, begun)
         if self.plan: return
         if self.find_lr: return self.test_learning_rates(model, task, config)
         self.train(model, task, config, evaluator)
         meter = inference.evaluate(model, task.test, progress=not self.quiet,
             protocol=task.protocol, together=True)
-        if is_main: self.save(model, task, config, meter)
+        if self.is_main: self.save(model, task, config, meter)
+
+    @property
+    def is_main(self)->bool: # of several processes the first, also before they have met
+        return os.environ.get('RANK', '0') == '0'
 
     def train(self, model:Segmentor, task:Task, config:TrainConfig, evaluator)->None:
         "One image of test is tried first, and the model is saved last, before it is evaluated."
@@ -100,7 +102,7 @@ class Train(DataAndModelOptions):
             raise ValueError(f'--out: {e}'.replace('give resume=True', 'give --resume')) from e
         for pair in getattr(task.train, 'skipped', list)():
             print(f'skipped: {pair}', file=sys.stderr)
-        if rank_and_world_size()[0] == 0: inference.save_model(model, self.out, **card)
+        if self.is_main: inference.save_model(model, self.out, **card)
 
     def test_learning_rates(self, model:Segmentor, task:Task, config:TrainConfig)->None:
         found = find_lr(model, task.train, config, self.device, progress=not self.quiet)
@@ -113,8 +115,7 @@ class Train(DataAndModelOptions):
                     wandb=lambda: loggers.WandbLogger(project='idrnet_nb', name=self.out.name),
                     trackio=lambda: loggers.TrackioLogger(project='idrnet_nb', name=self.out.name),
                     mlflow=lambda: loggers.MlflowLogger(run_name=self.out.name))
-        is_main = rank_and_world_size()[0] == 0
-        return [make[name]() for name in dict.fromkeys(self.logger) if is_main]
+        return [make[name]() for name in dict.fromkeys(self.logger) if self.is_main]
 
     def variant_of(self, model:Segmentor)->str: # read off the model, so that a card says what was built
         is_wide = self.arm.endswith('+wide') and not model.head.config.idr # it looks like a plain one
@@ -145,14 +146,19 @@ class Train(DataAndModelOptions):
 
     def evaluator(self, task:Task): # an `Evaluator` for the part that --judge names; None: no such part
         "Also says in `task.val` what chooses."
+        is_published = self.source in ('set', 'recipe')
+        if self.source == 'set' and task.val is None: task.val = self.published_val(task)
+        there = ['test', 'none'] + ['val']*(task.val is not None or is_published)
+        if self.judge not in (None, *there):
+            raise ValueError(f'--judge {self.judge}: here it can be {", ".join(there)}')
         if self.judge == 'none': task.val = None
-        elif self.judge == 'test': task.val = task.test
-        elif self.source == 'set' and 'val' in DATASETS[self.data].parts and (self.split or
-                                                     DATASETS[self.data].split) != 'val':
-            rows = DATASETS[self.data].load(self.root, 'val')
-            task.val = SegmentationDataset(rows, task.space, getattr(task.test, 'size', None))
-        if self.judge not in (None, 'none', 'test', 'val') or self.judge == 'val' and task.val is None:
-            raise ValueError(f'--judge {self.judge}: here it can be test or none'
-                             + (', or val' if task.val is not None else ''))
+        elif self.judge == 'test' or self.judge == 'val' and task.val is None: task.val = task.test
         if task.val is None: return None
         return inference.Evaluator(task.val, task.protocol, limit=self.judge_limit)
+
+    def published_val(self, task:Task): # None: it is what is evaluated on, or it is not there
+        known = DATASETS[self.data]
+        if 'val' not in known.parts or (self.split or known.split) == 'val': return None
+        try: rows = known.load(self.root, 'val')
+        except FileNotFoundError: return None
+        return SegmentationDataset(rows, task.space, getattr(task.test, 'size', None))

@@ -106,7 +106,7 @@ class RecipeOptions(ModelOptions, TrainingOptions):
 class TrainingSetup:
     "Everything that a training needs but the model, and how its model is built."
     task:Task # data to learn from, to choose by and to be evaluated on
-    config:TrainConfig
+    config:TrainConfig # how to train
     model_args:dict # arguments of `compare.build`
     reports:dict=field(default_factory=dict) # part -> `Report` of your own masks
     parts:dict=field(default_factory=dict) # part -> rows of your own images
@@ -171,7 +171,7 @@ class DataAndModelOptions(RecipeOptions, DataOptions, OwnDataOptions, ReadOption
             parts, space = self.own_parts(self.split)
             skip, before = list(parts) if self.skip_broken else [], sum(map(len, parts.values()))
             reports = check_own_data(parts, space, self, skip)
-            parts = without_unreadable(parts, reports)
+            if self.skip_broken: parts = without_unreadable(parts, reports)
             left_out = before-sum(map(len, parts.values()))
             if left_out:
                 reports = check_own_data(parts, space, self, skip) # of what is left
@@ -182,7 +182,12 @@ class DataAndModelOptions(RecipeOptions, DataOptions, OwnDataOptions, ReadOption
             known = published(self.published_name(recipe), self.root)
             judged, space = self.published_split() or known.split, known.space
             names = {'train', judged} | {'val'} & {*known.parts}
-            parts = {name:known.load(self.root, name) for name in known.parts if name in names}
+            parts = {}
+            for name in known.parts:
+                try:
+                    if name in names: parts[name] = known.load(self.root, name)
+                except FileNotFoundError: # nothing chooses, then
+                    if name != 'val' or judged == 'val': raise
         recipe = self.adapted_recipe(recipe, settings, space, self.size, variant)
         if self.mini: more += '; a trial (--mini), no result'
         task = recipe_task(recipe, parts, judged, self.unreadable, more)

@@ -147,6 +147,7 @@ def write_parts(
 def find_parts(
     model, # its folder, or a checkpoint of it
 )->'Path|None': # parts.csv there, or in the folder of the training or the comparison above; None: there is none
+    "Where the images that a model has learnt from are listed."
     folders = [Path(model), *Path(model).resolve().parents[:2]]
     found = [folder/PARTS_FILE for folder in folders if (folder/PARTS_FILE).is_file()]
     return found[0] if found else None

@@ -1,5 +1,6 @@
 """The command line: each option that is accepted has an effect, or is refused with the reason; no value of any option ends in a traceback."""
 
+import torch
 import json, os, shutil, subprocess, sys
 from dataclasses import asdict, fields
 
@@ -34,6 +35,7 @@ def files(tmp_path_factory):
         (folder / f'{part}.csv').write_text(text)
     from safetensors.torch import save_file
 
+    torch.manual_seed(99)  # other weights than those that any training begins with
     net = build_segmentor('fcn', 'tiny', 2, width=8, attention_width=8, aux_width=8).backbone.net
     save_file(net.state_dict(), folder / 'tiny.safetensors')
     (folder / 'recipe.json').write_text(json.dumps(laptop(SPACE, backbone='tiny', width=16).to_json()))

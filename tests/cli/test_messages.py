@@ -76,12 +76,14 @@ def test_a_good_model_is_not_judged_on_white_masks(of_two, tmp_path, capsys):
     assert all(len(line) < 600 for line in err.splitlines()) and len(err.splitlines()) == 3  # one line a fault
     assert main([*start, str(tmp_path / 'model')]) == 0
     judge = ['evaluate', '--model', str(tmp_path / 'model'), '--quiet']
+    assert main([*judge, *words(right)]) == 2 and 'learnt from' in capsys.readouterr().err
+    judge += ['--allow', 'learnt-from']
     assert main([*judge, *words(right)]) == 0
     capsys.readouterr()
     assert main([*judge, *words(white)]) == 2
     out, err = capsys.readouterr()
     assert 'mIoU' not in out and "no class besides 'background'" in err and '--allow ignored-id' in err
-    assert main([*judge, *words(white), '--allow', 'ignored-id']) == 0
+    assert main([*judge, 'ignored-id', *words(white)]) == 0
 
 
 def test_broken_exif_says_nothing_without_a_name(tmp_path):

@@ -182,3 +182,17 @@ def test_a_pair_that_cannot_be_read_is_named_and_left_out_if_asked(farm, capsys,
     code, out, _ = run(capsys, *words, '--skip-broken')
     assert code == 0 and 'left out of test: 1 of 6 pairs' in out and '1 pairs of val and test' in out
     assert 'test 5' in out and len(parts_of(tmp_path / 'run')['test']) == 5
+
+
+def test_an_image_that_is_nearly_black_is_not_left_out(farm, capsys, tmp_path):
+    "It can be read; whether the mask is right is another question."
+    import shutil
+
+    shutil.copytree(farm, tmp_path / 'f')
+    for image in (tmp_path / 'f' / 'imgs').glob('field*_frame0_rgb.png'):
+        Image.new('RGB', (64, 48), (3, 3, int(image.stem[5]))).save(image)
+    words = ['train', *data(tmp_path / 'f'), '--mini', '--batch', 4, '--steps', 1, '--device', 'cpu', '--quiet']
+    for more in [], ['--skip-broken']:
+        out = tmp_path / f'run{len(more)}'
+        code, said, _ = run(capsys, *words, *more, '--out', out)
+        assert code == 0 and 'left out' not in said and sum(map(len, parts_of(out).values())) == 30

@@ -212,7 +212,7 @@ def test_swapped_masks_are_found_and_name_each_other(folders):
         folders.save('train', a, SCENES[a][0], SCENES[b][1])
     look = folders.look()
     assert kinds(look) == {('train', id): ['mask of another image'] for id in ('p02', 'p15')}
-    assert look.pairs[2].reasons[0].other == 15 and "'p15' in train" in look.pairs[2].reasons[0].what
+    assert look.pairs[2].reasons[0].other == 15 and "'p15' (train)" in look.pairs[2].reasons[0].what
 
 
 def test_masks_shifted_by_one(folders):

@@ -128,7 +128,7 @@ def test_accelerate_launch(root, tmp_path):
         '--no_python',
         BIN / 'idrnet',
     ]
-    assert ran(*start, *words(root, tmp_path / 'run')[1:]).count('mIoU') == 1
+    assert ran(*start, *words(root, tmp_path / 'run')[1:]).count('\nmIoU ') == 1
     assert load_checkpoint(tmp_path / 'run' / 'checkpoints')['about']['where']['processes'] == 2
 
 

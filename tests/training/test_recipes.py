@@ -335,7 +335,7 @@ def trainings(monkeypatch):
 
     calls = Noted()
 
-    def train(model, data, config, device, progress, on_step):
+    def train(model, data, config, device, progress, on_step, try_first=True):
         calls.append((len(data), config))
         if len(data) > calls.most:
             raise MemoryError('step 0: out of memory')
