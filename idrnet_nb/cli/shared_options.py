@@ -264,7 +264,8 @@ def without_unreadable(
     "Leave out the pairs of val and test that cannot be read, and name them."
     found = {}
     for name,rows in parts.items():
-        bad = {fault.place:fault.what for fault in reports[name].faults if fault.kind not in (*HARMLESS, *OF_ALL, *_WARNED)}
+        bad = {fault.place:fault.what for fault in reports[name].faults
+               if fault.kind not in (*HARMLESS, *OF_ALL, *_WARNED)}
         places = [{row['image']['path'], row['label']['path']} for row in rows]
         kept = [i for i,paths in enumerate(places) if name == 'train' or not paths & bad.keys()]
         if len(kept) < len(rows):
