@@ -56,7 +56,7 @@ class Compare(DataAndModelOptions):
         setup = self.setup(self.arms)
         self.show_plan(setup)
         if self.plan: return
-        if setup.parts: splits.write_parts(self.out, setup.parts)
+        if setup.parts: splits.write_parts(self.out, setup.parts, setup.group_by)
         seeds = tuple(range(self.seed, self.seed+self.seeds))
         compare.compare(setup.task, tuple(self.arms), seeds, self.out, setup.config, self.device,
             self.jobs, not self.quiet, self.results, self.relations, **setup.model_args)

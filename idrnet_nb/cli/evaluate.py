@@ -66,6 +66,7 @@ class Evaluate(InferenceOptions, DataOptions, FolderOptions, ReadOptions, Device
         images, start = len(task.test), time.perf_counter()
         if self.limit and self.limit < images:
             task.test = Subset(task.test, range(self.limit))
+            if task.groups: task.groups = task.groups[:self.limit]
             task.note += f'; the first {self.limit} of {images}'
         batch = 8 if task.size else 1 # published sets have images of many sizes
         meter = inference.evaluate(model, task.test, batch, not self.quiet, self.workers, protocol)
@@ -111,8 +112,9 @@ class Evaluate(InferenceOptions, DataOptions, FolderOptions, ReadOptions, Device
             harmless = 'class without a pixel', 'one class'
             check_own_data(dict(unseen=rows), space, self, harmless=harmless)
             is_unseen = not any(words in note for words in ('learnt from', 'chose'))
+            groups = list(rows['group']) if 'group' in rows.column_names else []
             return Task(space.name, space, (), SegmentationDataset(rows, space), note=note,
-                        unseen=is_unseen), protocol
+                        groups=groups if any(groups) else None, unseen=is_unseen), protocol
         if self.data == 'world' or self.data == 'camvid' and not model.about.get('protocol'):
             if self.keep_ratio:
                 raise ValueError(f'--keep-ratio has no effect here: images of {self.data} are '
@@ -130,7 +132,7 @@ class Evaluate(InferenceOptions, DataOptions, FolderOptions, ReadOptions, Device
         ValueError for images that the model has learnt from, unless it is allowed."""
         if not self.own_options():
             table, part = splits.find_parts(self.model), self.split or 'test'
-            parts = splits.by_column(csv_pairs(table, columns=['part']), 'part')
+            parts = splits.by_column(csv_pairs(table, columns=['part', 'group']), 'part')
             if not self.split and 'test' not in parts: part = 'val'
             if part not in parts: raise ValueError(f'--split {part}: {table} has {", ".join(parts)}')
             seen = ', which the model learnt from' if part == 'train' else ', which chose the checkpoint'

@@ -130,7 +130,7 @@ class Train(DataAndModelOptions):
         print(f'begins    {begun}\nwrites    {self.out}')
         if not found or self.resume: # else the training that is there is not gone on with, and `train` says so
             Plan('train', self, setup.model_args.get('recipe')).write(self.out/'plan.json')
-            if setup.parts: splits.write_parts(self.out, setup.parts)
+            if setup.parts: splits.write_parts(self.out, setup.parts, setup.group_by)
         if self.plan: print(f'nothing is trained. To do it: idrnet train --from-plan {self.out/"plan.json"}')
 
     def save(self, model:Segmentor, task:Task, config:TrainConfig, meter:Meter)->None:

@@ -110,6 +110,7 @@ class TrainingSetup:
     model_args:dict # arguments of `compare.build`
     reports:dict=field(default_factory=dict) # part -> `Report` of your own masks
     parts:dict=field(default_factory=dict) # part -> rows of your own images
+    group_by:str='' # what they are grouped by, see `splits.group_rows`
 
 @dataclass(kw_only=True)
 class DataAndModelOptions(RecipeOptions, DataOptions, OwnDataOptions, ReadOptions, DeviceOptions):
@@ -190,15 +191,16 @@ class DataAndModelOptions(RecipeOptions, DataOptions, OwnDataOptions, ReadOption
                     if name != 'val' or judged == 'val': raise
         recipe = self.adapted_recipe(recipe, settings, space, self.size, variant)
         if self.mini: more += '; a trial (--mini), no result'
-        task = recipe_task(recipe, parts, judged, self.unreadable, more)
+        groups = splits.group_numbers(parts[judged], self.group_by) if self.group_by else None
+        task = recipe_task(recipe, parts, judged, self.unreadable, more, groups)
         model_args = dict(recipe=recipe, weights=self.weights, pretrained=self.pretrained)
         return TrainingSetup(task, recipe.config(len(task.train)), model_args, reports,
-                             parts if self.source == 'own' else {})
+                             parts if self.source == 'own' else {}, self.group_by or '')
 
     def describe_groups(self, parts:dict)->str: # the end of a note
         "How many groups that --group-by keeps together each part has."
         sizes = ', '.join(f'{name} {len(splits.group_rows(rows, self.group_by))}' for name,rows in parts.items())
-        return f'; groups by {self.group_by!r}: {sizes} (images of a group are alike: intervals are too narrow)'
+        return f'; groups by {self.group_by!r}: {sizes}; intervals draw groups'
 
     def published_name(self, recipe:Recipe)->str:
         "--data, or the dataset that the recipe was made for."

@@ -233,10 +233,7 @@ def compare(
     report.html, the weights and the counts of all images in `out`. ValueError for an unknown
     variant, one that is named twice, and a report.html of another program in `out`; what a run
     raises ends the comparison, and rows of finished runs are kept."""
-    for variant in variants: parse_variant(variant)
-    counts = Counter([*variants, *(f'seed {seed}' for seed in seeds)])
-    twice = sorted(name for name,count in counts.items() if count>1)
-    if twice: raise ValueError(f'compare: {", ".join(twice)} named twice; once is enough')
+    _check_names(variants, seeds)
     start = time.perf_counter()
     device = str(pick_device(device))
     check_page(out)
@@ -259,9 +256,8 @@ def compare(
     models = {variant:load_model(out/f'{variant}-{seeds[0]}')[0] for variant in variants}
     asked = None
     if ask:
-        model = models[variants[-1]].to(device)
-        asked = relations(model, task.test, space=task.space, protocol=task.protocol, limit=ask,
-                          progress=progress)
+        asked = relations(models[variants[-1]].to(device), task.test, space=task.space,
+                          protocol=task.protocol, limit=ask, progress=progress)
         asked.note = f'{variants[-1]}, seed {seeds[0]}; {asked.note}'
     write_page(out, found, result, models, command_line(), asked)
     if progress:
@@ -271,6 +267,13 @@ def compare(
                   f'{result["relation_auroc"]:.3f}')
         print(f'\n{found.conclusion()}\nthe page: {out/"report.html"}')
     return result
+
+def _check_names(variants, seeds):
+    "ValueError for an unknown variant, and for a variant or seed that is named twice."
+    for variant in variants: parse_variant(variant)
+    counts = Counter([*variants, *(f'seed {seed}' for seed in seeds)])
+    twice = sorted(name for name,count in counts.items() if count>1)
+    if twice: raise ValueError(f'compare: {", ".join(twice)} named twice; once is enough')
 
 def _report_run(row, where, task, config, model_args, results, progress):
     "A row of the CSV, and a line in the terminal."

@@ -24,7 +24,7 @@ from .page import Page
 from idrnet_nb.experiments.page_parts import (add_confusions, add_relations, gain_table, show_gains,
     show_losses)
 from .results import interval_text
-from .statistics import Difference, bootstrap_scores, paired, verdict
+from .statistics import Difference, bootstrap_scores, paired, sum_groups, verdict
 from .tasks import Task
 
 # %% ../../nbs/5_experiments/06_compare_page.ipynb #c025
@@ -191,24 +191,28 @@ class Comparison:
     def counts(self)->dict: # variant -> `s n k k`
         return {v:np.stack([r.counts for r in records]) for v,records in self.records.items()}
 
+    @cached_property
+    def drawn(self)->dict: # variant -> `s g k k`, what a bootstrap draws: images, or groups of images
+        return {v:sum_groups(counts, self.task.groups) for v,counts in self.counts.items()}
+
     @property
-    def is_drawable(self)->bool: # a bootstrap needs two images
-        return self.counts[self.first].shape[1]>1
+    def is_drawable(self)->bool: # a bootstrap needs two images, or two groups
+        return self.drawn[self.first].shape[1]>1
 
     @cached_property
     def scores(self)->dict: # variant -> `Scores`; empty for one image
         if not self.is_drawable: return {}
-        return {variant:bootstrap_scores(counts) for variant,counts in self.counts.items()}
+        return {variant:bootstrap_scores(counts) for variant,counts in self.drawn.items()}
 
     @cached_property
     def differences(self)->dict: # variant -> `Difference` to the first; empty for one image
         if not self.is_drawable: return {}
-        first = self.counts[self.first]
-        return {variant:paired(self.counts[variant], first) for variant in self.others}
+        first = self.drawn[self.first]
+        return {variant:paired(self.drawn[variant], first) for variant in self.others}
 
     def conclusion(self)->str:
         "What the comparison means, in one sentence."
-        if not self.is_drawable: return 'One unseen image settles nothing: judge on more of them.'
+        if not self.is_drawable: return 'One unseen image, or group of images, settles nothing: judge on more of them.'
         if not self.others:
             scores, plural = self.scores[self.first], 's' if self.seeds>1 else ''
             text = interval_text(scores.low, scores.high)

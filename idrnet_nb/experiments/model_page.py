@@ -16,7 +16,7 @@ from .gallery import image_mious, predict_images, random_images, worst_images
 from .page import Page
 from .page_parts import add_confusions, add_relations, class_table
 from .results import interval_text, provenance
-from .statistics import bootstrap_scores
+from .statistics import bootstrap_scores, sum_groups
 from .tasks import Task
 from ..models.variants import variant_name
 from ..training.checkpoint import checkpoints
@@ -25,6 +25,8 @@ from ..training.logger import read_log, show_log
 from ..training.metrics import Meter
 
 # %% ../../nbs/5_experiments/26_model_page.ipynb #c006
+_GROUPS = ('The interval: by bootstrap over groups of images that are alike (drawn with replacement, 2,000 '
+    'times). It does not say how much another seed of the training would change.')
 _IMAGES = ('The interval: by bootstrap over the images (drawn with replacement, 2,000 times). It does '
     'not say how much another seed of the training would change.')
 _CLASSES = ('Images: whose label holds the class. Recall: of the pixels of the class, those that were '
@@ -41,7 +43,8 @@ class ModelPage:
     ):
         self.task, self.model, self.meter = task, model, meter
         self.counts, self.means = meter.per_image.numpy(), meter.scores()
-        self.scores = bootstrap_scores(self.counts[None]) if len(meter)>1 else None # one: no interval
+        drawn = sum_groups(self.counts[None], task.groups)
+        self.scores = bootstrap_scores(drawn) if drawn.shape[1]>1 else None # one: no interval
         self.device = next(model.parameters()).device
 
     def score(self)->str: # 'mIoU 45.3 % [43.1, 47.2] on 200 unseen images of camvid'
@@ -63,7 +66,7 @@ class ModelPage:
         note = ''
         if self.scores:
             rows['95 % interval'] = [interval_text(self.scores.low, self.scores.high), '', '', '']
-            note = _IMAGES
+            note = _GROUPS if self.task.groups else _IMAGES
         kind = 'unseen images' if self.task.unseen else 'images, which the model has seen in training'
         page.section('Scores').table(rows, f'Scores on {len(self.meter)} {kind}', note)
 

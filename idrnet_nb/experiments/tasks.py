@@ -35,6 +35,7 @@ class Task:
     size:Optional[tuple]=None # (h, w) of the images
     protocol:Optional[EvalProtocol]=None # how `test` is judged; None: the whole image as it is
     val:object=None # other unseen items, which choose the best checkpoint; None: the last one is taken
+    groups:Optional[list]=None # of each item of `test`, say its video: items of a group are alike, intervals draw groups
     unseen:bool=True # False: the model has learnt from some of `test`, or they chose its checkpoint
 
 def toy_world_task(
@@ -122,6 +123,7 @@ def recipe_task(
     judged:str='test', # the part that is evaluated once, at the end
     on_unreadable:str='raise', # see `pairs_task`
     more:str='', # the end of the task's note
+    groups:Optional[list]=None, # group of each judged image, see `Task`
 )->Task:
     "Parts of any data, as a recipe reads them. The part val, where it is not judged, chooses."
     data = recipe.pairs(parts['train'], on_unreadable, recipe.train.seed)
@@ -129,8 +131,9 @@ def recipe_task(
     task = Task(recipe.space.name, recipe.space, data,
         test=SegmentationDataset(parts[judged], recipe.space),
         note=f'{recipe.name}, {length}; evaluated on {len(parts[judged])} {judged} images{more}',
-        recipe=partial(recipe_task, recipe, parts, judged, on_unreadable, more),
-        protocol=recipe.protocol)
+        recipe=partial(recipe_task, recipe, parts, judged, on_unreadable, more, groups),
+        protocol=recipe.protocol,
+        groups=groups)
     if judged!='val' and 'val' in parts: task.val = SegmentationDataset(parts['val'], recipe.space)
     return task
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, fields
 
 import pytest
 from PIL import Image
+from commands import run_command as run
 from idrnet_nb import cli
 from idrnet_nb.cli.option_types import field_comments
 from idrnet_nb.cli.set_option import setting_types
@@ -43,18 +44,6 @@ def files(tmp_path_factory):
     save_model(model, folder / 'model', SPACE, (48, 64))
     Image.new('RGB', (9, 6), 'red').save(folder / 'a.png')
     return folder
-
-
-def run(capsys, *words):
-    "Exit code and what was said; an exception is a failure."
-    capsys.readouterr()
-    try:
-        code = cli.main([str(w) for w in words])
-    except SystemExit as e:
-        code = e.code
-    said = capsys.readouterr()
-    assert "not expected" not in said.err and 'Traceback' not in said.err, said.err
-    return code, said.out, said.err
 
 
 # ---- each option of train on each way to start

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from commands import run_command as run
 from idrnet_nb.cli import entry_point as cli
 from idrnet_nb.training.checkpoint import checkpoints
 
@@ -38,17 +40,6 @@ def farm(tmp_path_factory):
 def data(farm, affixes=True):
     words = ['--images', farm / 'imgs', '--labels', farm / 'gt', '--classes', farm / 'classes.txt']
     return words + ['--image-suffix=_rgb', '--label-suffix=_mask'] if affixes else words
-
-
-def run(capsys, *words):
-    capsys.readouterr()
-    try:
-        code = cli.main([str(w) for w in words])
-    except SystemExit as e:
-        code = e.code
-    said = capsys.readouterr()
-    assert 'not expected' not in said.err and 'Traceback' not in said.err, said.err
-    return code, said.out, said.err
 
 
 @pytest.fixture(scope='module')
@@ -90,7 +81,15 @@ def test_what_is_left_behind(trained):
     scores = {c['step']: c['score'] for c in checkpoints(trained / 'checkpoints')}
     assert set(scores) == {3, 6} and None not in scores.values()
     page = (trained / 'report.html').read_text()
-    assert 'of val, which chose it' in page and 'groups by' in page and 'a trial (--mini), no result' in page
+    assert (
+        'of val, which chose it' in page and 'intervals draw groups' in page and 'a trial (--mini), no result' in page
+    )
+    assert 'bootstrap over groups of images' in page
+    with open(trained / 'parts.csv', newline='') as file:
+        fields = {}
+        for row in csv.DictReader(file):
+            fields.setdefault(row['group'], set()).add(row['id'].split('_')[0])
+    assert len(fields) == 10 and all(len(names) == 1 for names in fields.values())
     config = json.loads((trained / 'config.json').read_text())
     assert config['results'][0]['pictures'] == len(parts_of(trained)['test'])
 
@@ -105,6 +104,9 @@ def test_images_that_were_learnt_from_make_no_score(farm, trained, capsys, tmp_p
     code, out, _ = run(capsys, 'evaluate', '--model', trained, '--device', 'cpu', '--quiet')
     honest = json.loads((trained / 'config.json').read_text())['results'][0]['miou']
     assert code == 0 and f'mIoU                {honest:7.2f}' in out and 'part test of' in out
+    again = ['evaluate', '--model', trained, '--device', 'cpu', '--quiet', '--out', tmp_path / 'page']
+    assert run(capsys, *again)[0] == 0 and run(capsys, *again, '--limit', 4)[0] == 0
+    assert 'bootstrap over groups of images' in (tmp_path / 'page' / 'report.html').read_text()
     allowed = ['--allow', 'learnt-from', '--device', 'cpu', '--quiet']
     code, out, _ = run(capsys, 'evaluate', '--model', trained, *own, *allowed)
     assert code == 0 and f'{learnt} of which the model learnt from' in out and 'unseen' not in out
@@ -118,8 +120,6 @@ def test_images_that_were_learnt_from_make_no_score(farm, trained, capsys, tmp_p
 
 def test_a_finished_training_is_extended(farm, trained, capsys, tmp_path):
     "With more steps and --resume; the plan says where it goes on."
-    import shutil
-
     shutil.copytree(trained, tmp_path / 'longer')
     words = [
         'train',
@@ -164,8 +164,6 @@ def test_an_ab_on_the_same_data(farm, trained, capsys, tmp_path):
 
 def test_a_pair_that_cannot_be_read_is_named_and_left_out_if_asked(farm, capsys, tmp_path):
     "Before the first step; counts, note and page know of it."
-    import shutil
-
     shutil.copytree(farm, tmp_path / 'f')
     folder = tmp_path / 'f'
     rows = ['image;label;split']
@@ -186,8 +184,6 @@ def test_a_pair_that_cannot_be_read_is_named_and_left_out_if_asked(farm, capsys,
 
 def test_an_image_that_is_nearly_black_is_not_left_out(farm, capsys, tmp_path):
     "It can be read; whether the mask is right is another question."
-    import shutil
-
     shutil.copytree(farm, tmp_path / 'f')
     for image in (tmp_path / 'f' / 'imgs').glob('field*_frame0_rgb.png'):
         Image.new('RGB', (64, 48), (3, 3, int(image.stem[5]))).save(image)

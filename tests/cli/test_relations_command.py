@@ -3,7 +3,7 @@
 import csv, json
 import pytest
 from PIL import Image
-from idrnet_nb import cli
+from commands import run_command
 from idrnet_nb.common.device import seed_everything
 from idrnet_nb.data.fake_datasets import write_fake_dataset
 from idrnet_nb.data.label_spaces import LABEL_SPACES
@@ -28,14 +28,7 @@ def files(tmp_path_factory):
 
 
 def run(capsys, *words):
-    capsys.readouterr()
-    try:
-        code = cli.main(['relations', *map(str, words)])
-    except SystemExit as e:
-        code = e.code
-    said = capsys.readouterr()
-    assert 'not expected' not in said.err and 'Traceback' not in said.err, said.err
-    return code, said.out, said.err
+    return run_command(capsys, 'relations', *words)
 
 
 def camvid(files, *words):

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pytest, torch
 from PIL import Image
+from noisy_images import NoisyImages
 from safetensors import safe_open
 from torch import nn
 from idrnet_nb.training import checkpoint
@@ -59,21 +60,8 @@ def pairs(n=10, augment=True):
     return SegmentationDataset(rows(n), SPACE, augment=Augment(crop=(16, 16), seed=1) if augment else None)
 
 
-class Chance(torch.utils.data.Dataset):
-    "Pictures that draw from python, numpy and torch, and know their epoch only as an attribute."
-
-    def __init__(self):
-        self.data, self.epoch = pairs(augment=False), 0
-
-    def __len__(self):
-        return len(self.data)
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
-
-    def __getitem__(self, i):
-        image, label = self.data[i]
-        return (image + random.random() + np.random.rand() + torch.rand(1) + 10 * self.epoch).clamp(0, 255), label
+def chance():
+    return NoisyImages(pairs(augment=False))
 
 
 CONFIG = TrainConfig(steps=7, batch_size=4, lr=1e-2, warmup=2, seed=3, log_every=2)
@@ -175,7 +163,7 @@ def plain_loop(model, data, config):
         ('ocrnet', dict(amp='bf16')),
     ],
 )
-@pytest.mark.parametrize('data', [pairs, Chance])
+@pytest.mark.parametrize('data', [pairs, chance])
 def test_train_is_the_plain_loop(framework, change, data):
     "Order, chance, learning rate, losses, weights, and where torch's generator stands at the end: not a bit differs."
     config, got = replace(CONFIG, **change), []
@@ -197,7 +185,7 @@ def test_workers_change_nothing():
 
 def test_chance_in_workers_does_not_depend_on_who_they_are():
     got = [
-        [x.clone() for x, _ in itertools.islice(batches(Chance(), 4, 5, w, start), n)]
+        [x.clone() for x, _ in itertools.islice(batches(chance(), 4, 5, w, start), n)]
         for w, start, n in ((1, 0, 5), (2, 0, 5), (2, 2, 3))
     ]
     same(got[0], got[1])
@@ -242,11 +230,11 @@ OPTIONS = dict(
 @pytest.mark.parametrize('stops', [(1,), (3, 5), (2, 4, 5, 6)], ids=str)
 def test_resumed_with_options(option, stops, tmp_path):
     config, judge = replace(CONFIG, **OPTIONS[option]), lambda m: float(next(m.parameters()).detach().sum())
-    model, records = finish(tmp_path / 'whole', Chance(), config, eval_fn=judge, save_every=1)
+    model, records = finish(tmp_path / 'whole', chance(), config, eval_fn=judge, save_every=1)
     for n in stops:
         finish(
             tmp_path / 'cut',
-            Chance(),
+            chance(),
             config,
             stop=n,
             resume=True,
@@ -255,7 +243,13 @@ def test_resumed_with_options(option, stops, tmp_path):
             seed=n if checkpoints(tmp_path / 'cut' / 'checkpoints') else 0,
         )
     other, again = finish(
-        tmp_path / 'cut', Chance(), config, resume=True, eval_fn=judge, save_every=1, seed=8 if stops != (1,) else 0
+        tmp_path / 'cut',
+        chance(),
+        config,
+        resume=True,
+        eval_fn=judge,
+        save_every=1,
+        seed=8 if stops != (1,) else 0,
     )
     same(model.state_dict(), other.state_dict())
     same(records, again)

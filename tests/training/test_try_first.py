@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from noisy_images import NoisyImages
 from idrnet_nb.method.toy_world import ToyWorld
 from idrnet_nb.models.segmentor import build_segmentor
 from idrnet_nb.training.config import TrainConfig
@@ -15,22 +16,8 @@ from idrnet_nb.training.trainer import train, try_one_batch
 CONFIG = TrainConfig(steps=3, batch_size=2, warmup=0, log_every=1)
 
 
-class Chance(torch.utils.data.Dataset):
-    "Images that draw from python, numpy and torch, and know their epoch."
-
-    def __init__(self, n=6):
-        self.data, self.epoch = ToyWorld(n, size=32), 0
-
-    def __len__(self):
-        return len(self.data)
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
-
-    def __getitem__(self, i):
-        image, label = self.data[i]
-        noise = random.random() + np.random.rand() + torch.rand(1) + self.epoch
-        return (image + 10 * noise).clamp(0, 255), label
+def images():
+    return NoisyImages(ToyWorld(6, size=32), scale=10)
 
 
 def small(framework='fcn'):
@@ -66,7 +53,7 @@ def test_a_trial_leaves_no_trace(config):
     model = small()
     model.head.aux_classifier.eval()
     before = everything(model)
-    try_one_batch(model, Chance(), config, 'cpu', Evaluator(Chance()))
+    try_one_batch(model, images(), config, 'cpu', Evaluator(images()))
     assert equal(before, everything(model))
 
 
@@ -77,7 +64,7 @@ def test_the_training_is_the_same(config, tmp_path):
         model = small('upernet')
         out = tmp_path / str(try_first)
         records = train(
-            model, Chance(), config, 'cpu', False, out=out, eval_fn=Evaluator(Chance()), try_first=try_first
+            model, images(), config, 'cpu', False, out=out, eval_fn=Evaluator(images()), try_first=try_first
         )
         lines = [{**line, 'time': None} for line in read_log(out)]
         ends.append((model.state_dict(), records, lines, torch.get_rng_state().tolist(), random.random()))
@@ -92,10 +79,10 @@ def test_validation_is_tried_before_the_first_step(tmp_path):
     for bad, text in (((image, label + 40), 'labels of images 0'), ((image / 255, label), 'values from 0')):
         with pytest.raises(ValueError, match=f'^validation, item 0: .*{text}'):
             train(
-                small(), Chance(), CONFIG, 'cpu', False, steps.append, tmp_path / 'run', eval_fn=Evaluator([bad, bad])
+                small(), images(), CONFIG, 'cpu', False, steps.append, tmp_path / 'run', eval_fn=Evaluator([bad, bad])
             )
     assert not steps
-    train(small(), Chance(), CONFIG, 'cpu', False, steps.append, tmp_path / 'run')  # the folder can be used
+    train(small(), images(), CONFIG, 'cpu', False, steps.append, tmp_path / 'run')  # the folder can be used
     assert steps == [0, 1, 2]
 
 
@@ -119,10 +106,10 @@ def test_a_resumed_training_is_not_tried(tmp_path):
         if step == 1:
             raise Killed
 
-    how = dict(out=tmp_path, eval_fn=OfTrain(Chance()), save_every=1, resume=True)
+    how = dict(out=tmp_path, eval_fn=OfTrain(images()), save_every=1, resume=True)
     with pytest.raises(Killed):
-        train(small(), Chance(), CONFIG, 'cpu', False, kill, **how)
-    train(small(), Chance(), CONFIG, 'cpu', False, **how)
+        train(small(), images(), CONFIG, 'cpu', False, kill, **how)
+    train(small(), images(), CONFIG, 'cpu', False, **how)
     assert OfTrain.tried == 1
 
 
@@ -131,9 +118,9 @@ def test_a_bad_loss_is_left_to_the_first_step(tmp_path):
     model = small()
     with torch.no_grad():
         model.head.classifier.logits.bias[0] = float('inf')
-    assert try_one_batch(model, Chance(), CONFIG, 'cpu') is None
+    assert try_one_batch(model, images(), CONFIG, 'cpu') is None
     with pytest.raises(FloatingPointError, match='step 0: .*its batch: image'):
-        train(model, Chance(), CONFIG, 'cpu', False, out=tmp_path)
+        train(model, images(), CONFIG, 'cpu', False, out=tmp_path)
     assert list(tmp_path.glob('bad-step-00000000*'))
 
 
