@@ -35,7 +35,7 @@ class Task:
     size:Optional[tuple]=None # (h, w) of the images
     protocol:Optional[EvalProtocol]=None # how `test` is judged; None: the whole image as it is
     val:object=None # other unseen items, which choose the best checkpoint; None: the last one is taken
-    groups:Optional[list]=None # of each item of `test`, say its video: items of a group are alike, intervals draw groups
+    groups:Optional[list]=None # of each item of `test`, say its video: such items are alike, intervals draw groups
     unseen:bool=True # False: the model has learnt from some of `test`, or they chose its checkpoint
 
 def toy_world_task(
