@@ -266,6 +266,7 @@ class Relations:
     def __str__(self):
         tested = ~self.p.isnan() & ~torch.eye(len(self.names), dtype=torch.bool)
         settled = f'{int(self.settled.sum())} of {int(tested.sum())} pairs that were tested are settled'
+        if not tested.any(): settled = 'no pair of classes is in enough images to be tested; ask about more images'
         head = f'{settled}, {len(self.names)} classes'
         return '\n'.join([f'{head}; {self.note}' if self.note else head, *self.sentences()])
 
