@@ -14,7 +14,7 @@ import matplotlib
 matplotlib.use('agg')
 from PIL import Image
 
-from idrnet_nb.cli import parse_size
+from idrnet_nb.cli.parse_values import parse_size
 from idrnet_nb.data.datasets import DATASETS
 from idrnet_nb.experiments.compare_page import show_panels, show_relations
 from idrnet_nb.experiments.tasks import camvid_task, dataset_task, toy_world_task
