@@ -30,7 +30,7 @@ from idrnet_nb.training.inference import EvalProtocol
 from idrnet_nb.training.recipes import RECIPES
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / 'tools'), str(Path(__file__).parent)]
-import ablation as ablation_tool, cost, loader, plug_ab, relation_measures, softmax_order, test_battery, zoo  # noqa: E402
+import ablation as ablation_tool, context_photo, cost, loader, plug_ab, relation_measures, softmax_order, test_battery, zoo  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parents[1] / 'nbs' / 'results'
 RECORD = Path(__file__).parent / 'recorded' / 'results.json'
@@ -52,6 +52,7 @@ COLUMNS = {  # of the files, as those who write them say
     'backbones.csv': zoo.COLUMNS,
     'softmax_order.csv': softmax_order.COLUMNS,
     'relations.csv': relation_measures.COLUMNS,
+    'context_photo.csv': context_photo.COLUMNS,
 }
 
 
@@ -137,6 +138,10 @@ def of_order(row, config):
     return of_comparison(row, config)
 
 
+def of_photo(row, config):
+    return of_comparison({**row, 'seed': row['seed'] or 0}, config)  # a difference is of all seeds
+
+
 def of_plug(row, config):
     assert config['model']['name'] in plug_ab.MODELS
     if config['plug']:
@@ -158,6 +163,7 @@ BUILD = {
     'speed.csv': of_speed,
     'softmax_order.csv': of_order,
     'relations.csv': of_comparison,
+    'context_photo.csv': of_photo,
 }
 
 
@@ -253,6 +259,9 @@ FOUND = {
     ),
     'relations.csv': lambda n: rows_found(
         n, lambda r: r['measure'] in relation_measures.MEASURES and r['arm'] in relation_measures.ARMS
+    ),
+    'context_photo.csv': lambda n: rows_found(
+        n, lambda r: r['kind'] in context_photo.KINDS and r['arm'] in context_photo.ARMS
     ),
     'battery.csv': lambda n: rows_found(n, lambda r: (r['framework'], r['backbone'], r['idr']) in BATTERY),
 }
