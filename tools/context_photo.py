@@ -204,10 +204,10 @@ def measured(made, found, seeds):
 
 
 def choose(table, gain_of_image):
-    """The region with the largest gain of FCN + IDR over the plain FCN, that of its worst seed, among those that the
-    plain FCN does not recognise in the window alone with any seed (less than half of it), and whose whole image gains
-    with every seed."""
-    gain = (table['fcn+idr'] - table['fcn']).min(1)
+    """The regions, best first: by the gain of a head with context over the plain FCN, the smallest of both such heads
+    and all seeds, among those that the plain FCN does not recognise in the window alone (less than half of it, each
+    seed) and whose whole image gains, again with each head and seed."""
+    gain = np.concatenate([table[arm] - table['fcn'] for arm in ARMS[1:]], 1).min(1)
     fits = (table['alone'].max(1) < 50) & (gain_of_image.min(1) > 0)
     return np.where(fits, gain, -np.inf).argsort()[::-1]
 
@@ -321,7 +321,7 @@ def main():
     made = run_all(task, found, a.seeds, ShortSighted(a.weights), a.out)
     counts = {arm: confusions(made, arm, a.seeds, labels, task.space) for arm in ARMS}
     table = measured(made, found, a.seeds)
-    gain_of_image = pixels_right(counts['fcn+idr']) - pixels_right(counts['fcn'])
+    gain_of_image = np.concatenate([pixels_right(counts[arm]) - pixels_right(counts['fcn']) for arm in ARMS[1:]])
     chosen = choose(table, gain_of_image[:, [r.image for r in found]].T)[a.rank]
     region = found[chosen]
     gain = table['fcn+idr'][chosen] - table['fcn'][chosen]
@@ -333,7 +333,7 @@ def main():
     print(f'drawn: seed {seed}')
     shrink(fig, NBS / 'figs' / 'context_photo.png')
 
-    opposite = (table['fcn+idr'] - table['fcn']).max(1).argmin()
+    opposite = np.concatenate([table[arm] - table['fcn'] for arm in ARMS[1:]], 1).max(1).argmin()
     rows = model_rows(made, len(labels)) + difference_rows(counts, table, len(labels))
     rows += region_rows('chosen', chosen, found, table, counts, task)
     rows += region_rows('opposite', opposite, found, table, counts, task)
