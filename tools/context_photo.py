@@ -11,6 +11,7 @@ says what the three give on all unseen images ('model', 'difference'), in how ma
 loses clearly, and where it loses most ('opposite'). A run that is in --out is not trained again."""
 
 import argparse
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,9 +25,9 @@ import numpy as np
 import torch
 from matplotlib.patches import Rectangle
 from scipy import ndimage
+from PIL import Image
 from torch import nn
 
-from figures import shrink
 from idrnet_nb.data.dataset import SegmentationDataset
 from idrnet_nb.data.datasets import DATASETS
 from idrnet_nb.data.transforms import Augment
@@ -203,13 +204,19 @@ def measured(made, found, seeds):
     return table
 
 
-def choose(table, gain_of_image):
+def choose(table, misnamed, gain_of_image):
     """The regions, best first: by the gain of a head with context over the plain FCN, the smallest of both such heads
-    and all seeds, among those that the plain FCN does not recognise in the window alone (less than half of it, each
-    seed) and whose whole image gains, again with each head and seed."""
+    and all seeds, among those of which the plain FCN, from the window alone, calls more pixels by another class with
+    every seed, and whose whole image gains, again with each head and seed."""
     gain = np.concatenate([table[arm] - table['fcn'] for arm in ARMS[1:]], 1).min(1)
-    fits = (table['alone'].max(1) < 50) & (gain_of_image.min(1) > 0)
+    fits = misnamed & (gain_of_image.min(1) > 0)
     return np.where(fits, gain, -np.inf).argsort()[::-1]
+
+
+def misnamed(made, found, seeds):
+    "`region` bool: from the window alone the most frequent prediction is another class than the true one, each seed."
+    alone = [made['fcn', s][2] for s in range(seeds)]
+    return np.array([all(np.bincount(a[i].ravel()).argmax() != r.class_id for a in alone) for i, r in enumerate(found)])
 
 
 def confusions(made, arm, seeds, labels, space):
@@ -227,7 +234,7 @@ def pixels_right(counts):
     return 100 * counts.trace(axis1=2, axis2=3) / counts.sum((2, 3))
 
 
-def answers(pred, space, most=3):
+def answers(pred, space, most=2):
     "The classes that a prediction consists of, most frequent first: 'water 80 %, road 20 %'."
     shares = np.bincount(pred.ravel(), minlength=space.num_classes) / pred.size
     order = shares.argsort()[::-1][:most]
@@ -266,6 +273,25 @@ def draw(region, image, label, preds, alone, percents, space):
     for ax in (photo, *axes[1]):
         mark(ax, region)
     return fig
+
+
+def save(fig, path, space, limit=40_000):
+    "As a PNG of 160 colours, those of the classes exact. ValueError for a file that is too large."
+    drawn, small = io.BytesIO(), io.BytesIO()
+    fig.savefig(drawn, format='png', dpi=100)
+    image = Image.open(drawn).convert('RGB')
+    exact = [(255, 255, 255), *map(tuple, space.palette)]
+    reduced = image.quantize(160 - len(exact), dither=Image.Dither.NONE)
+    ids, rgb = np.array(reduced) + len(exact), np.asarray(image)
+    for i, colour in enumerate(exact):
+        ids[(rgb == colour).all(-1)] = i
+    image = Image.fromarray(ids)
+    image.putpalette([value for colour in exact for value in colour] + reduced.getpalette())
+    image.save(small, format='png', optimize=True)
+    if small.tell() > limit:
+        raise ValueError(f'{path.name} has {small.tell()} bytes, above {limit}')
+    path.write_bytes(small.getvalue())
+    print(f'{path.name}: {small.tell() / 1000:.1f} kB')
 
 
 def model_rows(made, images):
@@ -322,7 +348,7 @@ def main():
     counts = {arm: confusions(made, arm, a.seeds, labels, task.space) for arm in ARMS}
     table = measured(made, found, a.seeds)
     gain_of_image = np.concatenate([pixels_right(counts[arm]) - pixels_right(counts['fcn']) for arm in ARMS[1:]])
-    chosen = choose(table, gain_of_image[:, [r.image for r in found]].T)[a.rank]
+    chosen = choose(table, misnamed(made, found, a.seeds), gain_of_image[:, [r.image for r in found]].T)[a.rank]
     region = found[chosen]
     gain = table['fcn+idr'][chosen] - table['fcn'][chosen]
     seed = gain.argsort()[len(gain) // 2]  # the middle one is drawn, not the best one
@@ -331,7 +357,7 @@ def main():
     percents = [table[arm][chosen, seed] for arm in ('fcn', 'fcn+idr')]
     fig = draw(region, task.test[region.image][0], labels[region.image], preds, alone, percents, task.space)
     print(f'drawn: seed {seed}')
-    shrink(fig, NBS / 'figs' / 'context_photo.png')
+    save(fig, NBS / 'figs' / 'context_photo.png', task.space)
 
     opposite = np.concatenate([table[arm] - table['fcn'] for arm in ARMS[1:]], 1).max(1).argmin()
     rows = model_rows(made, len(labels)) + difference_rows(counts, table, len(labels))
