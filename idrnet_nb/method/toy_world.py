@@ -219,7 +219,7 @@ class ToyWorld(torch.utils.data.Dataset):
 # %% ../../nbs/1_method/02_toy_world.ipynb #c093
 def true_relations()->Tensor: # `k k` bool, True at [anchor, look-alike]
     """Relations that exist by construction, rows and columns as in a relation matrix: without its
-    anchor, a look-alike cannot be told. To compare a learnt matrix with it, leave the diagonal
+    anchor, a look-alike cannot be recognised. To compare a learnt matrix with it, leave the diagonal
     out: every class depends on itself."""
     relation = torch.zeros(TOY_WORLD.num_classes, TOY_WORLD.num_classes, dtype=torch.bool)
     relation[list(ANCHORS.values()), list(ANCHORS)] = True
@@ -229,6 +229,6 @@ def true_relations()->Tensor: # `k k` bool, True at [anchor, look-alike]
 def best_local_iou()->float: # percent
     """Best mean IoU over a pair of look-alikes that is possible without seeing the anchor, that is,
     less than `anchor_gap` pixels far; on images with their twins, or on very many images. A rule
-    that answers the first class at a share q of the pixels has IoU q/(1+q) and (1-q)/(2-q)."""
+    that predicts the first class at a share q of the pixels has IoU q/(1+q) and (1-q)/(2-q)."""
     q = .5 # where their mean is largest
     return 100*(q/(1+q)+(1-q)/(2-q))/2
