@@ -315,7 +315,7 @@ def test_tables_of_pandas_lose_their_style():
     [
         (r'\arg\max_k x', 'arg\u2009max'),
         (r'\operatorname*{softmax}_j', 'softmax'),
-        (r'\begin{aligned}a&=b\\c&=d\end{aligned}', 'text-align:right'),
+        (r'\begin{aligned}a&=b\\c&=d\end{aligned}', 'text-align:-webkit-right'),
         (r'\mathbb 1', '𝟙'),
         (r'\mathrm{IoU}', 'IoU'),
         (r'\text{a & b}', '&amp;'),

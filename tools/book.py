@@ -108,6 +108,10 @@ class Book:
         page.scope = book_notebooks.scope(nb, self.package)
         if name in self.modules:
             page.scope |= {n: f'{name}.{n}' for n in self.modules[name].names}
+            for n in self.modules[name].names:
+                for method in book_api.methods(getattr(self.modules[name].object, n)):
+                    if '_' in method:  # a word alone would often mean something else
+                        page.scope.setdefault(method, f'{name}.{n}.{method}')
         colab = book_notebooks.colab_address(self.git_url, self.branch, path)
         return book_notebooks.NotebookPage(
             nb,
@@ -121,8 +125,8 @@ class Book:
 
     def folder_page(self, folder):
         "The first page of a folder: its notebooks, a line each."
-        page = Page(f'{folder}/index', title=folder_title(folder))
-        text = f'# {page.title}\n\n{self._folder_line(folder)}\n\n| notebook | |\n|---|---|\n'
+        page, line = Page(f'{folder}/index', title=folder_title(folder)), self._folder_line(folder)
+        text = f'# {page.title}\n\n{line[:1].upper()}{line[1:]}\n\n| notebook | what it is about |\n|---|---|\n'
         text += ''.join(f'| [{self.numbered(p)}](../{p}.ipynb) | {self.heads[p][1]} |\n' for p in self.within(folder))
         page.html = self.markdown.html(text, page)
         return page

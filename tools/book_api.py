@@ -112,7 +112,9 @@ def type_name(kind):
         return 'None'
     if inspect.isclass(kind) and not get_args(kind):
         return kind.__qualname__
-    return re.sub(r'\b(?:[A-Za-z_]\w*\.)+(\w+)', r'\1', kind if isinstance(kind, str) else repr(kind))
+    shown = kind if isinstance(kind, str) else repr(kind)
+    shown = re.sub(r'\b(?:[A-Za-z_]\w*\.)+(\w+)', r'\1', shown)
+    return re.sub(r'Annotated\[([^<>]+?), <[^<>]*>\]', r'\1', shown)
 
 
 def value_name(value):
@@ -204,7 +206,7 @@ class ApiPage:
         page.scope = {n: f'{getattr(o, "__module__", name)}.{n}' for n, o in vars(module.object).items()}
         page.scope |= {n: f'{name}.{n}' for n in module.names}
         page.headings = [(1, page.new_id(module.page.title), name)]
-        parts = [f'<h1 id="{page.headings[0][1]}"><code class="module">{name}</code></h1>\n']
+        parts = [f'<h1 id="{page.headings[0][1]}"><code class="module">{name.replace(".", ".<wbr>")}</code></h1>\n']
         parts.append(self._text(module.object.__doc__))
         where, title = self.notebooks[module.notebook]
         parts.append(
@@ -229,22 +231,24 @@ class ApiPage:
     def _entry(self, name, made):
         "One exported name: what it is called with, what it does, its parameters; for a class its methods."
         parts = [self._heading(2, name, name), self._developed(name)]
-        if not inspect.isclass(made) and not callable(made):
+        if not hasattr(made, '__qualname__'):  # a constant, or a name for a type
             first, last = self.module.lines[name]
             parts.append(self._constant(self.module.source[first : last + 1]))
             return f'<div class="entry">{"".join(parts)}</div>\n'
-        if not hasattr(made, '__qualname__'):  # a name for a type
-            first, last = self.module.lines[name]
-            return f'<div class="entry">{"".join(parts)}{self._constant(self.module.source[first : last + 1])}</div>\n'
-        parts.append(self._called(made, 'class ' if inspect.isclass(made) else ''))
-        for method, function in methods(made).items():
-            documented = function.__doc__ or any(row[3] for row in parameters(function)[0])
-            if documented:
-                parts.append(self._heading(3, f'{name}.{method}', f'{name}.{method}'))
-                parts.append(self._called(function, is_property=isinstance(vars(made)[method], property)))
-            else:
+        module_scope = self.page.scope
+        own = methods(made)
+        full = f'{self.module.name}.{name}'
+        # in what a class says of itself, `forward` is its own; and an argument is no function of the same name
+        class_scope = module_scope | {m: f'{full}.{m}' for m in own}
+        parts.append(self._called(made, class_scope))
+        for method, function in own.items():
+            if not function.__doc__ and not any(row[3] for row in parameters(function)[0]):
                 self.page.ids.add(f'{name}.{method}')
                 parts.append(f'<span id="{name}.{method}"></span>')
+                continue
+            parts.append(self._heading(3, f'{name}.{method}', f'{name}.{method}'))
+            parts.append(self._called(function, class_scope, isinstance(vars(made)[method], property)))
+        self.page.scope = module_scope
         return f'<div class="entry">{"".join(parts)}</div>\n'
 
     def _developed(self, name):
@@ -260,19 +264,21 @@ class ApiPage:
         cut = [line if len(line) <= 200 else line[:199] + '…' for line in lines[:shown]]
         return code_block('\n'.join([*cut, *more]))
 
-    def _called(self, made, word='', is_property=False):
+    def _called(self, made, scope, is_property=False):
         "Signature, docstring and table of parameters."
         rows, returned = parameters(made)
-        arguments = ', '.join(n + (f'={d}' if d else '') for n, _, d, _ in rows)
+        arguments = {n.strip('*') for n, *_ in rows}
+        self.page.scope = {n: full for n, full in scope.items() if n not in arguments}
+        called_with = ', '.join(n + (f'={d}' if d else '') for n, _, d, _ in rows)
         name = made.__qualname__
         if inspect.isclass(made):
             bases = [b.__name__ for b in made.__bases__ if b is not object]
             bases = ['NamedTuple'] if bases == ['tuple'] else bases
             signature = f'class {name}' + (f'({", ".join(bases)})' if bases else '')
             if rows:
-                signature += f'\n{name}({arguments})'
+                signature += f'\n{name}({called_with})'
         else:
-            signature = name if is_property else f'{name}({arguments})'
+            signature = name if is_property else f'{name}({called_with})'
             signature += f' -> {returned[0]}' if returned[0] else ''
         doc = made.__doc__
         if inspect.isclass(made) and (doc or '').startswith(f'{made.__name__}('):  # written by Python, not by us
@@ -289,11 +295,7 @@ class ApiPage:
         has_default = any(d for _, _, d, _ in rows)
         lines = []
         for name, kind, default, comment in rows:
-            first = (
-                '<em>returns</em>'
-                if (name, kind, default, comment) == ('returns', *returned[:1], '', returned[1])
-                else code(name)
-            )
+            first = '<em>returns</em>' if name == 'returns' else code(name)
             cells = [first, self._type(kind), *([code(default)] if has_default else []), self._inline(comment)]
             lines.append('<tr>' + ''.join(f'<td>{c}</td>' for c in cells) + '</tr>')
         titles = ['name', 'type', *(['default'] if has_default else []), 'what']

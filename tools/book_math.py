@@ -1,7 +1,7 @@
 r"""LaTeX -> MathML, which browsers show without a script. Used by tools/book.py.
 
 latex2mathml does the work. What it does not know is rewritten before (`\arg`, `\operatorname*`, `aligned`), and what
-browsers do not know of its MathML after: of `mathvariant` they read only `normal`, and `columnalign` not at all."""
+browsers do not know of its MathML after: of `mathvariant` they read only `normal`, and Chromium no `columnalign`."""
 
 import html, re
 
@@ -36,7 +36,7 @@ AFTER = [
     (r'<mi>(&#x0007E;|~)</mi>', '<mo>∼</mo>'),
     # the name of a function: a little room around it, upright
     (r'<(m[io])(?: [^<>]*)?>([a-zA-Z]{2,}(?:\u2009[a-z]+)?)</\1>', r'<mo lspace="0.17em" rspace="0.1em">\2</mo>'),
-    (r'<mtd columnalign="(left|right|center)"', r'<mtd style="text-align:\1"'),
+    (r'<mtd columnalign="(left|right|center)"', r'<mtd columnalign="\1" style="text-align:-webkit-\1"'),
     (r'<mtable (?=[^>]*columnspacing="0em)', '<mtable class="aligned" '),
 ]
 
