@@ -166,15 +166,25 @@ def test_badges_only_with_an_address(site, pages):
 
 
 def test_badge_and_install_cell():
+    "A notebook that reads files beside it needs the repository; for the others the package is enough."
     with_url = book.Book(git_url='https://github.com/o/r')
-    page = with_url.notebook_page('1_method/07_relation')
-    assert 'https://colab.research.google.com/github/o/r/blob/main/nbs/1_method/07_relation.ipynb' in page.html
-    assert 'Open in Colab' in page.html and not re.search(r'<(img|script)[^>]*https?:', page.html)
-    text = html.unescape(re.sub(r'<[^>]*>', '', page.html))
-    assert '!pip install -q "idrnet_nb @ git+https://github.com/o/r"' in text
-    assert 'https://github.com/o/r/blob/main/LICENSE' == with_url.markdown.links.source + 'LICENSE'
-    beside = re.sub(r'<[^>]*>', '', with_url.notebook_page('5_experiments/09_benchmark').html)
-    assert 'git clone -q --depth 1 https://github.com/o/r' in beside and '%cd r/nbs/5_experiments' in beside
+    code = {
+        p: '\n'.join(''.join(c['source']) for c in nb['cells'] if c['cell_type'] == 'code')
+        for p, nb in with_url.notebooks.items()
+    }
+    beside = [p for p in NOTEBOOKS if '/' in p and book_notebooks.CLONED.search(code[p])]
+    alone = [p for p in NOTEBOOKS if '/' in p and not book_notebooks.CLONED.search(code[p])]
+    for path in (beside[0], alone[0]):
+        page = with_url.notebook_page(path)
+        text = html.unescape(re.sub(r'<[^>]*>', '', page.html))
+        assert f'https://colab.research.google.com/github/o/r/blob/main/nbs/{path}.ipynb' in page.html
+        assert 'Open in Colab' in text and not re.search(r'<(img|script)[^>]*https?:', page.html)
+        if path in alone:
+            assert '!pip install -q "idrnet_nb @ git+https://github.com/o/r"' in text
+        else:
+            assert '!git clone -q --depth 1 https://github.com/o/r\n!pip install -q ./r\n' in text
+            assert f'%cd r/nbs/{path.split("/")[0]}' in text
+    assert with_url.markdown.links.source == 'https://github.com/o/r/blob/main/'
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Markdown -> HTML, as Jupyter and GitHub read it (CommonMark with tables), with links between the pages of the book.
 Used by tools/book.py. Code is never touched: only text is searched for equations and references."""
 
-import html, posixpath, re
+import html, posixpath, re, sys
 from dataclasses import dataclass, field
 
 from markdown_it import MarkdownIt
@@ -202,9 +202,10 @@ class Markdown:
             raise ValueError(f'{page.path}: the image {src} would be fetched from the net')
         path = posixpath.normpath(posixpath.join(posixpath.dirname(page.path), src))
         file = self.links.figures / path
-        if not file.is_file():
-            raise ValueError(f'{page.path}: there is no image {src}')
-        page.files[path] = file.read_bytes()
+        if file.is_file():
+            page.files[path] = file.read_bytes()
+        else:
+            print(f'{page.path}: there is no image {src}', file=sys.stderr)
         return page.asset(path)
 
     # ---- links
