@@ -157,3 +157,15 @@ def test_draw_is_seeded():
     assert first == mutants.draw(places, 20, '0') != mutants.draw(places, 20, '1')
     assert len({m[:-1] for m in first}) == 20  # a place once
     assert len(mutants.draw(places, 99, '0')) == 50 and len(mutants.draw(places, None, '0')) == 100
+
+
+def test_the_list_is_not_stale():
+    "Each line of tools/mutants_equivalent.csv is a mutant of today's notebook, and says why nothing can tell it."
+    with open(ROOT / 'tools' / 'mutants_equivalent.csv', newline='', encoding='utf-8') as file:
+        rows = list(csv.DictReader(file))
+    for notebook in {row['notebook'] for row in rows}:
+        places = mutants.places_of(mutants.cells_of(ROOT / 'nbs' / f'{notebook}.ipynb'))
+        there = {mutants.name_of(m) for place in places for m in place}
+        stale = [row for row in rows if row['notebook'] == notebook and mutants.name_of_row(row) not in there]
+        assert not stale, f'the code has changed; mend or delete these lines of the list: {stale}'
+    assert all(row['reason'] for row in rows)

@@ -41,6 +41,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SCOPE = ('1_method', '2_models/07_head', '4_training/01_losses', '4_training/02_metrics')
 COUNTS = ('places', 'tried', 'killed', 'equivalent', 'survived', 'percent')
 KEY = ('notebook', 'seed', 'asked')
+PROVENANCE = ('date', 'commit', 'version', 'torch', 'python', 'device', 'timm')  # `record.here`
+COLUMNS = (*KEY, *COUNTS, *PROVENANCE)
 EQUIVALENT = ('notebook', 'function', 'before', 'after', 'reason')
 SKIPPED = {'cuda', 'slow', 'online'}  # as tst_flags of pyproject.toml
 EXPORTS = {'export', 'exporti', 'exports'}
@@ -542,11 +544,15 @@ def read_equivalent(file, notebook):
         return {}
     with open(file, newline='', encoding='utf-8') as lines:
         rows = [row for row in csv.DictReader(lines) if row['notebook'] == notebook]
-    return {(row['function'], row['before'], row['after']): row['reason'] for row in rows}
+    return {name_of_row(row): row['reason'] for row in rows}
 
 
 def name_of(m):
     return m.function, m.before, m.after
+
+
+def name_of_row(row):
+    return row['function'], row['before'], row['after']
 
 
 def try_notebook(path, notebook, number, seed, workers, listed):
@@ -621,15 +627,16 @@ def main():
                 continue
             said = ', '.join(f'{counts[name]} {name}' for name in COUNTS[1:5])
             print(f'{notebook}: {counts["places"]} places, {said}: {counts["percent"]} % ({time.time() - began:.0f} s)')
-            print(*survivors, *wrong, sep='\n', flush=True)
+            for line in (*survivors, *wrong):
+                print(line)
+            sys.stdout.flush()
             failed |= bool(wrong) or counts['percent'] < args.least
             asked = 'all' if args.all else args.per_notebook
             rows.append(dict(notebook=notebook, seed='' if args.all else args.seed, asked=asked, **counts))
     if rows and not args.no_rows:
         from record import here, put
 
-        columns = (*KEY, *COUNTS, *here())
-        put(args.root / 'nbs' / 'results' / 'mutants.csv', [{**row, **here()} for row in rows], KEY, columns)
+        put(args.root / 'nbs' / 'results' / 'mutants.csv', [{**row, **here()} for row in rows], KEY, COLUMNS)
     sys.exit(failed)
 
 
