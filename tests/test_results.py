@@ -30,7 +30,7 @@ from idrnet_nb.training.inference import EvalProtocol
 from idrnet_nb.training.recipes import RECIPES
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / 'tools'), str(Path(__file__).parent)]
-import ablation as ablation_tool, cost, loader, plug_ab, relation_measures, softmax_order, test_battery, zoo  # noqa: E402
+import ablation as ablation_tool, cost, loader, mutants, plug_ab, relation_measures, softmax_order, test_battery, zoo  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parents[1] / 'nbs' / 'results'
 RECORD = Path(__file__).parent / 'recorded' / 'results.json'
@@ -52,6 +52,7 @@ COLUMNS = {  # of the files, as those who write them say
     'backbones.csv': zoo.COLUMNS,
     'softmax_order.csv': softmax_order.COLUMNS,
     'relations.csv': relation_measures.COLUMNS,
+    'mutants.csv': mutants.COLUMNS,
 }
 
 
@@ -255,6 +256,7 @@ FOUND = {
         n, lambda r: r['measure'] in relation_measures.MEASURES and r['arm'] in relation_measures.ARMS
     ),
     'battery.csv': lambda n: rows_found(n, lambda r: (r['framework'], r['backbone'], r['idr']) in BATTERY),
+    'mutants.csv': lambda n: rows_found(n, lambda r: (mutants.ROOT / 'nbs' / f'{r["notebook"]}.ipynb').exists()),
 }
 
 
