@@ -13,7 +13,7 @@ PY    := $(BIN)/python
 STAMP := $(VENV)/.idrnet_nb-installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lab env export readme clean clean-env force
+.PHONY: help demo test lab book env export readme clean clean-env force
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -47,6 +47,9 @@ test: $(STAMP)  ## check everything: notebooks, modules, README, style, then pyt
 
 lab: $(STAMP)  ## open JupyterLab at nbs/index.ipynb (LAB_ARGS adds options)
 	@"$(BIN)/jupyter" lab $(LAB_ARGS) nbs/index.ipynb
+
+book: $(STAMP)  ## write all notebooks and the API as a website, book/index.html; nothing is run, no network
+	@"$(PY)" tools/book.py
 
 export: $(STAMP)  ## write the modules from the notebooks
 	@"$(BIN)/nbdev-export"

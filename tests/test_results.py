@@ -30,7 +30,8 @@ from idrnet_nb.training.inference import EvalProtocol
 from idrnet_nb.training.recipes import RECIPES
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / 'tools'), str(Path(__file__).parent)]
-import ablation as ablation_tool, context_photo, cost, loader, plug_ab, relation_measures, softmax_order, test_battery, zoo  # noqa: E402
+import ablation as ablation_tool, context_photo, cost, loader, mutants, plug_ab, relation_measures  # noqa: E402
+import softmax_order, test_battery, zoo  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parents[1] / 'nbs' / 'results'
 RECORD = Path(__file__).parent / 'recorded' / 'results.json'
@@ -53,6 +54,7 @@ COLUMNS = {  # of the files, as those who write them say
     'softmax_order.csv': softmax_order.COLUMNS,
     'relations.csv': relation_measures.COLUMNS,
     'context_photo.csv': context_photo.COLUMNS,
+    'mutants.csv': mutants.COLUMNS,
 }
 
 
@@ -264,6 +266,7 @@ FOUND = {
         n, lambda r: r['kind'] in context_photo.KINDS and r['arm'] in context_photo.ARMS
     ),
     'battery.csv': lambda n: rows_found(n, lambda r: (r['framework'], r['backbone'], r['idr']) in BATTERY),
+    'mutants.csv': lambda n: rows_found(n, lambda r: (mutants.ROOT / 'nbs' / f'{r["notebook"]}.ipynb').exists()),
 }
 
 
