@@ -88,7 +88,7 @@ def to_mathml(
 ):
     r"""The `<math>` element. Numbers (`\tag`) are left out: the page puts them at its edge.
     ValueError names what cannot be read, so that a page never shows a command."""
-    source = TAG.sub('', latex).strip()
+    source = source_text = TAG.sub('', latex).strip()
     for pattern, by in BEFORE:
         source = re.sub(pattern, by, source)
     source = re.sub(r'\\operatorname\*?\{([^{}]*)\}', _operatorname, source)
@@ -104,4 +104,6 @@ def to_mathml(
     made = re.sub(r'<(m[inot]\w*) mathvariant="([\w-]+)">([^<]*)</\1>', _variant, made)
     for pattern, by in AFTER:
         made = re.sub(pattern, by, made)
-    return re.sub(r'&(?!#?\w+;)', '&amp;', made)
+    made = re.sub(r'&(?!#?\w+;)', '&amp;', made)
+    # the source, for those who have the page read to them, or copy the equation
+    return made.replace('<math ', f'<math alttext="{html.escape(source_text)}" ', 1)
