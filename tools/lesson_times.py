@@ -5,7 +5,7 @@ seconds into its head.
     python tools/lesson_times.py 06 07              these alone
     python tools/lesson_times.py --heads            measure nothing: write the recorded seconds into the heads
 
-A lesson is run as `make test` runs it (nbdev-test, with imports), with all cores of the machine. Rows go to
+A lesson is run as `make test` runs it: nbdev-test, imports included, one thread. (In JupyterLab torch uses all cores.) Rows go to
 nbs/results/lesson_times.csv, a lesson that is measured again replaces its older row; tests/method/test_lessons.py
 holds the heads to the rows. Columns:
 
@@ -35,7 +35,7 @@ TIME = re.compile(r'(\*\*Time on two cores:\*\* )(\d+)( seconds)')
 
 def measure(path):
     command = [str(Path(sys.executable).with_name('nbdev-test')), str(path)]
-    environment = {k: v for k, v in os.environ.items() if k != 'OMP_NUM_THREADS'}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as `make test` does: a thread per notebook
     start = time.perf_counter()
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     seconds = time.perf_counter() - start
