@@ -12,14 +12,14 @@ from typing import Annotated, Optional
 
 from .option_types import Arg, File, Folder, Processes
 from .reports import check_report, write_report
-from .shared_options import OwnPartsOptions, ReadOptions, published
+from .shared_options import AsInTrainingOptions, ReadOptions, published
 from ..data.class_lists import space_from_file
 from ..data.datasets import DATASETS
 from ..data.validate import check_parts
 
 # %% ../../nbs/7_cli/08_check_data.ipynb #c006
 @dataclass(kw_only=True)
-class CheckData(OwnPartsOptions, ReadOptions):
+class CheckData(AsInTrainingOptions, ReadOptions):
     """Read every file of a dataset once: count the pixels of each class, list what is wrong.
     Exit code 0: no fault, 1: faults, 2: an error."""
     epilog = 'example: idrnet check-data --images photos --labels masks --classes classes.txt'
@@ -37,12 +37,14 @@ class CheckData(OwnPartsOptions, ReadOptions):
         self.refuse_names()
         check_report(self.json, (self.images, self.labels, self.pairs, self.classes, self.root))
         space, parts = self.published_parts() if self.data else self.own_parts()
+        advice = [] if self.data else self.advice(space)
         reports = check_parts(parts, space, self.workers, not self.quiet)
         known = DATASETS.get(self.data)
         for part,report in reports.items():
             print(f'{part}, {report}')
             if known and part == known.split and report.pictures != known.pictures:
                 print(f'the published part has {known.pictures} pairs')
+        for line in advice: print(line)
         if self.json: write_report(self.json, {part:r.to_json() for part,r in reports.items()})
         return int(not all(report.ok for report in reports.values()))
 

@@ -67,7 +67,7 @@ class Compare(DataAndModelOptions):
         model = compare.build(self.arms[-1], task, self.seed, **setup.model_args)
         Plan('compare', self, setup.model_args.get('recipe')).write(self.out/'plan.json')
         if self.quiet and not self.plan: return
-        print(describe_data(task, setup.reports))
+        print(describe_data(task, setup.reports, setup.advice))
         print(describe_training(setup.config, model, task, self.arms[-1]))
         print(f'compares  {", ".join(self.arms)}; {self.seeds} seeds each, {len(self.arms)*self.seeds} '
               f'trainings\nwrites    {self.out}')

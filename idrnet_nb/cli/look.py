@@ -14,17 +14,19 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 from .option_types import Arg, Count, Folder, Processes, Seed
-from idrnet_nb.cli.shared_options import (WORLD_HAS_NO_FILES, OwnPartsOptions, ReadOptions,
+from idrnet_nb.cli.shared_options import (WORLD_HAS_NO_FILES, AsInTrainingOptions, ReadOptions,
     published)
 from ..common.files import write_atomic
 from ..data.datasets import DATASETS
 from ..data.look import KINDS, Look, look_at, show_look
+from ..data.labels import LabelSpace
+from ..data.mirrored_classes import flip_lines, sides
 from ..data.pairing import Unpaired
 from ..method.toy_world import TOY_WORLD, ToyWorld
 
 # %% ../../nbs/7_cli/09_look.ipynb #c006
 @dataclass(kw_only=True)
-class LookAtData(OwnPartsOptions, ReadOptions):
+class LookAtData(AsInTrainingOptions, ReadOptions):
     """Show images with their masks on a sheet, suspicious ones first, and the share of each class.
     Nothing is trained; the exit code is 0 also where something is suspicious."""
     epilog = 'example: idrnet look --images photos --labels masks --classes classes.txt'
@@ -47,10 +49,16 @@ class LookAtData(OwnPartsOptions, ReadOptions):
         self.check_out()
         self.set_max_pixels()
         for part in parts.values(): self.check_names(part)
+        advice = [] if self.data else [*self.side_lines(space), *self.advice(space)]
         look = look_at(parts, space, self.workers, not self.quiet, self.seed)
         self.write(look)
-        print(*self.summary(look), sep='\n')
+        print(*self.summary(look), *advice, sep='\n')
         print(f'written to {self.out/"look.png"} and {self.out/"look.csv"}')
+
+    @staticmethod
+    def side_lines(space:LabelSpace)->list: # sentences; [] where no class has a side
+        found = sides(space)
+        return flip_lines(space) if found.pairs or found.odd else []
 
     def check_names(self, part)->None: # rows, or a function that loads them
         "ValueError where not one image finds its mask: it says how the names differ."

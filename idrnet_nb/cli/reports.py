@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Optional
 
 from ..common.files import write_atomic
-from ..data.mirrored_classes import flip_lines
 from ..experiments.tasks import Task
 from ..training.config import TrainConfig
 from ..training.label_counts import advice_for_imbalance
@@ -37,6 +36,7 @@ def print_scores(
 def describe_data(
     task:Task, # what is trained on
     reports:dict, # part -> `Report`, where masks were read
+    advice:Sequence[str]=(), # more sentences about your own data
 )->str: # lines
     "How many images each part has, and the share of each class in it."
     parts = dict(train=task.train, val=task.val, test=task.test)
@@ -50,10 +50,10 @@ def describe_data(
         table[f'{part} %'] = [f'{100*n/total:.2f}' for n in report.pixels]
         table[f'{part} images'] = report.occurs
     text = f'{text}\n{pd.DataFrame(table, index=list(report.classes)).to_string()}'
-    *rare, advice = advice_for_imbalance(reports['train'].pixels, task.space.classes) or ['']
+    *rare, balance = advice_for_imbalance(reports['train'].pixels, task.space.classes) or ['']
     if len(rare) > 5: rare = [f'{len(rare)} classes have less than 1 % of the pixels']
-    advice = advice.replace("class_weights='balanced'", '--set class_weights=balanced')
-    return '\n'.join(filter(None, [text, *flip_lines(task.space), *rare, advice]))
+    balance = balance.replace("class_weights='balanced'", '--set class_weights=balanced')
+    return '\n'.join(filter(None, [text, *task.flip_notes(), *advice, *rare, balance]))
 
 def describe_training(
     config:TrainConfig, # how to train

@@ -128,11 +128,18 @@ class Settings:
         kinds = setting_types(part) if field else {'':float} # epochs
         if field not in kinds:
             raise ValueError(f'{said}: there is no such setting; there are {", ".join(kinds)}')
-        try: value = parse_value(self.texts[name], kinds[field])
+        text = '()' if self.swaps_nothing(name) else self.texts[name]
+        try: value = parse_value(text, kinds[field])
         except ValueError as e: raise ValueError(f'{said}: {e}') from None
         if name in ('epochs', 'train.steps') and value <= 0:
             raise ValueError(f'{said}: give more than 0')
         return value
+
+    def swaps_nothing(self,
+        name:str='augment.flip_pairs', # or protocol.flip_pairs
+    )->bool:
+        "Does --set say that no classes change places in a mirrored image?"
+        return name.endswith('.flip_pairs') and self.texts.get(name, '').strip().lower() in ('none', 'no', '()', '[]')
 
     def length(self)->dict: # {'steps': …} or {'epochs': …}; {} where neither was given
         "How long to train."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WORLD_HAS_NO_FILES', 'DEFAULT_SPLIT', 'VARIANT', 'DeviceOptions', 'ReadOptions', 'published', 'DataOptions',
-           'FolderOptions', 'ClassListOptions', 'OwnPartsOptions', 'OwnDataOptions', 'check_own_data',
-           'without_unreadable', 'ModelOptions', 'TrainingOptions', 'InferenceOptions']
+           'FolderOptions', 'ClassListOptions', 'OwnPartsOptions', 'AsInTrainingOptions', 'OwnDataOptions',
+           'check_own_data', 'without_unreadable', 'ModelOptions', 'TrainingOptions', 'InferenceOptions']
 
 # %% ../../nbs/7_cli/04_shared_options.ipynb #c003
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ from ..data.datasets import DATASETS, DatasetInfo
 from ..data.mirrored_classes import left_right
 from ..data.labels import LabelSpace
 from ..data import splits
-from ..data.class_lists import space_from_file
+from ..data.class_lists import like_void, space_from_file
 from ..data.pairing import csv_pairs, folder_pairs, part_column, table_columns
 from ..data.readers import set_max_pixels
-from ..data.validate import HARMLESS, OF_ALL, DataFault, check_parts, raise_faults
+from ..data.validate import HARMLESS, OF_ALL, DataFault, check_parts, checked_rows, raise_faults
 from ..experiments.tasks import Task, dataset_task, toy_world_task
 from ..models.segmentor import Segmentor
 from ..training.config import TrainConfig
@@ -151,7 +151,9 @@ class ClassListOptions(FolderOptions):
     name:Optional[Name]=None # what your data is called; if left out: as the file of the class list, or as its folder
         # where the file is called classes, labels or names
     classes:Optional[File]=None # your own classes, one per line: name, id in the masks, #rrggbb, mirror=NAME
-        # (all but the name may be left out); void, id for what is ignored; or id2label as .json
+        # (all but the name may be left out). What counts for nothing must be named void: void, ID. Left and right
+        # are guessed from names and change places in mirrored images: mirror=NAME or mirror=none says it
+        # yourself. Or id2label as .json
 
     def own_space(self)->LabelSpace: # of the class list, with the name of the data
         name, file = self.name or self.classes.stem, self.classes.resolve()
@@ -207,6 +209,38 @@ class OwnPartsOptions(ClassListOptions):
         parts = {'train':self.own_pairs()} | {part:self.part_pairs(part) for part in ('val','test')}
         return {part:rows for part,rows in parts.items() if rows is not None}
 
+    def rows_in_groups(self,
+        by:Optional[str], # a column of --pairs, or an expression
+    ): # `datasets.Dataset`, with that column
+        in_table = self.pairs and by in table_columns(self.pairs)
+        return csv_pairs(self.pairs, columns=[by]) if in_table else self.own_pairs()
+
+    @property
+    def is_drawn(self)->bool: # are parts drawn by chance? Else options, or a column, name them
+        return not self.parts_given and not (self.pairs and part_column(self.pairs))
+
+@dataclass(kw_only=True)
+class AsInTrainingOptions(OwnPartsOptions):
+    """as for train and compare
+    Nothing is divided and nothing is left out here: these are accepted so that the same options serve all commands."""
+    group_by:Optional[Text]=None # what belongs together, see idrnet train; here, groups are counted
+    allow:Annotated[list[_Fault], Arg(metavar='FAULT')]=field(default_factory=list) # here, every fault is listed
+    skip_broken:bool=False # here, every pair is read, and listed if it cannot be
+
+    def advice(self,
+        space:LabelSpace, # of the masks
+    )->list: # of sentences
+        "What to know before your own images are divided and trained on. ValueError for a wrong --group-by."
+        lines = like_void(space)
+        vain = [self.given[name] for name in ('allow', 'skip_broken') if name in self.given]
+        if vain: lines.append(f'without effect here, for train and compare only: {", ".join(vain)}')
+        if not self.is_drawn: return lines
+        rows = checked_rows(lambda: self.rows_in_groups(self.group_by))
+        if not self.group_by: return [*lines, *filter(None, [splits.advise_groups(rows['id'])])]
+        number = len(splits.group_rows(rows, self.group_by))
+        few = ', too few for train, val and test'*(number<3)
+        return [*lines, f'--group-by {self.group_by!r}: {len(rows)} images in {number} group{"s"*(number>1)}{few}']
+
 @dataclass(kw_only=True)
 class OwnDataOptions(OwnPartsOptions):
     """how your own images are divided
@@ -229,11 +263,8 @@ class OwnDataOptions(OwnPartsOptions):
         if parts: return parts, space
         shares = shares or DEFAULT_SPLIT
         names = ('train','val','test') if len(shares) == 3 else ('train','test')
-        return dict(zip(names, splits.divide(self.rows_in_groups(), shares, 0, self.group_by or ''))), space
-
-    def rows_in_groups(self): # `datasets.Dataset`, with the column that --group-by names
-        in_table = self.pairs and self.group_by in table_columns(self.pairs)
-        return csv_pairs(self.pairs, columns=[self.group_by]) if in_table else self.own_pairs()
+        drawn = splits.divide(self.rows_in_groups(self.group_by), shares, 0, self.group_by or '')
+        return dict(zip(names, drawn)), space
 
 def check_own_data(
     parts:dict, # name -> rows

@@ -123,7 +123,7 @@ class Train(DataAndModelOptions):
 
     def show_plan(self, setup:TrainingSetup, model:Segmentor, begun)->None:
         "Print what will be done, and keep it as plan.json."
-        print(describe_data(setup.task, setup.reports))
+        print(describe_data(setup.task, setup.reports, setup.advice))
         print(describe_training(setup.config, model, setup.task, self.variant_of(model)))
         found = checkpoints(self.out/'checkpoints')
         if found and self.resume: begun = f'goes on at step {found[-1]["step"]}'
@@ -140,6 +140,7 @@ class Train(DataAndModelOptions):
         about = dict(results=results) | judged_by(task)
         inference.save_model(model, self.out, task.space, task.size, **about)
         print_scores(task, scores)
+        for line in task.side_advice(meter.total): print(line)
         print(f'saved in {self.out}')
         model_page.train_page(self.out, task, model, config, meter, variant,
                               command_line()).leave(self.out)

@@ -18,6 +18,7 @@ from .shared_options import (WORLD_HAS_NO_FILES, DataOptions, DeviceOptions, Mod
     OwnDataOptions, ReadOptions, TrainingOptions, check_own_data, published, without_unreadable)
 from .parse_values import did_you_mean, parse_path
 from ..data import splits
+from ..data.class_lists import like_void
 from ..data.datasets import DATASETS
 from ..data.labels import LabelSpace
 from ..experiments.tasks import Task, recipe_task
@@ -111,6 +112,7 @@ class TrainingSetup:
     reports:dict=field(default_factory=dict) # part -> `Report` of your own masks
     parts:dict=field(default_factory=dict) # part -> rows of your own images
     group_by:str='' # what they are grouped by, see `splits.group_rows`
+    advice:list=field(default_factory=list) # sentences about your own data
 
 @dataclass(kw_only=True)
 class DataAndModelOptions(RecipeOptions, DataOptions, OwnDataOptions, ReadOptions, DeviceOptions):
@@ -170,6 +172,7 @@ class DataAndModelOptions(RecipeOptions, DataOptions, OwnDataOptions, ReadOption
         recipe, reports, more = self.named_recipe(), {}, ''
         if self.source == 'own':
             parts, space = self.own_parts(self.split)
+            space = self.with_mirror(space, recipe, settings)
             skip, before = list(parts) if self.skip_broken else [], sum(map(len, parts.values()))
             reports = check_own_data(parts, space, self, skip)
             if self.skip_broken: parts = without_unreadable(parts, reports)
@@ -195,7 +198,29 @@ class DataAndModelOptions(RecipeOptions, DataOptions, OwnDataOptions, ReadOption
         task = recipe_task(recipe, parts, judged, self.unreadable, more, groups)
         model_args = dict(recipe=recipe, weights=self.weights, pretrained=self.pretrained)
         return TrainingSetup(task, recipe.config(len(task.train)), model_args, reports,
-                             parts if self.source == 'own' else {}, self.group_by or '')
+                             parts if self.source == 'own' else {}, self.group_by or '',
+                             self.advice(parts, space) if self.source == 'own' else [])
+
+    @staticmethod
+    def with_mirror(
+        space:LabelSpace, # of the class list
+        recipe:Optional[Recipe], # that --recipe or --from-plan names
+        settings:Settings, # of this command
+    )->LabelSpace:
+        "The space, in which no classes change places if --set augment.flip_pairs=none says so, now or in a plan."
+        if settings.swaps_nothing(): return replace(space, mirror=())
+        refused = replace(space, mirror=())
+        return refused if space.mirror is None and recipe and recipe.space == refused else space
+
+    def advice(self,
+        parts:dict, # name -> rows of your own images
+        space:LabelSpace, # of the masks
+    )->list: # of sentences
+        "What to know before a training on your own images."
+        lines = like_void(space)
+        if self.group_by or not self.is_drawn: return lines
+        ids = [id for rows in parts.values() for id in rows['id']]
+        return [*lines, *filter(None, [splits.advise_groups(ids)])]
 
     def describe_groups(self, parts:dict)->str: # the end of a note
         "How many groups that --group-by keeps together each part has."

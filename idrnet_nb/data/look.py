@@ -8,6 +8,7 @@ __all__ = ['SIDE', 'DUPLICATE', 'SAMPLE', 'KINDS', 'boundary_map', 'edge_map', '
 
 # %% ../../nbs/3_data/17_look.ipynb #c003
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import torch
 
 from .dataset import MatchedPair, match_pair
 from .labels import LabelSpace
+from .mirrored_classes import flip_lines, is_guessed
 from .readers import decode_image, decode_mask
 from .validate import checked_rows
 from .visualize import legend_patch, overlay
@@ -422,10 +424,10 @@ class _Sheet:
         self.draw_bars([self.fig.add_subplot(bars[0,i]) for i in (0,1)])
         number = len(look.suspicious())
         text = f'{self.space.name}: {len(look.pairs)} pairs, {number} suspicious (▲, thick frame)'
+        if is_guessed(self.space): text = f'{text}\n{textwrap.fill(flip_lines(self.space)[0], 190)}'
         self.fig.suptitle(text, x=.01, ha='left', fontsize=10)
 
     def draw_pair(self, ax, pair, width):
-        import textwrap
         colour = _WARN if pair.is_suspicious else _CALM
         name = pair.id if len(pair.id)<24 else f'{pair.id[:10]}…{pair.id[-12:]}'
         ax.set_title(f'{name} · {pair.part}', fontsize=8, pad=3)

@@ -343,7 +343,9 @@ def compare_page(
     page.section('Confusions', 'Pixels of all unseen images, all seeds together.')
     for variant,counts in found.counts.items():
         page.heading(variant)
-        add_confusions(page, counts.sum((0,1), dtype=np.int64), names, variant)
+        total = counts.sum((0,1), dtype=np.int64)
+        add_confusions(page, total, names, variant)
+        for line in task.side_advice(total): page.text(line)
     _add_curves(page, found)
     _add_images(page, found, models)
     _add_relations(page, task, models, result['relation_auroc'], asked)
@@ -352,6 +354,7 @@ def compare_page(
     seeds = ', '.join(str(row['seed']) for row in found.variants[found.first])
     about = dict(data=task.name, images=task.note, variants=variants, seeds=seeds,
                  seconds=f'{result["seconds"]:.0f}', **where)
+    if task.flip_notes(): about['mirrored images'] = '; '.join(task.flip_notes())
     page.section('What was done').settings(about, 'The comparison')
     page.settings(result['config'] | dict(seed=None), 'The training, of all variants alike')
     page.settings(_flat(result['model']), 'The model and its recipe')

@@ -79,6 +79,7 @@ class ModelPage:
             page.section('Classes').table(rows, 'Classes, the lowest IoU first; percent', _CLASSES)
         page.section('Confusions')
         add_confusions(page, self.meter.total, names, 'the model', 12)
+        for line in self.task.side_advice(self.meter.total): page.text(line)
         self.add_images(page)
 
     def add_images(self, page:Page, n:int=6)->None:
@@ -158,7 +159,8 @@ def train_page(
     _add_log(page, read_log(out), scored)
     took = times[-1]-times[0] if times else None
     made.add_costs(page, **{'seconds from the first line of the log to the last':took})
-    settings = {'images to train on':len(task.train)} | asdict(config)
+    mirrored = {'mirrored images':'; '.join(task.flip_notes())} if task.flip_notes() else {}
+    settings = {'images to train on':len(task.train)} | mirrored | asdict(config)
     return made.end(page, command, **{'The training':settings})
 
 def _add_log(page, lines, scored):

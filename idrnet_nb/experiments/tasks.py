@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data.dataset import SegmentationDataset
 from ..data.datasets import DATASETS
-from ..data.mirrored_classes import left_right
+from ..data.mirrored_classes import confused_sides, flip_lines, left_right
 from ..data.labels import LabelSpace
 from ..data.transforms import Augment
 from ..method.toy_world import LOOKALIKES, TOY_WORLD, ToyWorld, true_relations
@@ -37,6 +37,21 @@ class Task:
     val:object=None # other unseen items, which choose the best checkpoint; None: the last one is taken
     groups:Optional[list]=None # of each item of `test`, say its video: such items are alike, intervals draw groups
     unseen:bool=True # False: the model has learnt from some of `test`, or they chose its checkpoint
+
+    def flip_notes(self)->list: # of sentences; [] where images are not augmented
+        "What mirrored images do to the classes in training, see `mirrored_classes.flip_lines`."
+        augment = getattr(self.train, 'augment', None)
+        if augment is None: return []
+        if not augment.flip: return ['no image is mirrored: augment.flip is 0']
+        return flip_lines(self.space, augment.flip_pairs)
+
+    def side_advice(self,
+        confusion, # `k k` pixels [label, prediction] of `test`
+    )->list: # of sentences
+        "Advice after a training whose guess about left and right was wrong."
+        augment = getattr(self.train, 'augment', None)
+        if augment is None or not augment.flip: return []
+        return confused_sides(self.space, confusion, augment.flip_pairs)
 
 def toy_world_task(
     n_train:int=2000, # images

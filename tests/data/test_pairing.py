@@ -178,7 +178,7 @@ def test_reports_come_back_from_json(tmp_path):
     assert (
         again.to_json() == report.to_json()
         and str(again) == str(report)
-        and 'a flip swaps, by their names: left eye / right eye' in str(report)
+        and "'left eye' / 'right eye' change places, guessed from their names" in str(report)
     )
     old = {k: v for k, v in report.to_json().items() if k not in ('remarks', 'ignored', 'flip')}
     assert Report(**old).kinds() == report.kinds()  # written by an older version
