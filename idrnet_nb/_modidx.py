@@ -1368,6 +1368,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                    'idrnet_nb/experiments/compare_page.py'),
                                                     'idrnet_nb.experiments.compare_page.Comparison.scores': ( '5_experiments/compare_page.html#comparison.scores',
                                                                                                               'idrnet_nb/experiments/compare_page.py'),
+                                                    'idrnet_nb.experiments.compare_page.Comparison.side_advice': ( '5_experiments/compare_page.html#comparison.side_advice',
+                                                                                                                   'idrnet_nb/experiments/compare_page.py'),
                                                     'idrnet_nb.experiments.compare_page.RunRecord': ( '5_experiments/compare_page.html#runrecord',
                                                                                                       'idrnet_nb/experiments/compare_page.py'),
                                                     'idrnet_nb.experiments.compare_page.RunRecord.read': ( '5_experiments/compare_page.html#runrecord.read',

@@ -424,7 +424,7 @@ class _Sheet:
         self.draw_bars([self.fig.add_subplot(bars[0,i]) for i in (0,1)])
         number = len(look.suspicious())
         text = f'{self.space.name}: {len(look.pairs)} pairs, {number} suspicious (▲, thick frame)'
-        if is_guessed(self.space): text = f'{text}\n{textwrap.fill(flip_lines(self.space)[0], 190)}'
+        if is_guessed(self.space): text = f'{text}\n{textwrap.fill(flip_lines(self.space)[0], 140)}'
         self.fig.suptitle(text, x=.01, ha='left', fontsize=10)
 
     def draw_pair(self, ax, pair, width):

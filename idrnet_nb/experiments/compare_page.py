@@ -223,6 +223,13 @@ class Comparison:
         text = '; '.join(texts)+'.'
         return text[0].upper()+text[1:] if text.startswith('whether') else text
 
+    def side_advice(self)->list: # of sentences
+        "Where a guess about left and right was wrong, see `Task.side_advice`: of the first variant that shows it."
+        for counts in self.counts.values():
+            lines = self.task.side_advice(counts.sum((0,1), dtype=np.int64))
+            if lines: return lines
+        return []
+
     def score_table(self): # DataFrame, a row per variant
         "mIoU of each variant with both intervals, in percent."
         import pandas as pd
