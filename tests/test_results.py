@@ -29,8 +29,12 @@ from idrnet_nb.models.variants import parse_variant
 from idrnet_nb.training.inference import EvalProtocol
 from idrnet_nb.training.recipes import RECIPES
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / 'tools'), str(Path(__file__).parent)]
-import ablation as ablation_tool, context_photo, cost, loader, mutants, plug_ab, relation_measures  # noqa: E402
+sys.path[:0] = [
+    str(Path(__file__).resolve().parents[1] / 'tools'),
+    str(Path(__file__).parent),
+    str(Path(__file__).parent / 'models'),
+]
+import ablation as ablation_tool, context_photo, cost, lesson_times, loader, mutants, plug_ab, relation_measures  # noqa: E402
 import softmax_order, test_battery, zoo  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parents[1] / 'nbs' / 'results'
@@ -54,6 +58,7 @@ COLUMNS = {  # of the files, as those who write them say
     'softmax_order.csv': softmax_order.COLUMNS,
     'relations.csv': relation_measures.COLUMNS,
     'context_photo.csv': context_photo.COLUMNS,
+    'lesson_times.csv': lesson_times.COLUMNS,
     'mutants.csv': mutants.COLUMNS,
 }
 
@@ -265,6 +270,7 @@ FOUND = {
     'context_photo.csv': lambda n: rows_found(
         n, lambda r: r['kind'] in context_photo.KINDS and r['arm'] in context_photo.ARMS
     ),
+    'lesson_times.csv': lambda n: rows_found(n, lambda r: r['lesson'] in {path.stem for path in lesson_times.LESSONS}),
     'battery.csv': lambda n: rows_found(n, lambda r: (r['framework'], r['backbone'], r['idr']) in BATTERY),
     'mutants.csv': lambda n: rows_found(n, lambda r: (mutants.ROOT / 'nbs' / f'{r["notebook"]}.ipynb').exists()),
 }
