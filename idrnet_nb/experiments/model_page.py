@@ -158,7 +158,7 @@ def train_page(
     _add_log(page, read_log(out), scored)
     took = times[-1]-times[0] if times else None
     made.add_costs(page, **{'seconds from the first line of the log to the last':took})
-    settings = {'images to train on':len(task.train)} | asdict(config)
+    settings = {'images to train on':task.count_train()} | asdict(config)
     return made.end(page, command, **{'The training':settings})
 
 def _add_log(page, lines, scored):
