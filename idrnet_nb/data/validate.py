@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ..common.progress import progress_bar
 from ..common.checks import IGNORE
 from .class_lists import class_line
 from .dataset import match_pair
@@ -294,12 +295,11 @@ def _as_it_is(x): return x # workers must find it by name
 
 def _check_part(name, rows, space, palettes, images, workers, progress):
     "The report of one part, pair by pair."
-    from tqdm.auto import tqdm
     if not len(rows): raise ValueError(f'check {name}: no rows for label space {space.name!r}')
     counts, repeats, faults, remarks = _Counts(space), _Repeats(), [], []
     loader = torch.utils.data.DataLoader(_Rows(rows,space,images), batch_size=None,
         collate_fn=_as_it_is, num_workers=workers)
-    bar = tqdm(loader, desc=f'check {name}', unit='pair', disable=not progress, leave=False)
+    bar = progress_bar(loader, desc=f'check {name}', unit='pair', disable=not progress)
     for pair in bar:
         faults += [*repeats.faults(pair), *pair.faults, *palettes.faults(pair)]
         remarks += pair.remarks

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch.utils.data import Subset
 
+from ..common.progress import progress_bar
 from ..common.checks import as_class_ids, check_labels
 from ..common.distributed import all_gather_object, shard
 from ..common.state import keep_random_state
@@ -166,12 +167,11 @@ def count_pixels(
     """Count the pixels of each class in all labels; masks of a `SegmentationDataset` as they are on
     disk, before any augmentation. Several processes share the work, and must all call. ValueError
     for labels that are no class ids, and where every pixel is ignored; errors of the files."""
-    from tqdm.auto import tqdm
     counter = _PixelCounts(data, num_classes, ignore)
     with keep_random_state():
         loader = torch.utils.data.DataLoader(shard(counter), batch_size=None, num_workers=workers,
                                              generator=torch.Generator())
-        bar = tqdm(loader, desc='counting pixels', unit='mask', disable=not progress, leave=False)
+        bar = progress_bar(loader, desc='counting pixels', unit='mask', disable=not progress)
         counts = sum(bar, torch.zeros(num_classes, dtype=torch.long))
     pixels = tuple(sum(all_gather_object(counts)).tolist())
     if not any(pixels):
