@@ -44,7 +44,8 @@ class ProgressLines:
     def refresh(self)->None:
         "Print a line, if it is time for one."
         now, tenth = time.monotonic(), 10*self.n//max(1, self.total)
-        if self.n <= self.initial or tenth == self.tenth or now-self.last < self.wait: return
+        if self.n-self.initial < max(1, self.total//50): return # too few for an estimate
+        if tenth == self.tenth or now-self.last < self.wait: return
         self.tenth, self.last = tenth, now
         if sys.stderr: print(self, file=sys.stderr, flush=True)
 
