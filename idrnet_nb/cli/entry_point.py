@@ -85,7 +85,9 @@ def _forget_output(): # or python tries again as it ends, and complains
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 def _format_warning(command, message, *where, **more): # no path of a file, no line of code
-    return f'idrnet {command}: warning: {" ".join(str(message).split())}\n'
+    bar_is_there = sys.stderr is not None and sys.stderr.isatty() # perhaps: its line is cleared
+    begin = '\r\033[K' if bar_is_there else ''
+    return f'{begin}idrnet {command}: warning: {" ".join(str(message).split())}\n'
 
 # %% ../../nbs/7_cli/19_entry_point.ipynb #c018b
 def describe_error(

@@ -136,11 +136,13 @@ class LookAtData(AsInTrainingOptions, ReadOptions):
         if kinds['mask of another image'] > .2*len(look.pairs):
             yield ('many masks fit other images better than their own: look at the sheet; are the '
                    'names of images and masks off by one?')
+        if kinds['unreadable']:
+            yield ('idrnet train and compare stop for pairs that cannot be read: repair them, take them out, '
+                   'or add --skip-broken')
         for kind,n in remarks.items(): yield f'remark: {kind}, {n} pairs (all in look.csv)'
         yield from self.share_table(look)
 
-    @staticmethod
-    def share_table(look:Look): # lines
+    def share_table(self, look:Look): # lines
         "Shares of each class, and advice for rare ones."
         import pandas as pd
         shares, columns, names = look.shares(), {}, look.space.classes
@@ -156,7 +158,9 @@ class LookAtData(AsInTrainingOptions, ReadOptions):
         def some(names): # the first twelve
             more = f' … and {len(names)-12} more' if len(names) > 12 else ''
             return ', '.join(names[:12])+more
-        if never: yield f'without a pixel in {part}: {some(never)}'
+        stops = '' if self.data else ('; idrnet train stops for that: take them out of the class list, or add '
+                                      '--allow class-without-a-pixel')
+        if never: yield f'without a pixel in {part}: {some(never)}{stops}'
         if rare:
             yield (f'under 1 % of the pixels of {part}: {some(rare)}; '
                    'idrnet train --set class_weights=balanced gives such classes more weight')

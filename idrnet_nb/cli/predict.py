@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
+from ..common.progress import progress_bar
 from .option_types import Arg, Folder
 from .shared_options import InferenceOptions, ReadOptions
 from ..common.device import pick_device
@@ -52,7 +52,7 @@ class Predict(InferenceOptions, ReadOptions):
         model, space = load_model(self.model, device=device)
         protocol, ids = self.protocol(model), self.index_ids(space)
         shares, broken = {}, 0
-        for file in tqdm(images, desc='predicting', leave=False, disable=self.quiet or len(images) < 2):
+        for file in progress_bar(images, desc='predicting', disable=self.quiet or len(images) < 2):
             try: image = torch.from_numpy(read_image(file.path)).permute(2,0,1)
             except (ValueError, OSError) as e:
                 if len(images) == 1: raise

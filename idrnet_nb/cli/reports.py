@@ -40,7 +40,9 @@ def describe_data(
 )->str: # lines
     "How many images each part has, and the share of each class in it."
     parts = dict(train=task.train, val=task.val, test=task.test)
-    sizes = ', '.join(f'{name} {len(data)}' for name,data in parts.items() if data is not None)
+    sizes = {name:str(len(data)) for name,data in parts.items() if data is not None}
+    sizes['train'] = task.count_train()
+    sizes = ', '.join(f'{name} {size}' for name,size in sizes.items())
     text = f'data      {task.name}: {task.space.num_classes} classes; images: {sizes}'
     if not reports: return text
     import pandas as pd

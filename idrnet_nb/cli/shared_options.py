@@ -291,19 +291,20 @@ def check_own_data(
 def without_unreadable(
     parts:dict, # name -> rows
     reports:dict, # name -> `Report` of these rows
-)->dict: # name -> rows; train as it is, for its images are left out, and listed, as they are met
-    "Leave out the pairs of val and test that cannot be read, and name them."
-    found = {}
+)->tuple: # (name -> rows, name -> ids of those left out)
+    "Leave out the pairs that cannot be read, and name them."
+    found, left_out = {}, {}
     for name,rows in parts.items():
         bad = {fault.place:fault.what for fault in reports[name].faults
                if fault.kind not in (*HARMLESS, *OF_ALL, *_WARNED)}
         places = [{row['image']['path'], row['label']['path']} for row in rows]
-        kept = [i for i,paths in enumerate(places) if name == 'train' or not paths & bad.keys()]
+        kept = [i for i,paths in enumerate(places) if not paths & bad.keys()]
         if len(kept) < len(rows):
             print(f'left out of {name}: {len(rows)-len(kept)} of {len(rows)} pairs:', *bad.values(), sep='\n  ')
         if not kept: raise ValueError(f'part {name}: no pair can be read')
         found[name] = rows.select(kept)
-    return found
+        left_out[name] = [id for i,id in enumerate(rows['id']) if i not in {*kept}]
+    return found, left_out
 
 # %% ../../nbs/7_cli/04_shared_options.ipynb #c017
 _Channels = Annotated[int, Arg(type=count(1, 65536))]

@@ -169,17 +169,16 @@ class DataAndModelOptions(RecipeOptions, DataOptions, OwnDataOptions, ReadOption
         return self.by_options(settings)
 
     def by_recipe(self, settings:Settings, variant:Optional[str])->TrainingSetup:
-        recipe, reports, more = self.named_recipe(), {}, ''
+        recipe, reports, more, left_out = self.named_recipe(), {}, '', {}
         if self.source == 'own':
             parts, space = self.own_parts(self.split)
             space = self.with_mirror(space, recipe, settings)
-            skip, before = list(parts) if self.skip_broken else [], sum(map(len, parts.values()))
+            skip = list(parts) if self.skip_broken else []
             reports = check_own_data(parts, space, self, skip)
-            if self.skip_broken: parts = without_unreadable(parts, reports)
-            left_out = before-sum(map(len, parts.values()))
-            if left_out:
-                reports = check_own_data(parts, space, self, skip) # of what is left
-                more += f'; {left_out} pairs of val and test that cannot be read are left out'
+            if self.skip_broken: parts, left_out = without_unreadable(parts, reports)
+            unseen = sum(len(ids) for name,ids in left_out.items() if name != 'train')
+            if any(left_out.values()): reports = check_own_data(parts, space, self, skip) # of what is left
+            if unseen: more += f'; {unseen} pairs of val and test that cannot be read are left out'
             if self.group_by: more += self.describe_groups(parts)
             recipe, judged = recipe or recipes.laptop(space), 'test' if 'test' in parts else 'val'
         else:
@@ -195,7 +194,9 @@ class DataAndModelOptions(RecipeOptions, DataOptions, OwnDataOptions, ReadOption
         recipe = self.adapted_recipe(recipe, settings, space, self.size, variant)
         if self.mini: more += '; a trial (--mini), no result'
         groups = splits.group_numbers(parts[judged], self.group_by) if self.group_by else None
-        task = recipe_task(recipe, parts, judged, self.unreadable, more, groups)
+        pixels = reports['train'].pixels if reports else None
+        task = recipe_task(recipe, parts, judged, self.unreadable, more, groups, pixels,
+                           tuple(left_out.get('train', ())))
         model_args = dict(recipe=recipe, weights=self.weights, pretrained=self.pretrained)
         return TrainingSetup(task, recipe.config(len(task.train)), model_args, reports,
                              parts if self.source == 'own' else {}, self.group_by or '',

@@ -70,6 +70,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
         size:tuple[int,int]|None=None, # (h, w) that every pair is resized to first, pixels
         augment:Augment|None=None, # training only
         on_unreadable:str='raise', # or 'skip', in training: take the next pair that can be read
+        pixels=None, # `k` pixels of each class in all masks, where they were counted before
     ):
         if on_unreadable not in ('raise','skip'):
             raise ValueError(f'SegmentationDataset: on_unreadable={on_unreadable!r}, '
@@ -83,7 +84,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
                     f'ignore index of label space {space.name!r} is {space.ignore}; leave it out')
             if augment.ignore!=space.ignore: augment = replace(augment, ignore=space.ignore)
         self.rows, self.space, self.size = rows, space, size
-        self.augment, self.on_unreadable = augment, on_unreadable
+        self.augment, self.on_unreadable, self.pixels = augment, on_unreadable, pixels
         # shared with workers: the epoch, the pairs skipped so far, was an orientation tag warned of
         self.epoch = torch.zeros((), dtype=torch.long).share_memory_()
         self.bad = torch.zeros(len(rows), dtype=torch.bool).share_memory_()

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ..common.progress import progress_bar
 from .dataset import MatchedPair, match_pair
 from .labels import LabelSpace
 from .mirrored_classes import flip_lines, is_guessed
@@ -379,14 +380,13 @@ def look_at(
 )->Look:
     """Read every pair of all parts once, and find what is odd. Pairs that cannot be read are listed.
     ValueError where a part has no rows."""
-    from tqdm.auto import tqdm
     loaded, pairs, features = {}, [], []
     for part,rows in parts.items():
         loaded[part] = rows = checked_rows(rows) if callable(rows) else rows
         if not len(rows): raise ValueError(f'look at {part}: there are no rows')
         loader = torch.utils.data.DataLoader(_Rows(rows,space), batch_size=None,
             collate_fn=_Rows.as_it_is, num_workers=workers)
-        bar = tqdm(loader, desc=f'look at {part}', unit='pair', disable=not progress, leave=False)
+        bar = progress_bar(loader, desc=f'look at {part}', unit='pair', disable=not progress)
         for i,(id,found) in enumerate(bar):
             pair = LookedPair(part, i, id)
             pairs.append(pair)

@@ -97,7 +97,8 @@ class _Naming(NamedTuple):
     def __str__(self): return f'{self.head}NAME{self.tail}'
 
 class NameDifference(NamedTuple):
-    "A prefix and a suffix of image names, and others of mask names, by which the files pair."
+    """A prefix and a suffix of image names, and others of mask names, by which the files pair: as
+    text, options of a terminal; `heads` and `tails` are arguments of `folder_pairs`."""
     heads:tuple # (image, mask)
     tails:tuple # (image, mask)
     pairs:int # images that find a mask so
@@ -105,8 +106,7 @@ class NameDifference(NamedTuple):
     def __str__(self):
         options = '--image-prefix', '--label-prefix', '--image-suffix', '--label-suffix'
         words = zip(options, (*self.heads,*self.tails))
-        flags = ' '.join(f'{option}={word}' for option,word in words if word)
-        return f'{flags} (in Python heads={self.heads}, tails={self.tails})'
+        return ' '.join(f'{option}={word}' for option,word in words if word)
 
 # %% ../../nbs/3_data/08_pairing.ipynb #c055g
 def _common(a, b):
@@ -349,8 +349,8 @@ class _FolderFaults:
         inner = [{id.rpartition('/')[2] for id in ids} for ids in (images,labels)]
         if ways:
             more = f' (or {" or ".join(map(str,ways[1:3]))})' if len(ways)>1 else ''
-            said = (f'are named differently; {ways[0].pairs} of {len(images)} images find their '
-                f'mask with {ways[0]}{more}')
+            said = (f'are named differently; add {ways[0]}: so {ways[0].pairs} of {len(images)} '
+                f'images find their mask{more}')
         elif len(inner[0]&inner[1])>=.9*min(len(images),len(labels)):
             said = (f'have the same names, but other sub-folders, such as {images[0]!r} and '
                 f'{labels[0]!r}; give the folders that belong together, or a table of pairs '
@@ -385,7 +385,10 @@ def folder_pairs(
         raise ValueError(f'{here} is given as images and as masks; {found.how_to_tell_apart()}')
     rows, problems = found.rows(), [*found.problems()]
     faults = [*_FolderFaults(found)] if ids is None else []
-    problems += [what for _,_,what in faults[:3]]
+    faults.sort(key=lambda fault: fault[0]!='names differ') # what mends all of them comes first
+    if faults and faults[0][0]=='names differ': problems.insert(0, faults[0][2])
+    else: problems += [what for _,_,what in faults[:1]]
+    problems += [what for _,_,what in faults[1:3]]
     if len(faults)>3: problems.append(f'and {len(faults)-3} more faults')
     if problems:
         text = f'{here} and {str(labels_dir)!r}: {". ".join(problems)}'

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ..common.progress import progress_bar
 from ..common.checks import IGNORE
 from .class_lists import class_line
 from .dataset import match_pair
@@ -294,12 +295,11 @@ def _as_it_is(x): return x # workers must find it by name
 
 def _check_part(name, rows, space, palettes, images, workers, progress):
     "The report of one part, pair by pair."
-    from tqdm.auto import tqdm
     if not len(rows): raise ValueError(f'check {name}: no rows for label space {space.name!r}')
     counts, repeats, faults, remarks = _Counts(space), _Repeats(), [], []
     loader = torch.utils.data.DataLoader(_Rows(rows,space,images), batch_size=None,
         collate_fn=_as_it_is, num_workers=workers)
-    bar = tqdm(loader, desc=f'check {name}', unit='pair', disable=not progress, leave=False)
+    bar = progress_bar(loader, desc=f'check {name}', unit='pair', disable=not progress)
     for pair in bar:
         faults += [*repeats.faults(pair), *pair.faults, *palettes.faults(pair)]
         remarks += pair.remarks
@@ -363,18 +363,52 @@ class _ClassCheck:
         lines = f'{class_line("background",0)} / {class_line(name,id)}'
         yield self.fault('one class', name=name, holding=self.holding(), lines=lines)
 
+    def elsewhere(self, i): # (images of other parts that have a class, in words)
+        seen = {part:other.occurs[i] for part,other in self.others.items() if other.occurs[i]}
+        words = ' and '.join(f'{n} image{"s"*(n>1)} of {part!r}' for part,n in seen.items())
+        total = sum(seen.values())
+        return total, f'{words} {"have" if total>1 else "has"} it' if seen else ''
+
+    def shift(self, ids):
+        "A warning: where a list gives no ids, a class that is taken out changes those of all after it."
+        is_bare = all(self.files.get(i,i)==i for i in range(self.space.num_classes))
+        stays = {*range(min(ids),self.space.num_classes)}-{*ids}
+        if not is_bare or not stays: return ''
+        i = min(stays)
+        return (f'. Without ids in the class list, all later ids would shift: write them first, such as '
+            f'"{class_line(self.space.classes[i],i)}"')
+
     def without_pixel(self):
+        "One fault for all such classes: a long class list often has many of them."
+        if not self.absent: return []
+        if len(self.absent)>1: return self.several_without_pixel()
+        i, = self.absent
+        images, seen = self.elsewhere(i)
+        words = dict(name=self.space.classes[i], id=self.files.get(i,i), holding=self.holding(),
+            masks=self.report.pictures, elsewhere=f', though {seen}' if seen else '')
+        if len(self.stray)==1:
+            lines = self.list_with({i:next(iter(self.stray))})
+            return [self.fault('class without a pixel: other id', lines=lines, **words)]
+        if images>1: return [self.fault('class without a pixel: elsewhere', **words)]
+        text = 'class without a pixel: one image' if images else 'class without a pixel'
+        return [self.fault(text, shift=self.shift([i]), **words)]
+
+    def several_without_pixel(self):
+        names, elsewhere = [], []
         for i in self.absent:
-            seen = [f'{other.occurs[i]} images of {part!r}' for part,other in self.others.items()
-                if other.occurs[i]]
-            words = dict(name=self.space.classes[i], id=self.files.get(i,i), holding=self.holding(),
-                masks=self.report.pictures,
-                elsewhere=f', though {" and ".join(seen)} have it' if seen else '')
-            if len(self.absent)==len(self.stray)==1:
-                lines = self.list_with({i:next(iter(self.stray))})
-                yield self.fault('class without a pixel: other id', lines=lines, **words)
-            elif seen: yield self.fault('class without a pixel: elsewhere', **words)
-            else: yield self.fault('class without a pixel', **words)
+            images, seen = self.elsewhere(i)
+            name, more = self.space.classes[i], f'; {seen}' if seen else ''
+            names.append(f'{name!r} (id {self.files.get(i,i)}{more})')
+            if images>1: elsewhere.append(name)
+        taken = [i for i in self.absent if self.space.classes[i] not in elsewhere]
+        advice = []
+        if elsewhere: advice.append(f'To learn {", ".join(elsewhere)}, divide the data in another way')
+        if taken:
+            which = 'Take the others' if elsewhere else 'Take them'
+            advice.append(f'{which} out of the class list, or see whether their ids are right{self.shift(taken)}')
+        words = dict(absent=len(names), classes=self.space.num_classes, masks=self.report.pictures,
+            names=', '.join(names), holding=self.holding(), advice='. '.join(advice))
+        return [self.fault('class without a pixel: several', **words)]
 
     def ignored_much(self):
         for id,n in self.stray.items():

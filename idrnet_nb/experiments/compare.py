@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Optional
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
+from ..common.progress import progress_bar
 from ..common.device import pick_device, seed_everything
 from ..models.profiling import TrainingStep, peak_memory
 from ..models.segmentor import build_segmentor
@@ -199,11 +199,11 @@ def _train_all(task, runs, jobs, progress, **how): # yields (row, provenance) as
     jobs = min(len(runs), jobs or (cores if how['device']=='cpu' and task.recipe else 1))
     if jobs==1:
         outcomes = complete(runs, _TrainVariant(**how, task=task, progress=progress))
-        bar = tqdm(disable=True)
+        bar = progress_bar(disable=True)
     else:
         steps = multiprocessing.get_context('spawn').Value('l', 0)
-        bar = tqdm(total=len(runs)*how['config'].steps, unit='step', desc=f'{len(runs)} runs',
-                   leave=False, disable=not progress)
+        bar = progress_bar(total=len(runs)*how['config'].steps, unit='step', desc=f'{len(runs)} runs',
+                           disable=not progress)
         def show_steps():
             bar.n = steps.value
             bar.refresh()

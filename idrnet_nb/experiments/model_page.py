@@ -160,7 +160,7 @@ def train_page(
     took = times[-1]-times[0] if times else None
     made.add_costs(page, **{'seconds from the first line of the log to the last':took})
     mirrored = {'mirrored images':'; '.join(task.flip_notes())} if task.flip_notes() else {}
-    settings = {'images to train on':len(task.train)} | mirrored | asdict(config)
+    settings = {'images to train on':task.count_train()} | mirrored | asdict(config)
     return made.end(page, command, **{'The training':settings})
 
 def _add_log(page, lines, scored):

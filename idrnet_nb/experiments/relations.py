@@ -17,6 +17,7 @@ from filelock import Timeout
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+from ..common.progress import progress_bar
 from ..common.checks import differences
 from ..common.files import file_lock, write_atomic
 from ..data.fingerprint import data_differences, describe_data, plain_settings
@@ -130,11 +131,10 @@ class ChangeLog:
         progress:bool=True, # show a bar
     )->None:
         "Ask about the images that have no answer yet. An error names the image."
-        from tqdm.auto import tqdm
         missing = [i for i in range(n) if i not in self.lines]
         loader = DataLoader(Subset(data, missing), batch_size=None, num_workers=workers)
-        bar = tqdm(zip(missing, loader), total=n, initial=n-len(missing), disable=not progress,
-                   desc='asking', unit='image', leave=False)
+        bar = progress_bar(zip(missing, loader), total=n, initial=n-len(missing), disable=not progress,
+                   desc='asking', unit='image')
         for i,(image,label) in bar:
             try: self.add(i, deleter.changes(image, label))
             except (ValueError, FloatingPointError) as e: raise type(e)(f'image {i}: {e}') from e

@@ -6,7 +6,7 @@
 __all__ = ['key', 'run_name', 'Outcome', 'complete', 'do_all', 'run_missing']
 
 # %% ../../nbs/5_experiments/02_runner.ipynb #c003
-import json, multiprocessing, os, pickle
+import json, multiprocessing, os, pickle, warnings
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple, Optional
@@ -37,6 +37,7 @@ class Outcome(NamedTuple):
     run:dict # plain values
     result:object=None # what the function returned
     error:Optional[Exception]=None # what it raised instead
+    warned:tuple=() # texts of warnings in a worker process
 
 _WORKER = {} # in a worker process: `fn`, the function that it calls
 
@@ -49,13 +50,16 @@ def _attempt(run, fn):
     except Exception as error: return Outcome(run, error=error)
 
 def _attempt_in_worker(run):
-    outcome = _attempt(run, _WORKER['fn'])
+    with warnings.catch_warnings(record=True) as caught: # a worker would print them raw, each in its own way
+        outcome = _attempt(run, _WORKER['fn'])
+    warned = tuple(dict.fromkeys(str(w.message) for w in caught))
+    outcome = outcome._replace(warned=warned)
     try:
         pickle.loads(pickle.dumps(outcome.error))
         return outcome
     except Exception: # an error that pickle cannot carry to the parent
         text = f'{type(outcome.error).__name__}: {outcome.error}'
-        return Outcome(run, error=RuntimeError(text))
+        return Outcome(run, error=RuntimeError(text), warned=warned)
 
 def _pool(jobs, fn):
     threads = max(1, (os.cpu_count() or 1)//jobs)
@@ -77,11 +81,12 @@ def complete(
     on_wait=None, # called again and again while processes compute
 ): # an `Outcome` per run, as they end
     """Yield the outcome of each run; one that fails does not affect the others. If the caller stops
-    iterating, no further run is started."""
+    iterating, no further run is started. What workers warn of, this process warns of; two runs that
+    warn of the same, once."""
     if jobs<2 or len(runs)<2:
         for run in runs: yield _attempt(run, fn)
         return
-    waiting = list(runs)
+    waiting, told = list(runs), set()
     while waiting:
         running = {} # future -> run
         try:
@@ -96,6 +101,9 @@ def complete(
                     for future in done:
                         outcome = future.result()
                         del running[future]
+                        for text in outcome.warned:
+                            if text not in told: warnings.warn(text)
+                        told.update(outcome.warned)
                         yield outcome
         except BrokenProcessPool:
             for run in running.values(): yield _attempt_alone(run, fn)
@@ -111,7 +119,7 @@ def do_all(
     """Do all runs, and hand each result to `write` as soon as it is there. A run that fails leaves
     the others alone: RuntimeError at the end names it."""
     failed = []
-    for number, (run, result, error) in enumerate(complete(runs, fn, jobs), 1):
+    for number, (run, result, error, _) in enumerate(complete(runs, fn, jobs), 1):
         if error:
             failed.append(f'{run_name(run)}: {type(error).__name__}: {error}')
             text = f'FAILED: {error}'

@@ -37,6 +37,13 @@ class Task:
     val:object=None # other unseen items, which choose the best checkpoint; None: the last one is taken
     groups:Optional[list]=None # of each item of `test`, say its video: such items are alike, intervals draw groups
     unseen:bool=True # False: the model has learnt from some of `test`, or they chose its checkpoint
+    left_out:tuple=() # names of training images that cannot be read; they are not in `train`
+
+    def count_train(self)->str: # '179 (1 left out: p/part0033.png)'
+        "How many images there are to train on, and which were left out."
+        if not self.left_out: return str(len(self.train))
+        names = ', '.join(self.left_out[:3]) + (' …' if len(self.left_out)>3 else '')
+        return f'{len(self.train)} ({len(self.left_out)} left out: {names})'
 
     def flip_notes(self)->list: # of sentences; [] where images are not augmented
         "What mirrored images do to the classes in training, see `mirrored_classes.flip_lines`."
@@ -139,14 +146,18 @@ def recipe_task(
     on_unreadable:str='raise', # see `pairs_task`
     more:str='', # the end of the task's note
     groups:Optional[list]=None, # group of each judged image, see `Task`
+    pixels:Optional[list]=None, # `k` pixels of each class in the masks of train, where they were counted
+    left_out:tuple=(), # names of training images that cannot be read, see `Task`
 )->Task:
     "Parts of any data, as a recipe reads them. The part val, where it is not judged, chooses."
     data = recipe.pairs(parts['train'], on_unreadable, recipe.train.seed)
+    data.pixels = pixels
     length = f'{recipe.steps} steps' if recipe.steps else f'{recipe.epochs:g} epochs'
     task = Task(recipe.space.name, recipe.space, data,
         test=SegmentationDataset(parts[judged], recipe.space),
         note=f'{recipe.name}, {length}; evaluated on {len(parts[judged])} {judged} images{more}',
-        recipe=partial(recipe_task, recipe, parts, judged, on_unreadable, more, groups),
+        recipe=partial(recipe_task, recipe, parts, judged, on_unreadable, more, groups, pixels, left_out),
+        left_out=tuple(left_out),
         protocol=recipe.protocol,
         groups=groups)
     if judged!='val' and 'val' in parts: task.val = SegmentationDataset(parts['val'], recipe.space)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import NamedTuple, Optional
 from torch import nn
 
+from ..common.progress import progress_bar
 from ..common.checks import check_labels
 from ..common.distributed import init_distributed
 from ..common.state import keep_random_state
@@ -89,7 +90,6 @@ def find_lr(
     if not (0 < start < end < math.inf and type(steps) is int and steps >= 2):
         raise ValueError(f'find_lr: start={start!r}, end={end!r}, steps={steps!r}; '
                          'rates rise from above 0, in 2 steps or more')
-    from tqdm.auto import tqdm
     device, head = init_distributed(device), model.head.config
     config = replace(config, lr=1., ema=None, compile=None, on_bad='stop')
     try_one_batch(model, data, config, device)
@@ -101,8 +101,8 @@ def find_lr(
         source = batches(data, config.batch_size, config.seed, config.workers,
                          share=(state.rank, state.world_size))
         named = BadBatches(data, config).named(source, 0)
-        bar = tqdm(zip(range(steps), named), total=steps, desc='learning rates', leave=False,
-                   disable=not progress or state.rank > 0)
+        bar = progress_bar(zip(range(steps), named), total=steps, desc='learning rates',
+                           disable=not progress or state.rank > 0)
         return _measure(state, bar, [start*(end/start)**(i/(steps-1)) for i in range(steps)])
 
 def _measure(state, steps, rates):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import __version__
+from ..common.progress import progress_bar
 from ..common.checks import (as_class_ids, check_fields, check_flip_pairs, check_images,
     check_labels, check_scale, check_size)
 from ..common.distributed import shard
@@ -235,7 +236,6 @@ def evaluate(
 )->Meter: # confusion counts, of each image and in all
     """Confusion of a model over a dataset, counted on the model's device. ValueError for labels
     that the model has no class for, and for images that are not in 0..255."""
-    from tqdm.auto import tqdm
     if hasattr(data, '__len__') and not len(data):
         raise ValueError('evaluate: data is empty, there is nothing to evaluate the model on')
     config, device = model.head.config, next(model.parameters()).device
@@ -245,7 +245,7 @@ def evaluate(
     if together: data = shard(data)
     loader = torch.utils.data.DataLoader(data, batch_size, collate_fn=collate, num_workers=workers)
     scale_known = False # the first image that is not black shows how they are scaled
-    for images,label in tqdm(loader, disable=not progress, desc='evaluating', leave=False):
+    for images,label in progress_bar(loader, disable=not progress, desc='evaluating'):
         where = f'images {len(meter)}..'
         check_images(images, where)
         scale_known = scale_known or check_scale(images, where)

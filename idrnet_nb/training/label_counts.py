@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch.utils.data import Subset
 
+from ..common.progress import progress_bar
 from ..common.checks import as_class_ids, check_labels
 from ..common.distributed import all_gather_object, shard
 from ..common.state import keep_random_state
@@ -28,8 +29,11 @@ class LabelCounts:
         ignore:int, # the ignore index
         steps:int, # of the epoch
         space=None, # label space, for names and ids of the files; None: ids alone
+        data=None, # of the training, if its masks lie on disk: crops are padded, and do not show all of a mask
+        pixels=None, # `k` pixels of each class in all masks, where they are known and were shown
     ):
         self.classes, self.ignore, self.space = classes, ignore, space
+        self.data, self.pixels = data, pixels
         self.left = steps # of the epoch, still to come
         self.is_open = True # still counting
         self.images = 0
@@ -41,7 +45,10 @@ class LabelCounts:
         while isinstance(dataset, Subset): dataset = dataset.dataset
         space = getattr(dataset, 'space', None)
         if space is not None and len(space.classes) != head.num_classes: space = None
-        return cls(head.num_classes, head.ignore, max(1, len(data)//config.batch_size), space)
+        steps = max(1, len(data)//config.batch_size)
+        if space is None or not isinstance(dataset, SegmentationDataset):
+            return cls(head.num_classes, head.ignore, steps, space)
+        return cls(head.num_classes, head.ignore, steps, space, data, dataset.pixels)
 
     def add(self,
         labels, # `b h w`, checked ids, on the CPU
@@ -67,21 +74,49 @@ class LabelCounts:
         self.images, self.counts = sum(images), sum(counts)
         missing = [i for i in range(self.classes) if not self.counts[i]]
         if self.images and len(missing) == self.classes:
-            raise ValueError(f'train: {self.message(missing)}')
-        if missing and self.images >= self.classes: # fewer images prove nothing
-            warnings.warn(f'train: {self.message(missing)}')
+            raise ValueError(f'train: {self.message(missing, self.count_masks())}')
+        if not missing or self.images < self.classes: return # fewer images prove nothing
+        in_masks = self.count_masks()
+        vanished = [i for i in missing if in_masks is not None and in_masks[i]]
+        absent = [i for i in missing if i not in vanished and self.pixels is None] # else they were shown
+        if absent: warnings.warn(f'train: {self.message(absent, in_masks)}')
+        if vanished: warnings.warn(f'train: {self.message_vanished(vanished)}')
+
+    def count_masks(self,
+        most:int=200, # masks that are read, evenly spread
+    )->torch.Tensor|None: # `k+1` pixels of each class, and ignored ones; None: the labels are the masks
+        "Of the masks as they are on disk, neither resized nor cropped nor padded."
+        if self.pixels is not None: return torch.tensor([*self.pixels, 0])
+        if self.data is None: return None
+        masks, n = _PixelCounts(self.data, self.classes, self.ignore), len(self.data)
+        counts = torch.zeros_like(self.counts)
+        for i in range(0, n, max(1, n//most)):
+            try: counts += masks.count(i)
+            except (ValueError, OSError): pass # the training reports it, or skips it
+        return counts
+
+    def listed(self, ids:list)->str: # '3 (bike), 5 (bear)'
+        names = [f'{i} ({self.space.classes[i]})' if self.space else str(i) for i in ids]
+        return ', '.join(names[:8]) + (f' … ({len(names)} in all)' if len(names) > 8 else '')
+
+    def message_vanished(self,
+        ids:list, # of classes that masks have, but no crop
+    )->str:
+        return (f'no pixel of class {self.listed(ids)} is in the crops of {self.images} images, though masks '
+                'have it, so it is hardly learnt: it vanishes where images are made small, or lies in few '
+                'images and outside of their crops. Train on larger images (--size), or longer')
 
     def message(self,
         missing:list, # ids of classes without a pixel
+        in_masks:torch.Tensor|None=None, # `k+1` pixels in the masks, see `count_masks`; None: as counted
     )->str:
         "Which classes are missing, and how much is ignored: perhaps the two are the same."
-        names = [f'{i} ({self.space.classes[i]})' if self.space else str(i) for i in missing]
-        listed = ', '.join(names[:8]) + (f' … ({len(names)} in all)' if len(names) > 8 else '')
         labels = f'in the labels of {self.images} images'
-        text = f'no pixel {labels} has class {listed}, so it cannot be learnt'
+        text = f'no pixel {labels} has class {self.listed(missing)}, so it cannot be learnt'
         if len(missing) == self.classes:
             text = f'every pixel {labels} is ignored, so nothing can be learnt'
-        ignored = (self.counts[-1]/self.counts.sum()).item()
+        counts = self.counts if in_masks is None else in_masks
+        ignored = (counts[-1]/counts.sum().clamp(min=1)).item()
         if not ignored: return text
         raw_to_train = self.space.raw_to_train or {} if self.space else {}
         ids = sorted(raw for raw, train in raw_to_train.items() if train == self.ignore)
@@ -102,16 +137,19 @@ class _PixelCounts(torch.utils.data.Dataset):
     def __len__(self): return len(self.data)
 
     def __getitem__(self, i):
+        return self.count(i)[:-1]
+
+    def count(self, i): # `k+1`, the last: ignored
         counts = LabelCounts(self.classes, self.ignore, 1)
         try: label = torch.as_tensor(self.read(self.data, i))
         except (ValueError, OSError):
             if getattr(self.data, 'on_unreadable', None) != 'skip': raise
-            return counts.counts[:-1]
+            return counts.counts
         name, = image_names(self.data, [i])
         label = as_class_ids(label, f'label of {name}', axes=None)
         check_labels(label, self.classes, self.ignore, f'label of {name}')
         counts.add(label)
-        return counts.counts[:-1]
+        return counts.counts
 
     def read(self, data, i): # `h w`
         if isinstance(data, Subset): return self.read(data.dataset, data.indices[i])
@@ -129,12 +167,11 @@ def count_pixels(
     """Count the pixels of each class in all labels; masks of a `SegmentationDataset` as they are on
     disk, before any augmentation. Several processes share the work, and must all call. ValueError
     for labels that are no class ids, and where every pixel is ignored; errors of the files."""
-    from tqdm.auto import tqdm
     counter = _PixelCounts(data, num_classes, ignore)
     with keep_random_state():
         loader = torch.utils.data.DataLoader(shard(counter), batch_size=None, num_workers=workers,
                                              generator=torch.Generator())
-        bar = tqdm(loader, desc='counting pixels', unit='mask', disable=not progress, leave=False)
+        bar = progress_bar(loader, desc='counting pixels', unit='mask', disable=not progress)
         counts = sum(bar, torch.zeros(num_classes, dtype=torch.long))
     pixels = tuple(sum(all_gather_object(counts)).tolist())
     if not any(pixels):

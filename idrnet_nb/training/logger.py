@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Optional
 
+from ..common.progress import in_jupyter
 from ..common.files import write_atomic
 from ..common.state import keep_random_state
 from .loggers import TensorBoardLogger
@@ -77,10 +78,6 @@ class _LiveFigure:
         plt.close(fig)
         self.next_time = time.monotonic()+2
 
-def _in_jupyter():
-    ipython = sys.modules.get('IPython') # whoever runs in a kernel has imported it already
-    return ipython is not None and type(ipython.get_ipython()).__name__ == 'ZMQInteractiveShell'
-
 # %% ../../nbs/4_training/07_logger.ipynb #c019
 class TrainLogger:
     """Records of a training: kept, appended to log.jsonl if there is a folder, given to loggers, and
@@ -103,7 +100,7 @@ class TrainLogger:
         self.loggers = list(loggers) if main else []
         if tensorboard and main: self.loggers.append(TensorBoardLogger(self.folder/'tensorboard'))
         self.begun = []
-        self.live = _LiveFigure() if main and (_in_jupyter() if live is None else live) else None
+        self.live = _LiveFigure() if main and (in_jupyter() if live is None else live) else None
         if self.folder is None: return
         self.folder.mkdir(parents=True, exist_ok=True)
         text = ''.join(json.dumps(line)+'\n' for line in self.lines)

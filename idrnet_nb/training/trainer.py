@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ..common.progress import progress_bar
 from ..common.checks import check_labels
 from ..common.device import precision, seed_everything
 from ..common.distributed import all_gather_object, all_reduce_mean
@@ -232,7 +233,6 @@ def _guarded_step(state, images, labels, label_counts, bad_batches):
 
 def _take_steps(state, data, folder, on_step, progress):
     "All steps that are still to be done, with records, evaluations and checkpoints on the way."
-    from tqdm.auto import tqdm
     config = state.config
     bad_batches = BadBatches(data, config, folder.log)
     label_counts = LabelCounts.of(state.model, data, config)
@@ -241,8 +241,8 @@ def _take_steps(state, data, folder, on_step, progress):
     end = state.done if folder.has_stopped else config.steps
     # `range` first: zip then asks for no batch after the last. `named`: an error in loading names the file
     steps = zip(range(state.done, end), bad_batches.named(source, state.done))
-    bar = tqdm(steps, total=config.steps, initial=state.done, desc='training', leave=False,
-               disable=not progress or state.rank > 0)
+    bar = progress_bar(steps, total=config.steps, initial=state.done, desc='training',
+                       disable=not progress or state.rank > 0)
     shown = folder.scores.text() # beside the bar
     for step, (images, labels) in bar:
         losses = _guarded_step(state, images, labels, label_counts, bad_batches)

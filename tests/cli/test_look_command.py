@@ -69,7 +69,7 @@ def test_data_that_cannot_be_read_or_paired_is_listed(files, capsys):
     images[0].write_bytes(b'')
     mask_of(images[1]).unlink()
     out, table, _ = look(capsys, files, *own(files), '--classes', files / 'classes.txt')
-    assert '2 unreadable' in out and images[0].name in out
+    assert '2 unreadable' in out and images[0].name in out and 'add --skip-broken' in out
     assert table['suspicious'].tolist() == ['yes'] * 2 + ['no'] * 6
 
 
@@ -81,7 +81,8 @@ def test_rare_classes_are_named_with_what_to_do(files, capsys):
         Image.fromarray(ids).save(path)
     out, _, _ = look(capsys, files, *own(files), '--classes', files / 'classes.txt')
     last = out.splitlines()[-3:]
-    assert last[0] == 'without a pixel in all: pavement'
+    assert last[0].startswith('without a pixel in all: pavement; idrnet train stops for that')
+    assert last[0].endswith('--allow class-without-a-pixel')
     assert last[1].startswith('under 1 % of the pixels of all: tree (0.') and 'class_weights=balanced' in last[1]
     assert last[2].startswith('written to')
 

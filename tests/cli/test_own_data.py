@@ -172,6 +172,7 @@ def test_a_pair_that_cannot_be_read_is_named_and_left_out_if_asked(farm, capsys,
         rows.append(f'imgs/{image.name};gt/{image.name.replace("rgb", "mask")};{part}')
     (folder / 'pairs.csv').write_text('\n'.join(rows))
     broken = rows[5].split(';')[0]  # of test
+    whole = (folder / broken).read_bytes()
     (folder / broken).write_bytes(b'broken')
     words = ['train', '--pairs', folder / 'pairs.csv', '--classes', folder / 'classes.txt', '--mini', '--batch', 4]
     words += ['--steps', 2, '--device', 'cpu', '--quiet', '--out', tmp_path / 'run']
@@ -180,6 +181,14 @@ def test_a_pair_that_cannot_be_read_is_named_and_left_out_if_asked(farm, capsys,
     code, out, _ = run(capsys, *words, '--skip-broken')
     assert code == 0 and 'left out of test: 1 of 6 pairs' in out and '1 pairs of val and test' in out
     assert 'test 5' in out and len(parts_of(tmp_path / 'run')['test']) == 5
+    (folder / broken).write_bytes(whole)
+    broken = rows[1].split(';')[0]  # of train
+    (folder / broken).write_bytes(b'broken')
+    words[-1] = tmp_path / 'other'
+    code, out, err = run(capsys, *words, '--skip-broken')
+    assert code == 0 and f'train 17 (1 left out: {broken})' in out and 'pairs of val and test' not in out
+    assert f'17 (1 left out: {broken})' in (tmp_path / 'other' / 'report.html').read_text()
+    assert len(parts_of(tmp_path / 'other')['train']) == 17 and 'skipped' not in err
 
 
 def test_an_image_that_is_nearly_black_is_not_left_out(farm, capsys, tmp_path):

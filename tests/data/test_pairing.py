@@ -136,6 +136,24 @@ def test_classes_that_never_occur(tmp_path):
     assert not check(rows, called).ok  # the name of a file makes no published set
 
 
+def test_many_classes_that_never_occur_are_one_fault_with_all_names(tmp_path):
+    "Advice for each kind: a class of one other image cannot be had by another split; ids of bare names shift."
+    train = folder_pairs(*pairs(tmp_path / 't', ids=(0, 4)))
+    one = folder_pairs(*pairs(tmp_path / 'o', 'x', ids=(0, 1)))
+    more = folder_pairs(*pairs(tmp_path / 'm', 'yz', ids=(0, 2)))
+    parts = dict(train=train, val=one, test=more)
+    report = check_parts(parts, classes(tmp_path, 'a\nb\nc\nd\ne\n'), progress=False)['train']
+    ((kind, _, what),) = report.faults
+    assert kind == 'class without a pixel' and what.startswith('classes: 3 of 5 classes have no pixel')
+    assert "'b' (id 1; 1 image of 'val' has it), 'c' (id 2; 2 images of 'test' have it), 'd' (id 3)" in what
+    assert 'To learn c, divide the data in another way. Take the others out' in what
+    assert 'all later ids would shift: write them first, such as "c, 2"' in what
+    report = check_parts(dict(train=train), classes(tmp_path, 'a, 0\ne, 4\nb, 7\n'), progress=False)['train']
+    assert "'b' (id 7) has no pixel" in report.faults[0][2] and 'shift' not in report.faults[0][2]
+    report = check_parts(parts, classes(tmp_path, 'a, 0\ne, 4\nb, 1\nvoid, 2\n'), progress=False)
+    assert 'Add images that have it' in report['train'].faults[0][2]
+
+
 def test_a_class_that_only_the_unseen_part_has(tmp_path):
     train, unseen = (
         folder_pairs(*pairs(tmp_path / 't', ids=(0, 1))),

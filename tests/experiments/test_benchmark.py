@@ -1,6 +1,6 @@
 """The benchmark: paired statistics against brute force, arms alike but for one thing, runs that survive a kill, a command that says what is wrong."""
 
-import itertools, json, os, signal, subprocess, sys, time
+import itertools, json, os, signal, subprocess, sys, time, warnings
 from functools import partial
 
 import numpy as np
@@ -503,6 +503,16 @@ def test_who_stops_reading_stops_the_work(tmp_path):
     outcomes.close()
     assert isinstance(first, Outcome) and isinstance(first.error, ValueError) and str(first.error) == 'broken picture'
     assert len(list(tmp_path.iterdir())) <= 4
+
+
+def _warn(run):
+    warnings.warn('class 8 has no pixel')
+
+
+def test_what_workers_warn_of_is_reported_once_by_the_parent():
+    with pytest.warns(UserWarning) as caught:
+        assert len(list(complete([1, 2, 3], _warn, jobs=2))) == 3
+    assert [str(w.message) for w in caught] == ['class 8 has no pixel']
 
 
 class Strange(Exception):

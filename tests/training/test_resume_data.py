@@ -706,6 +706,26 @@ def test_masks_of_0_and_255(tmp_path):
     assert 'class 1 (object)' in said
 
 
+def test_padding_is_not_ignored_and_what_vanishes_is_told_from_what_is_nowhere(tmp_path):
+    "Crops are larger than the images, no mask has an ignored pixel, class 1 is a pixel that resizing loses."
+    for kind in ('images', 'masks'):
+        (tmp_path / kind).mkdir()
+    for i in range(6):
+        label = np.zeros((32, 32), np.uint8)
+        label[15, 15] = 1
+        Image.fromarray(label).save(tmp_path / 'masks' / f'{i}.png')
+        Image.new('RGB', (32, 32)).save(tmp_path / 'images' / f'{i}.png')
+    names = space(('background', 'dot', 'bird'), (0, 1, 2))
+    data = SegmentationDataset(rows(tmp_path), names, (8, 8), Augment(crop=(16, 16), scale=(1.0, 1.0)))
+    assert (data[0][1] == 255).any() and not (data[0][1] == 1).any()
+    said = told(lambda: train(model(), data, CONFIG, 'cpu', False))
+    assert len(said) == 2 and 'ignored' not in ''.join(said)
+    assert 'class 2 (bird), so it cannot be learnt' in said[0]
+    assert 'no pixel of class 1 (dot) is in the crops' in said[1] and '--size' in said[1]
+    data.pixels = [6 * 1023, 6, 0]  # bird was shown, and allowed, before
+    assert told(lambda: train(model(), data, CONFIG, 'cpu', False)) == said[1:]
+
+
 @pytest.mark.parametrize('steps', [1, 2, 5])
 def test_labels_that_are_ignored_altogether(steps, tmp_path):
     with pytest.raises(ValueError, match='every pixel in the labels of . images is ignored'):
