@@ -193,6 +193,7 @@ class DataAndModelOptions(RecipeOptions, DataOptions, OwnDataOptions, ReadOption
         if self.mini: more += '; a trial (--mini), no result'
         groups = splits.group_numbers(parts[judged], self.group_by) if self.group_by else None
         task = recipe_task(recipe, parts, judged, self.unreadable, more, groups)
+        if reports: task.train_pixels = list(reports['train'].pixels)
         model_args = dict(recipe=recipe, weights=self.weights, pretrained=self.pretrained)
         return TrainingSetup(task, recipe.config(len(task.train)), model_args, reports,
                              parts if self.source == 'own' else {}, self.group_by or '')

@@ -175,7 +175,9 @@ def test_the_sentence_is_settled_where_the_verdict_is(seed):
 
 def test_one_seed_settles_nothing():
     found = Difference(5.0, 4.0, 6.0, 1.0, float('nan'), float('nan'), [], [], [])
-    assert 'not settled by one seed: +5.0 points of mIoU [4.0, 6.0]' in conclude('idr', 'fcn', found, 1)
+    assert 'not settled: +5.0 points of mIoU [4.0, 6.0] by one seed (95 %, images and seeds)' in conclude(
+        'idr', 'fcn', found, 1
+    )
 
 
 def test_a_comparison_is_read_again_from_its_folder(compared):
