@@ -1330,6 +1330,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                   'idrnet_nb/experiments/compare_page.py'),
                                                     'idrnet_nb.experiments.compare_page.Comparison.counts': ( '5_experiments/compare_page.html#comparison.counts',
                                                                                                               'idrnet_nb/experiments/compare_page.py'),
+                                                    'idrnet_nb.experiments.compare_page.Comparison.coverage': ( '5_experiments/compare_page.html#comparison.coverage',
+                                                                                                                'idrnet_nb/experiments/compare_page.py'),
                                                     'idrnet_nb.experiments.compare_page.Comparison.difference_table': ( '5_experiments/compare_page.html#comparison.difference_table',
                                                                                                                         'idrnet_nb/experiments/compare_page.py'),
                                                     'idrnet_nb.experiments.compare_page.Comparison.differences': ( '5_experiments/compare_page.html#comparison.differences',

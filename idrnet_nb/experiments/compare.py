@@ -265,7 +265,9 @@ def compare(
         if result['relation_auroc'] is not None:
             print('\nlearnt relations rank the true ones first with AUROC '
                   f'{result["relation_auroc"]:.3f}')
-        print(f'\n{found.conclusion()}\nthe page: {out/"report.html"}')
+        print()
+        for variant,text in found.coverage().items(): print(f'{variant}: {text}')
+        print(f'{found.conclusion()}\nthe page: {out/"report.html"}')
     return result
 
 def _check_names(variants, seeds):

@@ -238,6 +238,12 @@ class Comparison:
         "What the comparison means: one sentence, and a caution where it rests on little."
         return self.task.sentence(f'{self.finding()} {self.caution()}'.strip())
 
+    def coverage(self)->dict: # variant -> sentences; without those of which each class is found
+        "How many classes each mIoU averages, and which are never found."
+        texts = {variant:class_coverage(counts.sum(0), self.task.space.classes, self.task.train_pixels)
+                 for variant,counts in self.counts.items()}
+        return {variant:text for variant,text in texts.items() if text}
+
     def finding(self)->str:
         "What was found, in one sentence."
         if not self.is_drawable: return 'One unseen image, or group of images, settles nothing: judge on more of them.'
@@ -306,9 +312,7 @@ _COSTS = ('Seconds to train and judge, mean over seeds; they depend on what else
 
 def _add_scores(page, found):
     page.section('Scores')
-    for variant,counts in found.counts.items():
-        text = class_coverage(counts.sum(0), found.task.space.classes, found.task.train_pixels)
-        if text: page.text(f'{variant}: {text}')
+    for variant,text in found.coverage().items(): page.text(f'{variant}: {text}')
     page.table(found.score_table(), 'mIoU of each variant on the unseen images, percent')
     if found.differences:
         caption = f'Differences to {found.first}, points of mIoU, paired by image and seed'

@@ -98,7 +98,8 @@ def fold_classes(
     texts = []
     for left_out,why in ((never, 'never found (IoU 0)'), (nowhere, 'neither in the labels nor in the predictions')):
         names = table.index[left_out]
-        if len(names): texts.append(f'{len(names)} {"class that is" if len(names)==1 else "classes that are"} {why}: {", ".join(names)}')
+        which = 'class that is' if len(names)==1 else 'classes that are'
+        if len(names): texts.append(f'{len(names)} {which} {why}: {", ".join(names)}')
     return table[shown], f'Left out: {"; ".join(texts)}.' if texts else ''
 
 
