@@ -510,7 +510,7 @@ class _Sheet:
         ids = sorted(self.drawn)
         handles = [legend_patch(i, self.space) for i in ids]
         self.fig.legend(handles=handles, fontsize=8 if len(ids)<60 else 6, frameon=False,
-            loc='outside right upper', ncols=1+len(ids)//60, title='classes\n(paler on the images)', title_fontsize=9)
+            loc='outside right upper', ncols=1+len(ids)//60, title='classes\n(mixed with the images)', title_fontsize=9)
 
 def show_look(
     look:Look, # as `look_at` gives it

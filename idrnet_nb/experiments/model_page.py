@@ -69,9 +69,8 @@ class ModelPage:
             rows['95 % interval'] = [interval_text(self.scores.low, self.scores.high), '', '', '']
             note = f'{_GROUPS if self.task.groups else _IMAGES} {self.caution}'.strip()
         kind = 'unseen images' if self.task.unseen else 'images, which the model has seen in training'
-        page.section('Scores').table(rows, f'Scores on {len(self.meter)} {kind}', note)
-        text = class_coverage(self.counts, self.task.space.classes, self.task.train_pixels)
-        if text: page.text(text)
+        coverage = class_coverage(self.counts, self.task.space.classes, self.task.train_pixels)
+        page.section('Scores', *filter(None, [coverage])).table(rows, f'Scores on {len(self.meter)} {kind}', note)
 
     def add_results(self, page:Page)->None:
         "Scores, classes, confusions, images."
