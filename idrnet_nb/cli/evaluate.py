@@ -63,6 +63,7 @@ class Evaluate(InferenceOptions, DataOptions, FolderOptions, ReadOptions, Device
         model, space = inference.load_model(self.model, device=device)
         self.check_options(space)
         task, protocol = self.task_and_protocol(model)
+        task.trial = any('(--mini)' in measured.get('note', '') for measured in model.about.get('results') or ())
         images, start = len(task.test), time.perf_counter()
         if self.limit and self.limit < images:
             task.test = Subset(task.test, range(self.limit))

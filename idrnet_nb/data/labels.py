@@ -216,6 +216,13 @@ class LabelSpace:
     @property
     def num_classes(self)->int: return len(self.classes)
 
+    def number_of(self,
+        i:int, # training id of a class
+    )->str:
+        "The number of a class as the files have it; of several the smallest."
+        raw = [file_id for file_id,train in (self.raw_to_train or {}).items() if train==i]
+        return str(min(raw, default=i))
+
     @cached_property
     def _lookup(self):
         same = {i:i for i in (*range(self.num_classes), self.ignore)}

@@ -469,7 +469,7 @@ class _Sheet:
             if i==self.space.ignore or member.mean()<.008: continue
             depth = distance_transform_edt(np.pad(member, 1))[1:-1,1:-1]
             y, x = np.unravel_index(depth.argmax(), depth.shape)
-            ax.text(x, y, str(i), fontsize=6.5, ha='center', va='center',
+            ax.text(x, y, self.space.number_of(i), fontsize=6.5, ha='center', va='center',
                 bbox=dict(boxstyle='round,pad=.12', fc='white', ec='none', alpha=.75))
 
     def draw_bars(self, axes, most=40):
@@ -492,11 +492,12 @@ class _Sheet:
 
     def label_bars(self, axes, ids):
         "Class names, titles and scales; small shares of pixels are to be seen, and the line of 1 %."
-        names = [f'{self.space.classes[i][:18]} {i}' for i in ids]
+        names = [f'{self.space.classes[i][:18]} {self.space.number_of(int(i))}' for i in ids]
         size = 8 if len(ids)<25 else 6.5
         for ax,what in zip(axes, ('pixels','images that have it')):
             ax.set_xticks(range(len(ids)), names, rotation=90, fontsize=size)
-            ax.set_title(f'share of {what}, %', fontsize=9, loc='left')
+            scale = ' (logarithmic above 1)' if what=='pixels' else ''
+            ax.set_title(f'share of {what}, %{scale}', fontsize=9, loc='left')
             ax.set_xlim(-.6, len(ids)-.4)
             ax.spines[['top','right']].set_visible(False)
             ax.tick_params(axis='y', labelsize=8)
@@ -511,7 +512,7 @@ class _Sheet:
         ids = sorted(self.drawn)
         handles = [legend_patch(i, self.space) for i in ids]
         self.fig.legend(handles=handles, fontsize=8 if len(ids)<60 else 6, frameon=False,
-            loc='outside right upper', ncols=1+len(ids)//60, title='classes', title_fontsize=9)
+            loc='outside right upper', ncols=1+len(ids)//60, title='classes\n(mixed with the images)', title_fontsize=9)
 
 def show_look(
     look:Look, # as `look_at` gives it

@@ -34,11 +34,11 @@ def legend_patch(
     i:int, # a class id, or the ignore index
     space:LabelSpace, # names and colours
 ): # of matplotlib, for the handles of a legend
-    "A small field in the colour of a class, with its id and its name."
+    "A small field in the colour of a class, with its number in the files and its name."
     from matplotlib.patches import Patch
     if i==space.ignore: return Patch(facecolor='white', edgecolor='grey', label='ignored')
     rgb = [c/255 for c in space.palette[i]]
-    return Patch(facecolor=rgb, edgecolor='grey', label=f'{i} {space.classes[i]}')
+    return Patch(facecolor=rgb, edgecolor='grey', label=f'{space.number_of(i)} {space.classes[i]}')
 
 # %% ../../nbs/3_data/02_visualize.ipynb #c066
 def inner_pixel(
@@ -68,7 +68,7 @@ def show_mask(
     ids = np.unique(label).tolist()
     for i in ids:
         if i==space.ignore: continue
-        ax.text(*inner_pixel(label==i), str(i), ha='center', va='center', fontsize=8,
+        ax.text(*inner_pixel(label==i), space.number_of(i), ha='center', va='center', fontsize=8,
                 bbox=dict(boxstyle='round,pad=.1', fc='white', ec='none', alpha=.8))
     if legend:
         _as_words(ax.legend(handles=[legend_patch(i, space) for i in ids], fontsize=8,

@@ -265,7 +265,9 @@ def compare(
         if result['relation_auroc'] is not None:
             print('\nlearnt relations rank the true ones first with AUROC '
                   f'{result["relation_auroc"]:.3f}')
-        print('', *found.side_advice(), found.conclusion(), f'the page: {out/"report.html"}', sep='\n')
+        print()
+        for variant,text in found.coverage().items(): print(f'{variant}: {text}')
+        print(*found.side_advice(), found.conclusion(), f'the page: {out/"report.html"}', sep='\n')
     return result
 
 def _check_names(variants, seeds):

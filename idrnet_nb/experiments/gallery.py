@@ -51,6 +51,7 @@ def random_images(
 def different_images(
     counts:dict, # variant -> `n k k` pixels [label, prediction] of each image
     n:int=6, # at most so many
+    besides:tuple=(), # numbers of images that are shown already
 )->list: # numbers of images, those that differ most first
     """Images on which the predictions of two variants must differ at many pixels: half of the sum
     of the differences of their counts is the least number of such pixels. None for one variant."""
@@ -59,7 +60,7 @@ def different_images(
     for i,a in enumerate(all_counts):
         for b in all_counts[:i]: least = torch.maximum(least, (a-b).abs().sum((1,2))/2)
     order = least.argsort(descending=True, stable=True)
-    return [int(i) for i in order if least[i]>0][:n]
+    return [int(i) for i in order if least[i]>0 and int(i) not in set(besides)][:n]
 
 # %% ../../nbs/5_experiments/24_gallery.ipynb #c010
 _SIDE, _LEAST = 320, .015 # longest side, pixels; share of a mask that a class needs for its number
@@ -126,7 +127,7 @@ class GalleryItem(NamedTuple):
         for i in ids[counts>=_LEAST*mask.size]:
             if i==space.ignore: continue
             x, y = inner_pixel(mask==i)
-            marks.append(dict(text=str(i), left=round(100*(x+.5)/w, 1), top=round(100*(y+.5)/h, 1)))
+            marks.append(dict(text=space.number_of(int(i)), left=round(100*(x+.5)/w, 1), top=round(100*(y+.5)/h, 1)))
         colours = colour_map(mask, space.palette, space.ignore)
         return _panel(colours, f'{caption} of {self.title}: {shares}', caption, True, marks)
 
@@ -138,7 +139,7 @@ class GalleryItem(NamedTuple):
         keys = []
         for i in found.tolist():
             rgb = (255,255,255) if i==space.ignore else space.palette[i]
-            number = '' if i==space.ignore else f'{i} '
+            number = '' if i==space.ignore else f'{space.number_of(i)} '
             keys.append(dict(colour='#%02x%02x%02x' % tuple(rgb),
                              text=number+self.class_name(i, space)))
         return keys

@@ -14,9 +14,9 @@ import torch
 
 from .gallery import image_mious, predict_images, random_images, worst_images
 from .page import Page
-from .page_parts import add_confusions, add_relations, class_table
+from .page_parts import add_confusions, add_relations, class_coverage, class_table, fold_classes
 from .results import interval_text, provenance
-from .statistics import bootstrap_scores, sum_groups
+from .statistics import bootstrap_scores, few_drawn, sum_groups
 from .tasks import Task
 from ..models.variants import variant_name
 from ..training.checkpoint import checkpoints
@@ -45,6 +45,7 @@ class ModelPage:
         self.counts, self.means = meter.per_image.numpy(), meter.scores()
         drawn = sum_groups(self.counts[None], task.groups)
         self.scores = bootstrap_scores(drawn) if drawn.shape[1]>1 else None # one: no interval
+        self.caution = few_drawn(drawn.shape[1], 'groups' if task.groups else 'images')
         self.device = next(model.parameters()).device
 
     def score(self)->str: # 'mIoU 45.3 % [43.1, 47.2] on 200 unseen images of camvid'
@@ -57,7 +58,7 @@ class ModelPage:
     def begin(self, title:str, summary:str)->Page:
         where = provenance(self.device)
         about = f'{self.task.note} · {where["date"]} · {where["device"]}'
-        return Page(f'{title} on {self.task.name}', summary, about)
+        return Page(f'{title} on {self.task.name}', self.task.sentence(summary), about)
 
     def add_scores(self, page:Page)->None:
         import pandas as pd
@@ -66,17 +67,19 @@ class ModelPage:
         note = ''
         if self.scores:
             rows['95 % interval'] = [interval_text(self.scores.low, self.scores.high), '', '', '']
-            note = _GROUPS if self.task.groups else _IMAGES
+            note = f'{_GROUPS if self.task.groups else _IMAGES} {self.caution}'.strip()
         kind = 'unseen images' if self.task.unseen else 'images, which the model has seen in training'
-        page.section('Scores').table(rows, f'Scores on {len(self.meter)} {kind}', note)
+        coverage = class_coverage(self.counts, self.task.space.classes, self.task.train_pixels)
+        page.section('Scores', *filter(None, [coverage])).table(rows, f'Scores on {len(self.meter)} {kind}', note)
 
     def add_results(self, page:Page)->None:
         "Scores, classes, confusions, images."
         names = self.task.space.classes
         self.add_scores(page)
         if self.scores:
-            rows = class_table(self.scores, self.counts, names)
-            page.section('Classes').table(rows, 'Classes, the lowest IoU first; percent', _CLASSES)
+            rows, folded = fold_classes(class_table(self.scores, self.counts, names), ['IoU'])
+            caption = 'Classes, the lowest IoU first; percent'
+            page.section('Classes').table(rows, caption, f'{_CLASSES} {folded}'.strip())
         page.section('Confusions')
         add_confusions(page, self.meter.total, names, 'the model', 12)
         for line in self.task.side_advice(self.meter.total): page.text(line)
@@ -86,7 +89,7 @@ class ModelPage:
         mious = image_mious(self.counts)
         worst = worst_images(mious, n)
         others = random_images(len(mious), n, besides=worst)
-        page.section('Images', 'A number on a region is its class.')
+        page.section('Images', 'A number on a region is that of its class; the legend has the names.')
         choices = {f'The {len(worst)} with the lowest mIoU':worst, 'Drawn by lot among the others':others}
         for heading,ids in choices.items():
             items = predict_images(self.task, {'prediction':self.model}, ids, {'prediction':mious})
@@ -130,7 +133,8 @@ def evaluate_page(
     made = ModelPage(task, model, meter)
     page = made.begin(name, f'{made.score()}.')
     made.add_results(page)
-    if asked is not None: add_relations(page.section('Relations'), asked, task.truth)
+    if asked is not None: add_relations(page.section('Relations'), asked, task.truth,
+                                         task.groups is not None)
     made.add_costs(page, **{'seconds of the evaluation':seconds})
     return made.end(page, command)
 

@@ -8,7 +8,7 @@ __all__ = ['Changes', 'model_fingerprint', 'ChangeLog', 'PairStatistics', 'p_val
 # %% ../../nbs/5_experiments/29_relations.ipynb #c003
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Optional
 import numpy as np
@@ -236,6 +236,19 @@ class Relations:
         mean, low, high, images, p = (torch.as_tensor(x.reshape(k, k)) for x in stats)
         return cls(tuple(names), how, mean.float(), low.float(), high.float(), images, p,
                    torch.as_tensor(settled), **about)
+
+    def predicted(self)->list: # numbers of classes
+        "Classes that the model predicts in some image, so that they were deleted there."
+        return (self.images>0).any(1).nonzero()[:,0].tolist()
+
+    def of_classes(self,
+        ids:list, # numbers of classes
+    )->'Relations':
+        "The same of these classes alone; what is settled stays so."
+        def part(matrix): return None if matrix is None else matrix[ids][:,ids]
+        fields = 'mean', 'low', 'high', 'images', 'p', 'settled', 'learnt'
+        return replace(self, names=tuple(self.names[i] for i in ids),
+                       **{name:part(getattr(self, name)) for name in fields})
 
     def to_frame(self): # pandas
         "A row for each pair that some image has: the settled ones first, then by strength."

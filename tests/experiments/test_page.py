@@ -8,16 +8,19 @@ import numpy as np
 import pytest, torch
 from PIL import Image
 from idrnet_nb.cli import main
+from idrnet_nb.data.labels import LabelSpace, palette
 from idrnet_nb.experiments.compare import compare
-from idrnet_nb.experiments.compare_page import Comparison, conclude
+from idrnet_nb.experiments.compare_page import Comparison, RunRecord, conclude
 from idrnet_nb.experiments.gallery import GalleryItem
 from idrnet_nb.experiments.page import Page
+from idrnet_nb.experiments.page_parts import fold_classes, gain_table, unchanged
 from idrnet_nb.experiments.results import read_rows
 from idrnet_nb.experiments.statistics import Difference, bootstrap_scores, paired, verdict
-from idrnet_nb.experiments.tasks import toy_world_task
+from idrnet_nb.experiments.tasks import Task, recipe_task, toy_world_task
 from idrnet_nb.method.toy_world import TOY_WORLD
 from idrnet_nb.training.config import TrainConfig
 from idrnet_nb.training.metrics import scores
+from idrnet_nb.training.recipes import laptop, mini
 
 SMALL = dict(width=8, attention_width=8, aux_width=8)
 HOSTILE = '<script>alert(1)</script>', 'a & "b" \'c\'', '$x^$', '</table>'
@@ -175,7 +178,9 @@ def test_the_sentence_is_settled_where_the_verdict_is(seed):
 
 def test_one_seed_settles_nothing():
     found = Difference(5.0, 4.0, 6.0, 1.0, float('nan'), float('nan'), [], [], [])
-    assert 'not settled by one seed: +5.0 points of mIoU [4.0, 6.0]' in conclude('idr', 'fcn', found, 1)
+    assert 'not settled: +5.0 points of mIoU [4.0, 6.0] by one seed (95 %, images and seeds)' in conclude(
+        'idr', 'fcn', found, 1
+    )
 
 
 def test_a_comparison_is_read_again_from_its_folder(compared):
@@ -248,3 +253,59 @@ def test_train_and_evaluate_leave_a_page(tmp_path, capsys):
         ) == pytest.approx(value, abs=0.051)
     (tmp_path / 'judged' / 'report.html').write_text('mine')
     assert main([*again, '--out', str(tmp_path / 'judged')]) == 2
+
+
+def fake_comparison(groups=None, images=12, seeds=2, **of_task):
+    "25 classes, of which the model finds 0 to 4 and never 5 to 9; class 10 is nowhere in training; the others are nowhere."
+    k, rng = 25, np.random.default_rng(0)
+    space = LabelSpace('many', tuple(f'c{i}' for i in range(k)), tuple(map(tuple, palette(k).tolist())))
+    train_pixels = [9] * 10 + [0] * 15
+    task = Task('many', space, [], [], groups=groups, train_pixels=train_pixels, **of_task)
+    rows, records = {}, {}
+    for variant in 'fcn', 'fcn+idr':
+        rows[variant] = [dict(arm=variant, seed=s, miou=50.0, parameters=9, seconds=1.0) for s in range(seeds)]
+        records[variant] = []
+        for _ in range(seeds):
+            counts = np.zeros((images, k, k), np.int32)
+            for c in range(11):
+                counts[:, c, 0] = rng.poisson(5, images) + 1
+                if c < 5:
+                    counts[:, c, c] += rng.poisson(30, images).astype(np.int32)
+            records[variant].append(RunRecord(counts, np.arange(2), np.ones(2), 10**6))
+    return Comparison(task, rows, records)
+
+
+def test_a_trial_begins_with_that():
+    found = fake_comparison(trial=True)
+    assert found.conclusion().startswith('A trial (--mini): ') and not fake_comparison().conclusion().startswith('A t')
+    assert recipe_task(mini(laptop(TOY_WORLD)), dict(train=[], test=[])).trial
+    assert not recipe_task(laptop(TOY_WORLD), dict(train=[], test=[])).trial
+
+
+@pytest.mark.parametrize('groups, unit', [(None, 'images'), ([i // 3 for i in range(12)], 'groups')])
+def test_intervals_say_what_is_drawn(groups, unit):
+    found = fake_comparison(groups)
+    assert f'95 %, {unit} and seeds' in found.score_table().columns and f'95 %, {unit} and seeds' in (
+        found.difference_table().columns
+    )
+    few = '4 groups and 2 seeds' if groups else '2 seeds'
+    assert found.caution() == f'Caution: the intervals rest on {few}, which is few; do not trust their ends.'
+    assert found.caution() in found.conclusion() and fake_comparison(seeds=3).caution() == ''
+    d = found.differences['fcn+idr']
+    which = 'seeds alone' if f'[{d.t_low:.1f}, {d.t_high:.1f}]' in found.conclusion() else f'{unit} and seeds'
+    assert f'(95 %, {which})' in found.conclusion()
+
+
+def test_classes_that_are_never_found_are_counted_and_folded():
+    found = fake_comparison()
+    for text in found.coverage().values():
+        assert 'The mIoU averages 11 of 25 classes' in text
+        assert '6 of 25 classes are never found (c5, c6, c7, c8, c9, c10)' in text
+        assert '1 class is in these labels, but in no mask to train on, and cannot be learnt: c10.' in text
+    names, d = found.task.space.classes, found.differences['fcn+idr']
+    scores = found.scores['fcn'], found.scores['fcn+idr']
+    table = gain_table(d, scores, found.counts['fcn'][0], names, ('fcn', 'fcn+idr'))
+    shown, left_out = fold_classes(table, ['fcn', 'fcn+idr'])
+    assert sorted(shown.index) == ['c0', 'c1', 'c2', 'c3', 'c4']
+    assert '6 classes that are never found (IoU 0): c5,' in left_out and '14 classes that are neither' in left_out
+    assert sum(unchanged(d)) == 6
