@@ -197,7 +197,6 @@ class DataAndModelOptions(RecipeOptions, DataOptions, OwnDataOptions, ReadOption
         pixels = reports['train'].pixels if reports else None
         task = recipe_task(recipe, parts, judged, self.unreadable, more, groups, pixels,
                            tuple(left_out.get('train', ())))
-        if reports: task.train_pixels = list(reports['train'].pixels)
         model_args = dict(recipe=recipe, weights=self.weights, pretrained=self.pretrained)
         return TrainingSetup(task, recipe.config(len(task.train)), model_args, reports,
                              parts if self.source == 'own' else {}, self.group_by or '',

@@ -170,7 +170,8 @@ def recipe_task(
         left_out=tuple(left_out),
         protocol=recipe.protocol,
         groups=groups,
-        trial=recipe.name.startswith('mini_'))
+        trial=recipe.name.startswith('mini_'),
+        train_pixels=None if pixels is None else list(pixels))
     if judged!='val' and 'val' in parts: task.val = SegmentationDataset(parts['val'], recipe.space)
     return task
 
