@@ -1,6 +1,6 @@
 """check-data: every kind of fault found and named, counts right, the same by any number of processes; data of one's own in every form."""
 
-import json, os, random, subprocess, sys, warnings
+import fcntl, json, os, random, struct, subprocess, sys, termios, warnings
 from pathlib import Path
 import numpy as np, pytest, torch
 from datasets import Dataset
@@ -326,8 +326,16 @@ def test_process_and_its_bar(tree):
         '--classes',
         str(tree / 'c.txt'),
     ]
-    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    assert done.returncode == 0 and 'check' in done.stderr and '/8' in done.stderr and 'no faults' in done.stdout
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, '') and 'no faults' in done.stdout  # no bar in a file
+    terminal, inner = os.openpty()
+    fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack('4H', 24, 100, 0, 0))  # rows, columns; tqdm draws nothing in 0
+    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=inner, text=True, env=environment)
+    shown = os.read(terminal, 100_000).decode()  # before the other end is closed, which may empty it
+    os.close(inner)
+    os.close(terminal)
+    assert done.returncode == 0 and 'check' in shown and '/8' in shown and 'no faults' in done.stdout
     (tree / 'images' / 'p0.png').write_bytes(b'x')
     assert subprocess.run(words, capture_output=True, env={**os.environ, 'OMP_NUM_THREADS': '1'}).returncode == 1
 

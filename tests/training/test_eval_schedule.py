@@ -1,5 +1,7 @@
 """When a training is evaluated, which step it ends with, and when it stops: killed or not, the same."""
 
+import sys
+
 import pytest
 import torch
 from idrnet_nb.method.toy_world import ToyWorld
@@ -138,7 +140,8 @@ def test_scores_that_are_no_numbers(tmp_path):
     assert list(eval_fn.seen) == [1, 2, 3]
 
 
-def test_shown_in_the_bar(tmp_path, capsys):
+def test_shown_in_the_bar(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)  # elsewhere lines are printed, no bar
     eval_fn = iter([0.25, 0.75, 0.5])
     train(small(), DATA, CONFIG, 'cpu', True, out=tmp_path, eval_fn=lambda m: next(eval_fn), eval_every=4, live=False)
     shown = capsys.readouterr().err

@@ -885,7 +885,8 @@ def test_log_and_board(tmp_path, monkeypatch):
     assert not (tmp_path / 'b').exists()
 
 
-def test_bar_tells_the_time_left(tmp_path, capsys):
+def test_bar_tells_the_time_left(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)  # elsewhere lines are printed, no bar
     finish(tmp_path, pairs(), CONFIG, stop=4)
     train(make(), pairs(), CONFIG, 'cpu', True, out=tmp_path, resume=True)
     shown = capsys.readouterr().err
