@@ -8,7 +8,12 @@ That is made so: on a whole backbone, which sees far by itself, the benchmark fo
 
 The photograph is chosen by a rule (`choose`) among the unseen images, because context decides there. So the CSV also
 says what the three give on all unseen images ('model', 'difference'), in how many of their regions context gains or
-loses clearly, and where it loses most ('opposite'). A run that is in --out is not trained again."""
+loses clearly, and where it loses most ('opposite'). A run that is in --out is not trained again.
+
+The rule was changed twice after results had been seen: by the gain of IDR alone it chose an image in which attention
+alone failed (selection, not evidence), so that both heads with context must gain now, with every seed; then "ambiguous"
+was added: given the patch alone, another class is the most frequent. The image is an illustration; the averages are not
+chosen."""
 
 import argparse
 import io
