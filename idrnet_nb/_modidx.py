@@ -314,6 +314,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                         'idrnet_nb/cli/training_options.py'),
                                                 'idrnet_nb.cli.training_options.DataAndModelOptions.published_name': ( '7_cli/training_options.html#dataandmodeloptions.published_name',
                                                                                                                        'idrnet_nb/cli/training_options.py'),
+                                                'idrnet_nb.cli.training_options.DataAndModelOptions.published_parts': ( '7_cli/training_options.html#dataandmodeloptions.published_parts',
+                                                                                                                        'idrnet_nb/cli/training_options.py'),
                                                 'idrnet_nb.cli.training_options.DataAndModelOptions.setup': ( '7_cli/training_options.html#dataandmodeloptions.setup',
                                                                                                               'idrnet_nb/cli/training_options.py'),
                                                 'idrnet_nb.cli.training_options.DataAndModelOptions.source': ( '7_cli/training_options.html#dataandmodeloptions.source',

@@ -3,6 +3,7 @@
 import ast, base64, html, json, re, struct
 
 from book_text import code_block
+from readme import directives, joined
 
 FLAGS = 'cuda', 'slow', 'online'  # cells that run only when asked for: tst_flags of pyproject.toml
 BADGE = (  # two rings, drawn here: nothing is fetched
@@ -11,20 +12,6 @@ BADGE = (  # two rings, drawn here: nothing is fetched
 )
 CAPTION = re.compile(r'\*{1,2}Figure\b')
 CLONED = re.compile(r"""['"](?:\.\./|results/|figs/)""")  # a cell that reads files which lie beside the notebooks
-
-
-def joined(x):
-    return x if isinstance(x, str) else ''.join(x)
-
-
-def directives(source):
-    "The `#| name value` lines at the top of a cell as a dict, and the code below them."
-    lines, found = source.split('\n'), {}
-    while lines and (lines[0].startswith('#|') or (found and not lines[0].strip())):
-        name, _, value = lines.pop(0)[2:].strip().replace(':', ' ', 1).partition(' ')
-        if name:
-            found[name] = value.strip()
-    return found, '\n'.join(lines).rstrip()
 
 
 def sentence(markdown, limit=200):
@@ -156,6 +143,7 @@ class NotebookPage:
     def _code_cell(self, cell, following):
         "HTML of a code cell with its outputs, and whether the Markdown that follows became a caption."
         marks, source = directives(joined(cell['source']))
+        source = source.rstrip()
         parts = []
         if source.strip() and marks.get('echo') != 'false' and 'hide_input' not in marks:
             parts.append(self._source(marks, source))

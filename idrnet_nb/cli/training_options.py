@@ -182,15 +182,7 @@ class DataAndModelOptions(RecipeOptions, DataOptions, OwnDataOptions, ReadOption
             if self.group_by: more += self.describe_groups(parts)
             recipe, judged = recipe or recipes.laptop(space), 'test' if 'test' in parts else 'val'
         else:
-            known = published(self.published_name(recipe), self.root)
-            judged, space = self.published_split() or known.split, known.space
-            names = {'train', judged} | {'val'} & {*known.parts}
-            parts = {}
-            for name in known.parts:
-                try:
-                    if name in names: parts[name] = known.load(self.root, name)
-                except FileNotFoundError: # nothing chooses, then
-                    if name != 'val' or judged == 'val': raise
+            parts, space, judged = self.published_parts(recipe)
         recipe = self.adapted_recipe(recipe, settings, space, self.size, variant)
         if self.mini: more += '; a trial (--mini), no result'
         groups = splits.group_numbers(parts[judged], self.group_by) if self.group_by else None
@@ -227,6 +219,19 @@ class DataAndModelOptions(RecipeOptions, DataOptions, OwnDataOptions, ReadOption
         "How many groups that --group-by keeps together each part has."
         sizes = ', '.join(f'{name} {len(splits.group_rows(rows, self.group_by))}' for name,rows in parts.items())
         return f'; groups by {self.group_by!r}: {sizes}; intervals draw groups'
+
+    def published_parts(self, recipe:Recipe)->tuple: # (parts, space, name of the part that is evaluated once)
+        "The parts of a published set that are needed; val only where it is there."
+        known = published(self.published_name(recipe), self.root)
+        judged = self.published_split() or known.split
+        names = {'train', judged} | {'val'} & {*known.parts}
+        parts = {}
+        for name in known.parts:
+            try:
+                if name in names: parts[name] = known.load(self.root, name)
+            except FileNotFoundError: # nothing chooses, then
+                if name != 'val' or judged == 'val': raise
+        return parts, known.space, judged
 
     def published_name(self, recipe:Recipe)->str:
         "--data, or the dataset that the recipe was made for."
