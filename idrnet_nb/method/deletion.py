@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from ..kernels.launch import use_triton
 from .layers import full_precision
 
 # %% ../../nbs/1_method/08_deletion.ipynb #c010
@@ -27,11 +28,12 @@ def sample_deleted(
     every class arrive after a random time, -log(u)·count, exponentially distributed with rate
     1/count. The first to arrive is class d with just this probability."""
     arrival = -uniform.clamp(1e-12, 1-1e-7).log() # times at a count of 1, finite and above 0
-    deleted = []
-    for image_present,image_arrival in zip(present, arrival):
-        deleted.append((image_arrival*count).masked_fill(~image_present, torch.inf).argmin())
-        count = count + F.one_hot(deleted[-1], len(count))
-    return torch.stack(deleted)
+    absent, one, deleted = ~present, count.new_ones(1), []
+    for image_absent,image_arrival in zip(absent, arrival):
+        first = (image_arrival*count).masked_fill(image_absent, torch.inf).argmin(keepdim=True)
+        count = count.index_add(0, first, one) # a new tensor
+        deleted.append(first)
+    return torch.cat(deleted)
 
 # %% ../../nbs/1_method/08_deletion.ipynb #c016
 def remove_class(
@@ -60,7 +62,11 @@ def class_loss_stats(
     label = label.long()
     counted = (label >= 0) & (label < num_classes)
     class_id = torch.where(counted, label, num_classes) # one class more, for all other pixels
-    def sum_per_class(x): return x.new_zeros(len(x), num_classes+1).scatter_add(1, class_id, x)
+    def sum_per_class(x):
+        if use_triton(x) and not x.requires_grad: # the same by a kernel, without waiting (nbs/8_kernels)
+            from idrnet_nb.kernels.class_sums import class_sums
+            return class_sums(x, class_id, num_classes+1)
+        return x.new_zeros(len(x), num_classes+1).scatter_add(1, class_id, x)
     count = sum_per_class(torch.ones_like(losses))
     mean = sum_per_class(losses) / count.clamp(min=1)
     # around the mean: E[l²]-E[l]² would lose digits where losses are nearly equal

@@ -13,6 +13,7 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
+from ..kernels.launch import use_triton
 from .layers import full_precision
 
 # %% ../../nbs/1_method/06_grouping.ipynb #c011
@@ -93,6 +94,10 @@ def coverage(
     weights to these, in the row of its class. (As matrices: `Uᵀ 1_k`, with U the upsampling and
     1_k the mask of class k.)"""
     h, w = grid
+    if use_triton(label, grid, label.shape[1:]): # the same by a kernel that gathers (nbs/8_kernels)
+        from idrnet_nb.kernels import upsampled
+        covered = upsampled.coverage(label.long(), num_classes, grid, dtype)
+        return rearrange(covered, 'b n k -> b k n'), covered.sum(1).round()
     row, row_weight = bilinear_weights(label.shape[1], h, label.device, dtype)
     column, column_weight = bilinear_weights(label.shape[2], w, label.device, dtype)
     # the four coarse pixels of each label pixel, numbered 0..h·w-1, and their weights: `H W 2 2`

@@ -11,6 +11,8 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
+from .grouping import one_hot_members
+
 # %% ../../nbs/1_method/07_relation.ipynb #c015
 def relation_weights(
     relation:Tensor, # `k k`; row i gathers from column j
@@ -66,6 +68,9 @@ def to_pixels(
     pred:Tensor, # `b n`, class ids in 0..K-1
 )->Tensor: # `b c n`
     "Each pixel receives the vector of its predicted class."
+    if class_vectors.is_cuda: # as a product with the one-hot classes, because of its gradient
+        member = one_hot_members(pred, class_vectors.shape[1]).to(class_vectors.dtype)
+        return rearrange(rearrange(member, 'b k n -> b n k') @ class_vectors, 'b n c -> b c n')
     # `b c n`: the same class id in every channel
     index = rearrange(pred, 'b n -> b 1 n').expand(-1, class_vectors.shape[2], -1)
     return rearrange(class_vectors, 'b k c -> b c k').gather(2, index)

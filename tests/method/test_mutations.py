@@ -106,7 +106,7 @@ MUTATIONS = {  # what is wrong -> (who must notice, edits)
     'counter not incremented': ('golden', rewrite('learn_relations', '_c.add_(_n)', '_c.add_(0)')),
     'counter not incremented within a batch': (
         'twin test_pick_class',
-        rewrite('sample_deleted', '_c + F.one_hot(...)', '_c + 0'),
+        rewrite('sample_deleted', '_c.index_add(0, _d, _o)', '_c + 0'),
     ),
     'class picked without its counter': (
         'twin test_pick_class',
