@@ -34,7 +34,7 @@ sys.path[:0] = [
     str(Path(__file__).parent),
     str(Path(__file__).parent / 'models'),
 ]
-import ablation as ablation_tool, context_photo, cost, lesson_times, loader, mutants, plug_ab, relation_measures  # noqa: E402
+import ablation as ablation_tool, context_photo, cost, exchange, lesson_times, loader, mutants, plug_ab, relation_measures  # noqa: E402
 import softmax_order, test_battery, zoo  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parents[1] / 'nbs' / 'results'
@@ -54,6 +54,7 @@ COLUMNS = {  # of the files, as those who write them say
     **dict.fromkeys((*COMPARED, 'plug.csv'), compare.COLUMNS),
     'recipes.csv': cost.COLUMNS,
     'loader.csv': loader.COLUMNS,
+    'exchange.csv': exchange.COLUMNS,
     'backbones.csv': zoo.COLUMNS,
     'softmax_order.csv': softmax_order.COLUMNS,
     'relations.csv': relation_measures.COLUMNS,
@@ -260,6 +261,7 @@ FOUND = {
     'plug.csv': lambda n: rows_found(n, lambda r: r['arm'].removeprefix('trained ') in PLUGGED),
     'recipes.csv': lambda n: rows_found(n, lambda r: r['recipe'] in RECIPES and r['kind'] in ('counted', 'timed')),
     'loader.csv': lambda n: rows_found(n, lambda r: r['row'] in loader.ROWS),
+    'exchange.csv': lambda n: rows_found(n, lambda r: r['form'] in exchange.FORMS),
     'backbones.csv': lambda n: rows_found(n, lambda r: (r['network'], r['form'] == 'side by side') in ZOO),
     'softmax_order.csv': lambda n: rows_found(
         n, lambda r: r['looks'] in softmax_order.LOOKS and r['average'] in softmax_order.WORDS

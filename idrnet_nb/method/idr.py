@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..common.distributed import all_gather
+from ..common.distributed import all_gather_packed, all_reduce_packed
 from .attention import SelfAttention
 from .deletion import (
     Deletion, class_loss_stats, remove_class, sample_deleted, update_relation, zero_context)
@@ -137,14 +137,12 @@ class IDRContext(nn.Module):
         """Move row d (the class deleted) of both relation matrices towards the change of each
         class's loss, and count the deletions (deletion diagnostics, step 3). The images of all
         processes are used, so that the matrices stay the same in all (step 5)."""
-        label = label.flatten(1)
-        mean, var, count = class_loss_stats(losses.detach().flatten(1), label, self.num_classes)
-        mean_without, var_without, _ = class_loss_stats(
-            losses_without.flatten(1), label, self.num_classes)
-        deleted = all_gather(deleted)
-        change_mean = all_gather(mean_without-mean)
-        change_var = all_gather(var_without-var)
-        count = all_gather(count)
+        both = torch.cat([losses.detach(), losses_without]).flatten(1) # `2b n`: before, after
+        label = torch.cat([label, label]).flatten(1)
+        mean, var, count = class_loss_stats(both, label, self.num_classes)
+        (mean, mean_without), (var, var_without) = mean.chunk(2), var.chunk(2)
+        change_mean, change_var, count, deleted = all_gather_packed(
+            mean_without-mean, var_without-var, count.chunk(2)[0], deleted)
         relation_mean = update_relation(
             self.relation_mean, change_mean, deleted, count > 0, momentum)
         # a variance needs two pixels
@@ -163,8 +161,7 @@ class IDRContext(nn.Module):
         """Move the memory of each class towards the mean of its true pixels in all processes
         (deletion diagnostics, steps 4 and 5)."""
         sums, count = memory_sums(feats.detach(), label, self.num_classes)
-        sums = all_gather(sums[None]).sum(0) # over the processes
-        count = all_gather(count[None]).sum(0)
+        sums, count = all_reduce_packed(sums, count) # over the processes
         self.memory.copy_(update_memory(self.memory, sums, count, momentum))
 
     def _apply(self, fn, recurse=True): # nn.Module calls it in .to(), .half(), .cuda() …

@@ -1,4 +1,4 @@
-"""The same training, started as people start several processes: torchrun and accelerate launch of the command, notebook_launcher of the notebook's function."""
+"""The same training, started as people start several processes: torchrun and accelerate launch of the command, notebook_launcher of the notebook's function; and compiled, in one process and in two."""
 
 import os, socket, subprocess, sys
 from pathlib import Path
@@ -6,12 +6,16 @@ import pytest
 import torch
 from idrnet_nb.training.checkpoint import load_checkpoint
 from idrnet_nb.common.device import seed_everything
+from idrnet_nb.common.distributed import rank_and_world_size
 from idrnet_nb.data.label_spaces import LABEL_SPACES
 from idrnet_nb.data.datasets import DATASETS
 from idrnet_nb.data.fake_datasets import write_fake_dataset
+from idrnet_nb.models.segmentor import build_segmentor
+from idrnet_nb.training.config import TrainConfig
 from idrnet_nb.training.logger import read_log
 from idrnet_nb.training.recipes import RECIPES, mini
-from idrnet_nb.training.trainer import train
+from idrnet_nb.training.trainer import TrainState, train
+from processes import in_processes
 
 BIN = Path(sys.executable).parent
 ENV = {
@@ -162,6 +166,7 @@ def test_processes_share_an_evaluation(root, tmp_path):
 import sys, torch
 from idrnet_nb.common.distributed import init_distributed, rank_and_world_size
 from idrnet_nb.common.device import seed_everything
+from idrnet_nb.common.distributed import rank_and_world_size
 from idrnet_nb.data.datasets import DATASETS
 from idrnet_nb.data.dataset import SegmentationDataset
 from idrnet_nb.training.inference import evaluate
@@ -174,3 +179,49 @@ assert str(both.scores())==str(alone.scores())
 torch.distributed.destroy_process_group()
 ''')
     ran(sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', 2, tmp_path / 'judge.py')
+
+
+def two_steps(backend):
+    "Weights and buffers after two steps of a batch in two parts, and how many graphs torch compiled."
+    seed_everything(0)
+    model = build_segmentor('fcn', 'tiny', 4, width=8, attention_width=6, aux_width=8, dropout=0.0)
+    config = TrainConfig(2, batch_size=8, accumulate=2, lr=0.1, optimiser='sgd', warmup=0, compile=backend)
+    state = TrainState(model, config, torch.device('cpu'))
+    draws = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (8, 3, 32, 40), dtype=torch.uint8, generator=draws)
+    label = torch.randint(0, 4, (8, 32, 40), generator=draws)
+    rank, world_size = rank_and_world_size()
+    torch._dynamo.utils.counters.clear()
+    for _ in range(2):
+        state.train_step(images.chunk(world_size)[rank], label.chunk(world_size)[rank])
+        state.advance()
+    graphs = torch._dynamo.utils.counters['stats']['unique_graphs']
+    return {name: x.tolist() for name, x in model.state_dict().items()}, graphs
+
+
+def compiled_and_not(rank):
+    return two_steps(None), two_steps('aot_eager')
+
+
+def same_training(plain, compiled):
+    "The compiled training is one graph, exchange and deletion pass included, and learns the same."
+    (want, none), (got, one) = plain, compiled
+    assert (none, one) == (0, 1)
+    assert want['head.idr.deletion_count'] != [1e-6] * 4 and want['head.idr.relation_mean'] != torch.eye(4).tolist()
+    for name, x in want.items():
+        torch.testing.assert_close(torch.tensor(got[name]), torch.tensor(x), msg=lambda m, n=name: f'{n}: {m}')
+
+
+def test_compiled_accumulation():
+    same_training(*compiled_and_not(0))
+
+
+def test_compiled_in_two_processes():
+    "Each has the other's deletions, too, and both learn the same, compiled or not."
+    first, second = in_processes(compiled_and_not)
+    same_training(*first)
+    for (mine, _), (other, _) in zip(first, second):
+        for name in mine:
+            if 'running' not in name:  # statistics of a norm on a CPU are each process's own
+                assert mine[name] == other[name], f'{name} differs between the processes'
+    assert sum(first[0][0]['head.idr.deletion_count']) > 2 * 8 - 1
