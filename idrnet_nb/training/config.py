@@ -43,7 +43,7 @@ class TrainConfig:
     amp:Optional[Literal['bf16','fp16']]=None # mixed precision; None: float32; 'fp16' scales the loss
     channels_last:bool=False # memory order of images and weights; often faster on a GPU
     tf32:bool=False # float32 matrix products in TF32, 10 bits of mantissa for 23; NVIDIA GPUs only, faster there
-    compile:Optional[str]=None # 'auto', a backend of torch.compile, or 'inductor:reduce-overhead' …; what pays is not measured
+    compile:Optional[str]=None # 'auto', a backend of torch.compile, or 'inductor:MODE'; what pays is not measured yet
     on_bad:Literal['stop','skip']='stop' # what to do at a loss that is not finite; 'skip': a GPU waits at each step
     workers:int=0 # processes that load images
     seed:int=0 # seed of all random numbers
