@@ -68,7 +68,7 @@ class Compare(DataAndModelOptions):
         Plan('compare', self, setup.model_args.get('recipe')).write(self.out/'plan.json')
         if self.quiet and not self.plan: return
         print(describe_data(task, setup.reports, setup.advice))
-        print(describe_training(setup.config, model, task, self.arms[-1]))
+        print(describe_training(setup.config, model, task, self.arms[-1], self.device))
         print(f'compares  {", ".join(self.arms)}; {self.seeds} seeds each, {len(self.arms)*self.seeds} '
               f'trainings\nwrites    {self.out}')
         if self.plan: print(f'nothing is trained. To do it: idrnet compare --from-plan {self.out/"plan.json"}')

@@ -9,9 +9,11 @@ __all__ = ['Recipes']
 import json
 from dataclasses import dataclass
 from typing import Annotated, Optional
+import torch
 
 from .option_types import Arg, Command
 from .parse_values import did_you_mean
+from ..models.backbone import Backbone
 from ..training import recipes
 
 # %% ../../nbs/7_cli/15_recipes.ipynb #c006
@@ -31,4 +33,7 @@ class Recipes(Command):
             near = did_you_mean(self.name, recipes.RECIPES)
             raise ValueError(f'no recipe {self.name!r}{near}; without a name all are listed')
         recipe = recipes.RECIPES[self.name]
-        print(json.dumps(recipe.to_json(), indent=1) if self.json else recipe)
+        if self.json: return print(json.dumps(recipe.to_json(), indent=1))
+        print(recipe)
+        with torch.device('meta'): advice = recipes.gpu_advice(Backbone(**recipe.backbone))
+        if advice: print(f'  on a GPU {advice}')

@@ -10,11 +10,13 @@ import json, math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
+import torch
 
 from ..common.files import write_atomic
 from ..experiments.tasks import Task
 from ..training.config import TrainConfig
 from ..training.label_counts import advice_for_imbalance
+from ..training.recipes import gpu_advice
 
 # %% ../../nbs/7_cli/07_reports.ipynb #c006
 def print_scores(
@@ -62,20 +64,24 @@ def describe_training(
     model, # `Segmentor`
     task:Task, # what is trained on
     variants:str, # that are trained, e.g. 'fcn+idr'
+    device:str='cpu', # as --device says; also one that is not here: a plan may be for another machine
 )->str: # lines
-    "What is about to be trained, and how."
+    "What is about to be trained, and how; on a GPU, whether the backbone suits it."
     parameters = sum(p.numel() for p in model.parameters())
     epochs = config.steps*config.batch_size/max(1, len(task.train))
     augment = getattr(task.train, 'augment', None)
     size = f'crops of {augment.crop[0]}x{augment.crop[1]}' if augment and augment.crop else 'images as they are'
     protocol = task.protocol or 'whole image'
     choice = f'the best of val ({len(task.val)} images)' if task.val is not None else 'the last step'
+    is_gpu = device.startswith('cuda') or device == 'auto' and torch.cuda.is_available()
+    advice = gpu_advice(model.backbone) if is_gpu else ''
     return '\n'.join([
         f'recipe    {task.note}',
         f'model     {variants}; {parameters/1e6:.2f} M parameters, width {model.head.config.width}',
         f'training  {config.steps} steps of {config.batch_size} images ({epochs:.3g} epochs), '
         f'{config.optimiser}, lr {config.lr:g}, seed {config.seed}; {size}',
-        f'kept      {choice}; evaluated on {len(task.test)} images: {protocol}'])
+        f'kept      {choice}; evaluated on {len(task.test)} images: {protocol}',
+        *([f'on a GPU  {advice}'] if advice else [])])
 
 def check_report(
     path:Optional[Path], # where the report shall be written; None: nowhere

@@ -124,7 +124,8 @@ class Train(DataAndModelOptions):
     def show_plan(self, setup:TrainingSetup, model:Segmentor, begun)->None:
         "Print what will be done, and keep it as plan.json."
         print(describe_data(setup.task, setup.reports, setup.advice))
-        print(describe_training(setup.config, model, setup.task, self.variant_of(model)))
+        print(describe_training(setup.config, model, setup.task,
+                                self.variant_of(model), self.device))
         found = checkpoints(self.out/'checkpoints')
         if found and self.resume: begun = f'goes on at step {found[-1]["step"]}'
         print(f'begins    {begun}\nwrites    {self.out}')

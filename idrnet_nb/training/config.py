@@ -8,9 +8,9 @@ __all__ = ['TrainConfig']
 # %% ../../nbs/4_training/03_config.ipynb #c003
 from dataclasses import dataclass
 from typing import Literal, Optional, Union
-import torch
 
 from ..common.checks import check_fields
+from .compiling import parse_compile
 from .losses import Criterion
 
 # %% ../../nbs/4_training/03_config.ipynb #c010
@@ -42,7 +42,8 @@ class TrainConfig:
     ohem_least:int=100_000 # with `ohem`: count at least so many pixels per batch, those with the lowest probability
     amp:Optional[Literal['bf16','fp16']]=None # mixed precision; None: float32; 'fp16' scales the loss
     channels_last:bool=False # memory order of images and weights; often faster on a GPU
-    compile:Optional[str]=None # backend of torch.compile, say 'inductor'
+    tf32:bool=False # float32 matrix products in TF32, 10 bits of mantissa for 23; NVIDIA GPUs only, faster there
+    compile:Optional[str]=None # 'auto', a backend of torch.compile, or 'inductor:MODE'; what pays is not measured yet
     on_bad:Literal['stop','skip']='stop' # what to do at a loss that is not finite; 'skip': a GPU waits at each step
     workers:int=0 # processes that load images
     seed:int=0 # seed of all random numbers
@@ -66,9 +67,8 @@ class TrainConfig:
                       f'a batch of {self.batch_size} cannot be cut into so many equal parts')
         self._check_loss()
         if self.compile is None: return
-        backends = torch._dynamo.list_backends(exclude_tags=None)
-        self._require('compile', self.compile in backends,
-                      f'this is no backend of torch.compile here; there are {", ".join(backends)}')
+        try: parse_compile(self.compile)
+        except ValueError as error: self._require('compile', False, error)
 
     def _check_loss(self):
         counted = self.class_weights == 'balanced' # before the first step, see `label_counts.resolve_class_weights`

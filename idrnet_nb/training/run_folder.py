@@ -7,7 +7,7 @@ __all__ = ['RunFolder']
 
 # %% ../../nbs/4_training/08_run_folder.ipynb #c003
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 import torch
 
@@ -124,6 +124,10 @@ class RunFolder:
     )->None:
         "ValueError for another training, saying where it differs."
         same = 'config', 'model', 'pictures'
+        if 'config' in was: # a setting that came later was then what its default says
+            now = self.about['config']
+            older = {f.name: f.default for f in fields(self.state.config) if f.name in now}
+            was = {**was, 'config': {**older, **was['config']}}
         wrong = differences(*({key: about.get(key) for key in same} for about in (was, self.about)))
         if was.get('data'): wrong += data_differences(was['data'], self.about['data'])
         is_shorter = was['config'].get('steps', 0) < self.state.config.steps
