@@ -93,7 +93,7 @@ def losses(
     logits:Tensor, # `b k h w`
     label:Tensor, # `b H W`, int64, class ids or `ignore`
     ignore:int, # ignore index
-)->tuple: # (`b H W` cross-entropy per pixel, 0 where ignored; `b H W` log of the sum of exp(logit)), float32 at least
+)->tuple: # (`b H W` cross-entropy, 0 where ignored; `b H W` log of the sum of exp(logit)), float32 at least
     "Cross-entropy of bilinearly upsampled logits, on the device of both."
     b, num_classes, *grid = logits.shape
     size = label.shape[1:]

@@ -137,12 +137,12 @@ class IDRContext(nn.Module):
         """Move row d (the class deleted) of both relation matrices towards the change of each
         class's loss, and count the deletions (deletion diagnostics, step 3). The images of all
         processes are used, so that the matrices stay the same in all (step 5)."""
-        both = torch.cat([losses.detach(), losses_without]).flatten(1) # `2b n`: before, after
-        label = torch.cat([label, label]).flatten(1)
-        mean, var, count = class_loss_stats(both, label, self.num_classes)
-        (mean, mean_without), (var, var_without) = mean.chunk(2), var.chunk(2)
+        label = label.flatten(1)
+        mean, var, count = class_loss_stats(losses.detach().flatten(1), label, self.num_classes)
+        mean_without, var_without, _ = class_loss_stats(
+            losses_without.flatten(1), label, self.num_classes)
         change_mean, change_var, count, deleted = all_gather_packed(
-            mean_without-mean, var_without-var, count.chunk(2)[0], deleted)
+            mean_without-mean, var_without-var, count, deleted)
         relation_mean = update_relation(
             self.relation_mean, change_mean, deleted, count > 0, momentum)
         # a variance needs two pixels

@@ -21,6 +21,7 @@ from ..common.progress import progress_bar
 from ..common.checks import (as_class_ids, check_fields, check_flip_pairs, check_images,
     check_labels, check_scale, check_size)
 from ..common.distributed import shard
+from ..common.state import keep_modes
 from ..data.fingerprint import describe_data, plain_settings
 from ..data.labels import LabelSpace, palette
 from ..data.transforms import fit_size
@@ -28,6 +29,7 @@ from ..method.layers import full_precision, upsample
 from ..models.any_size import crop
 from ..models.hub import CONFIG, WEIGHTS, as_json, fetch, read_model, write_config
 from ..models.segmentor import Segmentor
+from ..models.upsampled_argmax import upsampled_argmax
 from .bad_batches import image_names, naming
 from .checkpoint import check_weights, load_checkpoint, model_weights
 from .loggers import prediction_panel
@@ -171,13 +173,18 @@ def _slide(model, x, protocol): # `b k h w`, mean over windows
     return total.div_(count)
 
 # %% ../../nbs/4_training/13_inference.ipynb #c025
-@torch.no_grad()
-def _predict(model, images, protocol, size): # `b k H W`: mean of probabilities or logits
-    training, checks = model.training, getattr(model, 'looks_at_values', True)
-    model.eval()
+@contextmanager
+def _evaluating(model):
+    checks = getattr(model, 'looks_at_values', True)
     model.looks_at_values = False # the whole image has been checked; a window of it may be dark
     try:
-        images, total = _resize(images, protocol), None
+        with keep_modes(model, training=False): yield
+    finally: model.looks_at_values = checks
+
+@torch.no_grad()
+def _predict(model, images, protocol, size): # `b k H W`: mean of probabilities or logits
+    images, total = _resize(images, protocol), None
+    with _evaluating(model):
         for scale in protocol.scales:
             scaled = _scale(images, scale)
             for mirror in (False, True) if protocol.flip else (False,):
@@ -187,9 +194,6 @@ def _predict(model, images, protocol, size): # `b k H W`: mean of probabilities 
                 if mirror: out = _mirror_back(out, protocol.flip_pairs)
                 out = upsample(out, size)
                 total = out if total is None else total.add_(out)
-    finally:
-        model.train(training)
-        model.looks_at_values = checks
     return total.div_(len(protocol.scales)*(2 if protocol.flip else 1))
 
 def probabilities(
@@ -210,15 +214,36 @@ def probabilities(
     return out.softmax(1) if protocol.average=='logits' else out
 
 # %% ../../nbs/4_training/13_inference.ipynb #c025p
+def _needs_map(model, protocol, own_size, size):
+    "Must the probabilities of all classes be there at the size of the image?"
+    if not isinstance(model, Segmentor) or protocol.window or protocol.flip: return True
+    return protocol.scales != (1.,) or tuple(own_size) != tuple(size)
+
+@torch.no_grad()
+def _predict_classes(model, images, protocol, size): # `b H W`, class ids
+    resized = _resize(images, protocol)
+    if _needs_map(model, protocol, resized.shape[-2:], size):
+        return _predict(model, images, protocol, size).argmax(1)
+    # the largest probability is that of the largest logit
+    with _evaluating(model): logits = full_precision(model(resized, upsample_logits=False).logits)
+    if protocol.average == 'grid_probabilities': logits = logits.softmax(1)
+    padded = tuple(math.ceil(n/model.backbone.pad_to)*model.backbone.pad_to for n in size)
+    return upsampled_argmax(logits, padded, size)
+
 def predict(
     model:nn.Module, # a `Segmentor`
     images:Tensor, # `b 3 H W`, RGB in 0..255
     protocol:Optional[EvalProtocol]=None, # None: `EvalProtocol()`, the whole image once
+    size:Optional[tuple]=None, # `(H, W)` of the output; None: that of `images`
     **changes, # of the protocol: scales, flip, window, step …
 )->Tensor: # `b H W`, class ids, int64
     """The most probable class of each pixel. The model is in evaluation mode meanwhile and left as it
     was. Raises ValueError as `probabilities`."""
-    return probabilities(model, images, protocol, **changes).argmax(1)
+    protocol = (protocol or EvalProtocol()).but(**changes)
+    check_images(images, 'predict')
+    check_scale(images, 'predict')
+    if size is not None: check_size(size, 'predict')
+    return _predict_classes(model, images, protocol, tuple(size or images.shape[-2:]))
 
 # %% ../../nbs/4_training/13_inference.ipynb #c037
 @torch.no_grad()
@@ -251,7 +276,7 @@ def evaluate(
         scale_known = scale_known or check_scale(images, where)
         label = as_class_ids(label, f'labels of {where}')
         check_labels(label, config.num_classes, config.ignore, f'labels of {where}')
-        pred = _predict(model, images.to(device), protocol, images.shape[-2:]).argmax(1)
+        pred = _predict_classes(model, images.to(device), protocol, images.shape[-2:])
         meter.update(pred, label.to(device))
     return meter.gather() if together else meter
 
