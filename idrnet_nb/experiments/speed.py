@@ -702,7 +702,7 @@ class Planner:
 
     def operators(self, k):
         "Operators of a step of a small model, which launches bound."
-        return self.run('operators', k, (32,32), b=8, rounds=1, framework='fcn', backbone='resnet18', stride=8)
+        return self.run('operators', k, (16,16), b=8, rounds=1, framework='fcn', backbone='resnet18', stride=8)
 
     def quick(self):
         "Some minutes on two cores."
