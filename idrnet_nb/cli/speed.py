@@ -8,6 +8,7 @@ __all__ = ['Speed']
 # %% ../../nbs/7_cli/17_speed.ipynb #c003
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Optional
 
 from .option_types import Folder
 from .shared_options import DeviceOptions
@@ -17,9 +18,16 @@ from ..experiments import speed
 @dataclass(kw_only=True)
 class Speed(DeviceOptions):
     """Time the IDR module: against an implementation with loops, against the framework without it,
-    at several sizes, and against the limits of this machine."""
+    at several sizes, and against the limits of this machine. The same command goes on where it was
+    stopped."""
     epilog = 'example: idrnet speed --quick'
-    quick:bool=False # small sizes only, minutes on two cores; without it: all sizes, an hour there
+    quick:bool=False # the most important only: minutes on two cores, two on a GPU; without it: everything,
+        # an hour or more on two cores, five minutes on a GPU
+    minutes:Optional[float]=None # after that time nothing further begins, and what is left is named;
+        # if left out: 5 on a CUDA device, 2 with --quick, no limit elsewhere
     out:Folder=Path('runs/speed') # folder for speed.csv; what it already holds is not measured again
 
-    def run(self)->None: speed.speed(self.out/'speed.csv', self.quick, self.device, not self.quiet)
+    def run(self)->None:
+        if self.minutes is not None and not self.minutes > 0:
+            raise ValueError(f'--minutes {self.minutes:g}: give a time above 0')
+        speed.speed(self.out/'speed.csv', self.quick, self.device, not self.quiet, self.minutes)
