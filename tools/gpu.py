@@ -171,7 +171,8 @@ def checks(out, device):
     """Name -> (function, whether it is a process of its own). Such a function takes the seconds that it may last, the
     others take nothing. What is timed, too, comes last, when nothing runs beside it."""
     found = {}
-    for path in sorted((ROOT / 'tests' / 'golden').glob('*.safetensors')):
+    files = sorted((ROOT / 'tests' / 'golden').glob('*.safetensors'))
+    for path in files if on_gpu(device) else files[:2]:
         found[f'golden {path.stem}'] = partial(golden, path, device), False
     found['tests that need a GPU'] = partial(run_tests, device), True
     for path in cuda_notebooks() if on_gpu(device) else cuda_notebooks()[:1]:
