@@ -101,10 +101,10 @@ def test_no_time(tmp_path, capsys):
     assert not gpu.made(tmp_path, provenance(CPU))
 
 
-def options(tmp_path, minutes=1.0):
+def options(tmp_path, minutes=1.0, only=gpu.PARTS):
     from argparse import Namespace
 
-    return Namespace(minutes=minutes, device='cpu', out=tmp_path)
+    return Namespace(minutes=minutes, device='cpu', out=tmp_path, only=only)
 
 
 def row_of(result, **cells):
@@ -137,6 +137,15 @@ def test_without_time_no_part_begins(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu, 'run_part', lambda *_: pytest.fail('it began'))
     assert gpu.all_parts(options(tmp_path, 0), None) == 0
     assert capsys.readouterr().out.count('no time was left') == 3
+
+
+def test_only_some_parts(tmp_path, monkeypatch, capsys):
+    "The last one has all the time that is left."
+    begun = {}
+    monkeypatch.setattr(gpu, 'run_part', lambda part, minutes, *_: begun.update({part: minutes}) or 0)
+    assert gpu.all_parts(options(tmp_path, 6, ('correctness', 'speed')), None) == 0
+    assert begun['correctness'] == pytest.approx(1.5, abs=0.1) and begun['speed'] > 5
+    assert '== training (not asked for)' in capsys.readouterr().out
 
 
 def test_a_part_that_hangs_is_ended(tmp_path, monkeypatch):
@@ -245,7 +254,7 @@ def test_needs_of_another_machine(tmp_path):
     said = gpu_carry.needs(there)
     assert said[0] == f'missing there: datasets=={everything["datasets"]}'
     assert any('pip download' in line and 'datasets==' in line for line in said)
-    there.write_text(there.read_text() + 'datasets @ file:///x\n')
+    there.write_text(there.read_text() + 'datasets @ x\n')
     assert gpu_carry.needs(there) == ['nothing is missing there']
 
 

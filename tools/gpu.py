@@ -3,6 +3,7 @@
     make gpu                                      # 12 minutes, into runs/gpu
     python tools/gpu.py --minutes 8 --data FOLDER # a folder with CamVid/ and weights/
     python tools/gpu.py --device cpu --minutes 2  # the same parts in a small form, to see that they work
+    python tools/gpu.py --only training           # one part, or two, with all of the time
     python tools/gpu.py --needs                   # packages that are missing here
     python tools/gpu.py --needs FREEZE            # wheels for a machine whose `pip list --format=freeze` is in FREEZE
     python tools/gpu.py --pack FOLDER             # write what must be carried to a machine without a network
@@ -72,8 +73,12 @@ def golden(path, device):
     import torch
     from golden_check import compare
 
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    rows = list(compare(path, device))
+    try:
+        rows = list(compare(path, device))
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
     loose = GPU_TOLERANCE if on_gpu(device) else 1
     wrong = [what for what, error, tolerance in rows if not error <= loose * tolerance]
     worst = max(rows, key=lambda row: row[1] / row[2])
@@ -120,7 +125,7 @@ def run_tests(device, seconds):
     "The tests that need a GPU; on a CPU pytest says that it skips them."
     command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', *gpu_tests()]
     try:
-        done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=seconds)
+        done = subprocess.run(command, cwd=ROOT, env=environment(2), capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
         return NO_TIME, f'not ended after {seconds:.0f} s'
     said = [line for line in done.stdout.splitlines() if line.strip()] or done.stderr.splitlines() or ['nothing']
@@ -156,7 +161,7 @@ def cells(path, device, seconds):
     name = Path(path).relative_to(ROOT / 'nbs').with_suffix('').as_posix()
     command = [sys.executable, __file__, '--cells', str(path), '--device', str(device)]
     try:
-        done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=seconds)
+        done = subprocess.run(command, cwd=ROOT, env=environment(2), capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
         return NO_TIME, f'not ended after {seconds:.0f} s'
     missing = re.search(r"No module named '(\w+)'", done.stderr)
@@ -341,10 +346,12 @@ def train(out, device, minutes, data):
 DO = dict(correctness=correctness, speed=measure, training=train)
 
 
-def environment():
-    "Of a child process: it finds the package and our tools."
+def environment(threads=None):
+    "Of a child process: it finds the package. `threads`: of those that run beside each other."
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])
     fixed = dict(PYTHONPATH=path, HF_HUB_OFFLINE='1', PYTHONUNBUFFERED='1', MPLBACKEND='Agg')
+    if threads:
+        fixed['OMP_NUM_THREADS'] = os.environ.get('OMP_NUM_THREADS') or str(threads)
     return {**os.environ, **fixed}
 
 
@@ -406,16 +413,17 @@ def all_parts(a, data):
     a.out.mkdir(parents=True, exist_ok=True)
     arguments = ['--out', str(a.out.resolve()), '--device', str(device)]
     arguments += ['--data', str(data)] if data else []
-    ended, codes = {}, {}
-    for part in PARTS:
-        minutes = box(part, (end - time.monotonic()) / 60)
+    ended, codes = dict.fromkeys(PARTS, 'not asked for'), {}
+    for part in a.only:
+        left = (end - time.monotonic()) / 60
+        minutes = left if part == a.only[-1] else box(part, left)
         print(f'\n== {part}: {max(0, minutes):.1f} minutes', flush=True)
         if minutes <= 0:
             ended[part] = 'no time was left'
             continue
         began = time.monotonic()
         # the last part may not outlive the whole
-        code = codes[part] = run_part(part, minutes, arguments, 0 if part == PARTS[-1] else GRACE)
+        code = codes[part] = run_part(part, minutes, arguments, 0 if part == a.only[-1] else GRACE)
         how = {0: 'ended', None: 'stopped, its time was up'}.get(code, f'failed, exit code {code}')
         ended[part] = f'{how}, {time.monotonic() - began:.0f} s'
     print(table(a.out, device, ended))
@@ -429,6 +437,7 @@ def main():
     p.add_argument('--minutes', type=float, default=12)
     p.add_argument('--out', type=Path, default=ROOT / 'runs' / 'gpu', metavar='FOLDER')
     p.add_argument('--data', type=Path, metavar='FOLDER', help='that holds CamVid/ and weights/')
+    p.add_argument('--only', nargs='+', choices=PARTS, default=PARTS, metavar='PART', help=f'of {", ".join(PARTS)}')
     p.add_argument('--needs', nargs='?', const='', metavar='FREEZE')
     p.add_argument('--pack', type=Path, metavar='FOLDER')
     p.add_argument('--only-data', action='store_true')

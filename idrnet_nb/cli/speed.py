@@ -24,10 +24,10 @@ class Speed(DeviceOptions):
     at several sizes, and against the limits of this machine. The same command goes on where it was
     stopped."""
     epilog = 'example: idrnet speed --quick'
-    quick:bool=False # the most important only: minutes on two cores, two on a GPU; without it: everything,
-        # an hour or more on two cores, five minutes on a GPU
+    quick:bool=False # the most important only: minutes on two cores, at most two on a GPU; without it: everything,
+        # an hour or more on two cores, at most five minutes on a GPU
     minutes:Optional[Minutes]=None # after that time nothing further begins, and what is left is named;
-        # if left out: 5 on a CUDA device, 2 with --quick, no limit elsewhere
+        # if left out: 4 on a CUDA device, 1.5 with --quick, so that it ends within 5 and 2; no limit elsewhere
     out:Folder=Path('runs/speed') # folder for speed.csv; what it already holds is not measured again
 
     def run(self)->None:

@@ -7,8 +7,8 @@ __all__ = ['COLUMNS', 'MEASURES', 'STAGES', 'PARTS', 'COMPILE_MODES', 'SMALL', '
            'loop_refine', 'loop_relations', 'loop_memory', 'loop_sample', 'loop_step', 'step_of', 'inference_of',
            'ratio_cells', 'compared', 'setting', 'stages', 'context_step', 'part_of_step', 'model_passes', 'host_reads',
            'loss_forms', 'gradient_difference', 'OperatorMode', 'CountedOperators', 'MovedBytes', 'Planner', 'planned',
-           'name_of', 'measure_item', 'speed', 'sizes_of', 'slopes', 'place_of', 'show_ratios', 'last_power',
-           'show_scaling_text', 'show_scaling', 'show_operators']
+           'name_of', 'measure_item', 'time_limit', 'speed', 'sizes_of', 'slopes', 'place_of', 'show_ratios',
+           'last_power', 'show_scaling_text', 'show_scaling', 'show_operators']
 
 # %% ../../nbs/5_experiments/20_speed.ipynb #c005
 import copy, json, warnings
@@ -595,9 +595,10 @@ def _measure_graph_training(run, device):
         loss = head([feats,feats], label, deleted=deleted, upsample_logits=False).loss
         loss.backward()
         return loss.detach()
-    def left(loss): # what a step leaves
+    def left(loss): # what a step leaves: loss, gradients, state, each as one vector
         grads = [p.grad for p in (feats, *head.parameters()) if p.grad is not None]
-        return [t.detach().float().clone() for t in (loss, *grads, *head.state_dict().values())]
+        lists = [loss], grads, list(head.state_dict().values())
+        return [torch.cat([t.detach().float().flatten() for t in tensors]) for tensors in lists]
     eager = left(step())
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -609,9 +610,9 @@ def _measure_graph_training(run, device):
     restore()
     graph.replay()
     pairs = zip(eager, left(loss), strict=True)
-    difference = max(((a-b).abs().max()/a.abs().max().clamp(min=1e-12)).item() for a,b in pairs)
+    difference = max(((a-b).abs().max()/a.abs().max()).item() for a,b in pairs)
     row = compared(run, device, graph.replay, step, 'eager', macs=False)
-    return dict(row, found=difference, note='found: largest difference of loss, gradients, state')
+    return dict(row, found=difference, note='found: largest difference, of the largest entry of loss, gradients, state')
 
 # %% ../../nbs/5_experiments/20_speed.ipynb #c019
 class MovedBytes(OperatorMode):
@@ -809,17 +810,27 @@ def measure_item(
     rows = made if isinstance(made, list) else [made]
     return [{**about, **{name: short(value) for name,value in row.items()}} for row in rows]
 
+def time_limit(
+    minutes, # as asked for, or None
+    quick:bool, # see `planned`
+    device, # torch device
+): # minutes, or None for no limit
+    """When nothing further begins, if nobody says it: on a GPU early enough for the last run to end
+    within 5 minutes, 2 if `quick`."""
+    if minutes is not None or device.type != 'cuda': return minutes
+    return 1.5 if quick else 4
+
 def speed(
     file='runs/speed/speed.csv', # rows; what this machine has there is not measured again
     quick:bool=True, # see `planned`
     device='auto', # where
     progress:bool=True, # say what comes out
-    minutes:float=None, # after that time nothing further begins; None: no limit on a CPU, 5 on a GPU, 2 if `quick`
+    minutes:float=None, # after that time nothing further begins; None: see `time_limit`
 )->list: # all rows of the file
     """Measure what the file lacks, one thing after another in this process, and say how the aims stand
     and what is left for the next call. Errors as `run_missing`."""
     where = pick_device(device)
-    if minutes is None and where.type == 'cuda': minutes = 2 if quick else 5
+    minutes = time_limit(minutes, quick, where)
     measure = partial(measure_item, device=str(where))
     name = provenance(where)['device']
     run_missing(planned(quick, where), measure, file, COLUMNS, progress=progress, device=name, minutes=minutes)
