@@ -5,6 +5,7 @@ PYTHON     ?=
 DEMO_ARGS  ?=
 PYTEST_ARGS ?= -n $(WORKERS)
 LAB_ARGS   ?=
+GPU_ARGS   ?=
 # Notebooks side by side, a thread each: with more threads a notebook the same work takes more processor time.
 WORKERS    ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
@@ -13,7 +14,7 @@ PY    := $(BIN)/python
 STAMP := $(VENV)/.idrnet_nb-installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lab book env export readme clean clean-env force
+.PHONY: help demo test gpu lab book env export readme clean clean-env force
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -44,6 +45,9 @@ test: $(STAMP)  ## check everything: notebooks, modules, README, style, then pyt
 	@HF_HUB_OFFLINE=1 "$(PY)" tools/kernel.py nbs/index.ipynb nbs/5_experiments/07_toy_world.ipynb
 	@echo '== pytest'
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 "$(PY)" -m pytest -q $(PYTEST_ARGS) tests
+
+gpu: $(STAMP)  ## all that a GPU has to say in 12 minutes: is it right, is it fast, a training; rows in runs/gpu (GPU_ARGS adds options)
+	@"$(PY)" tools/gpu.py $(GPU_ARGS)
 
 lab: $(STAMP)  ## open JupyterLab at nbs/index.ipynb (LAB_ARGS adds options)
 	@"$(BIN)/jupyter" lab $(LAB_ARGS) nbs/index.ipynb

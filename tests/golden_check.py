@@ -104,12 +104,13 @@ def train_step(head, pyramid, target, deleted, norm):
     return best[:3]
 
 
-def compare(path):
-    "Yields (what, error relative to the tensor's largest entry, tolerance) for everything in the file."
+def compare(path, device='cpu'):
+    """Yields (what, error relative to the tensor's largest entry, tolerance) for everything in the file. Tolerances are
+    those of a CPU; another device adds in another order, and must not round to TF32."""
     from idrnet_nb.method.relation import to_pixels
 
     with safe_open(path, 'pt') as f:
-        case, t = json.loads(f.metadata()['case']), {n: f.get_tensor(n) for n in f.keys()}
+        case, t = json.loads(f.metadata()['case']), {n: f.get_tensor(n).to(device) for n in f.keys()}
     left = set(t)
 
     def take(name):
@@ -123,7 +124,7 @@ def compare(path):
         assert got.shape == want.shape, f'{tuple(got.shape)} is not {tuple(want.shape)}'
         return ((got - want).abs().max() / want.abs().max().clamp(min=1e-12)).item()
 
-    head = build(case)
+    head = build(case).to(device)
     load(head, group('state0.'))
     pyramid = lambda prefix: [take(f'{prefix}{i}') for i in range(4)]
     with torch.no_grad():
@@ -136,7 +137,7 @@ def compare(path):
             head,
             pyramid(at + 'in.pyramid'),
             take(at + 'in.targets').long(),
-            torch.tensor(case['interventions'][s]),
+            torch.tensor(case['interventions'][s], device=device),
             t[at + 'out.grad_norm'],
         )
         grouping, shape = out.grouping, out.feats.shape[-2:]

@@ -34,7 +34,7 @@ sys.path[:0] = [
     str(Path(__file__).parent),
     str(Path(__file__).parent / 'models'),
 ]
-import ablation as ablation_tool, context_photo, cost, exchange, lesson_times, loader, mutants, plug_ab, relation_measures  # noqa: E402
+import ablation as ablation_tool, context_photo, cost, exchange, gpu, lesson_times, loader, mutants, plug_ab, relation_measures  # noqa: E402
 import softmax_order, test_battery, zoo  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parents[1] / 'nbs' / 'results'
@@ -47,10 +47,10 @@ COMPARED = 'world.csv', 'camvid.csv', 'camvid_upernet.csv', 'stanford.csv', 'ccp
 # --- columns
 
 COLUMNS = {  # of the files, as those who write them say
-    **dict.fromkeys(('bench.csv', 'ablation.csv'), trials.COLUMNS),
+    **dict.fromkeys(('bench.csv', 'ablation.csv', 'camvid_bench.csv'), trials.COLUMNS),
     **dict.fromkeys(('bench_pairs.csv', 'ablation_pairs.csv'), pairs.PAIR_COLUMNS),
     'bench_costs.csv': costs.COST_COLUMNS,
-    'speed.csv': speed.COLUMNS,
+    **dict.fromkeys(('speed.csv', 'speed_gpu.csv', 'speed_authors.csv'), speed.COLUMNS),
     **dict.fromkeys((*COMPARED, 'plug.csv'), compare.COLUMNS),
     'recipes.csv': cost.COLUMNS,
     'loader.csv': loader.COLUMNS,
@@ -159,16 +159,22 @@ def of_plug(row, config):
 
 def of_speed(row, run):
     assert (row['kind'], row['k'], row['grid']) == (run['kind'], str(run['k']), 'x'.join(map(str, run['grid'])))
-    return run['kind'] in [r['kind'] for r in speed.planned(False)], run.get('framework', 'fcn') in FRAMEWORKS
+    return run['kind'] in speed.MEASURES, run.get('framework', 'fcn') in FRAMEWORKS
+
+
+def of_authors(row, run):
+    assert (run['kind'], str(run['k']), str(run['b'])) == ('authors', row['k'], row['b'])
+    return (row['what'] == ', '.join(['step', *([run['amp']] if 'amp' in run else [])]),)
 
 
 BUILD = {
-    **dict.fromkeys(('bench.csv', 'ablation.csv'), of_run),
+    **dict.fromkeys(('bench.csv', 'ablation.csv', 'camvid_bench.csv'), of_run),
     **dict.fromkeys(('bench_pairs.csv', 'ablation_pairs.csv'), of_pair),
     **dict.fromkeys(COMPARED, of_comparison),
     'bench_costs.csv': of_costs,
     'plug.csv': of_plug,
-    'speed.csv': of_speed,
+    **dict.fromkeys(('speed.csv', 'speed_gpu.csv'), of_speed),
+    'speed_authors.csv': of_authors,
     'softmax_order.csv': of_order,
     'relations.csv': of_comparison,
     'context_photo.csv': of_photo,
@@ -240,6 +246,11 @@ COSTS = [run for trial in TRIALS for run in cost_runs(trial)]
 ABLATION = [run for runs, _ in ablation_tool.groups(5).values() for run in runs]
 JUDGED = [run for run in ABLATION if 'every' not in run]  # and not watched
 SPEED = speed.planned(True) + speed.planned(False)
+SPEED_NAMES = {
+    (r['kind'], speed.name_of(r)) for r in SPEED + speed.planned(False, 'cuda')
+}  # of rows on a GPU, which another plan measured
+FREE = 'graph breaks', 'host reads', 'CUDA graph'  # rows of the run `free`
+CAMVID_GPU = [run for trial in gpu.camvid_trials() for run in trial.runs]
 FCN, UPERNET = ('fcn', 'fcn+idr'), ('upernet', 'upernet+idr')
 SWITCHES = 'fcn', 'fcn+attention', 'fcn+frozen', 'fcn+tracked', 'fcn+idr'
 PLUGGED = [f'{model} + {arm}'.removesuffix(' + plain') for model in plug_ab.MODELS for arm in plug_ab.ARMS]
@@ -253,6 +264,13 @@ FOUND = {
     'ablation.csv': lambda n: runs_found(ABLATION, n, trials.COLUMNS),
     'ablation_pairs.csv': lambda n: pairs_found(lambda: ablation_pairs(JUDGED, ''), n),
     'speed.csv': lambda n: runs_found(SPEED, n, speed.COLUMNS),
+    'speed_gpu.csv': lambda n: rows_found(
+        n, lambda r: (r['kind'], r['what']) in SPEED_NAMES or r['kind'] == 'free' and r['what'] in FREE
+    ),
+    'speed_authors.csv': lambda n: rows_found(
+        n, lambda r: r['kind'] == r['than'] == 'authors' and float(r['ratio']) > 1
+    ),
+    'camvid_bench.csv': lambda n: runs_found(CAMVID_GPU, n, trials.COLUMNS),
     'world.csv': lambda n: arms_found(n, SWITCHES),
     'camvid.csv': lambda n: arms_found(n, FCN),
     'camvid_upernet.csv': lambda n: arms_found(n, UPERNET),

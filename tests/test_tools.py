@@ -388,7 +388,7 @@ def test_order_of_make_test():
 
 def test_help_names_each_command():
     said = sh('make', 'help', cwd=ROOT).stdout
-    assert all(f'\n  {t} ' in said for t in ('demo', 'test', 'lab', 'export', 'readme'))
+    assert all(f'\n  {t} ' in said for t in ('demo', 'test', 'gpu', 'lab', 'export', 'readme'))
 
 
 # ---- .ci/run, with a make that only writes down what it was asked

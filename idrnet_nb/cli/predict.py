@@ -22,7 +22,7 @@ from ..common.files import write_atomic
 from ..data.labels import LabelSpace
 from ..data.pairing import image_files
 from ..data.readers import read_image
-from ..training.inference import load_model, probabilities
+from ..training.inference import load_model, predict
 from ..training.save_predictions import raw_ids, save_ids, save_legend, save_prediction
 
 # %% ../../nbs/7_cli/13_predict.ipynb #c006
@@ -59,7 +59,7 @@ class Predict(InferenceOptions, ReadOptions):
                 broken += 1
                 print(f'idrnet predict: left out: {e}', file=sys.stderr)
                 continue
-            pred = probabilities(model, image[None].to(device), protocol).argmax(1)[0].cpu()
+            pred = predict(model, image[None].to(device), protocol)[0].cpu()
             folder, name = self.out/Path(file.name).parent, Path(file.name).name
             if self.server: written = [save_ids(folder, name, pred, space)]
             else: written = save_prediction(folder, name, image, pred, space, ids)

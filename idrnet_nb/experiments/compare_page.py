@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..common.files import write_atomic
 from ..data.visualize import show_image, show_legend, show_mask, show_matrix
-from ..training.inference import probabilities
+from ..training.inference import predict
 from ..training.metrics import interval
 from idrnet_nb.experiments.gallery import (different_images, image_mious, predict_images,
     random_images, worst_images)
@@ -89,8 +89,7 @@ def show_panels(
         shown = {'truth':label}
         for variant,model in models.items():
             device = next(model.parameters()).device
-            found = probabilities(model, image[None].to(device), task.protocol)
-            shown[variant] = found.argmax(1)[0].cpu()
+            shown[variant] = predict(model, image[None].to(device), task.protocol)[0].cpu()
         show_image(image, ax=row[0], title='image' if i==0 else None)
         for ax,(title,mask) in zip(row[1:], shown.items()):
             show_mask(mask, task.space, ax=ax, title=title if i==0 else None, legend=False)

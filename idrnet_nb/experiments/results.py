@@ -10,6 +10,7 @@ import csv
 import datetime
 import json
 import math
+import os
 import platform
 import subprocess
 from functools import lru_cache
@@ -34,13 +35,15 @@ def _git(*words):
     return done.stdout.strip()
 
 def _commit():
-    "Of the package; 'none' without git, or in a repository that does not hold the package."
+    """Of the package; without git, or in a repository that does not hold the package, what the
+    variable IDRNET_COMMIT says, else 'none'."""
+    told = os.environ.get('IDRNET_COMMIT') or 'none'
     try:
-        if not _git('ls-files', '__init__.py'): return 'none'
+        if not _git('ls-files', '__init__.py'): return told
         changed = '+' if _git('status', '--porcelain', '.') else ''
         return _git('rev-parse', '--short', 'HEAD') + changed
     except OSError:
-        return 'none'
+        return told
 
 def provenance(
     device, # a torch device

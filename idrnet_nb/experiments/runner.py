@@ -6,7 +6,7 @@
 __all__ = ['key', 'run_name', 'Outcome', 'complete', 'do_all', 'run_missing']
 
 # %% ../../nbs/5_experiments/02_runner.ipynb #c003
-import json, multiprocessing, os, pickle, warnings
+import json, multiprocessing, os, pickle, time, warnings
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple, Optional
@@ -79,12 +79,16 @@ def complete(
     fn, # run -> result; with several jobs pickle must be able to carry it
     jobs:int=1, # runs at a time, a process each; 1: in this process
     on_wait=None, # called again and again while processes compute
+    until:float=None, # of `time.monotonic`: after it no further run begins; None: all do
 ): # an `Outcome` per run, as they end
     """Yield the outcome of each run; one that fails does not affect the others. If the caller stops
     iterating, no further run is started. What workers warn of, this process warns of; two runs that
     warn of the same, once."""
+    def is_over(): return until is not None and time.monotonic() >= until
     if jobs<2 or len(runs)<2:
-        for run in runs: yield _attempt(run, fn)
+        for run in runs:
+            if is_over(): return
+            yield _attempt(run, fn)
         return
     waiting, told = list(runs), set()
     while waiting:
@@ -92,6 +96,7 @@ def complete(
         try:
             with _pool(jobs, fn) as pool:
                 while waiting or running:
+                    if is_over(): waiting = []
                     while waiting and len(running)<jobs:
                         future = pool.submit(_attempt_in_worker, waiting[0])
                         running[future] = waiting.pop(0)
@@ -115,20 +120,27 @@ def do_all(
     write, # (run, result) -> a few words for the line that is printed, or None
     jobs:int=1, # runs at a time, a process each
     progress:bool=True, # print a line per run
-)->None:
+    until:float=None, # see `complete`
+)->list: # runs that did not begin, since the time was up
     """Do all runs, and hand each result to `write` as soon as it is there. A run that fails leaves
     the others alone: RuntimeError at the end names it."""
-    failed = []
-    for number, (run, result, error, _) in enumerate(complete(runs, fn, jobs), 1):
+    failed, ended = [], []
+    for number, (run, result, error, _) in enumerate(complete(runs, fn, jobs, until=until), 1):
+        ended.append(run)
         if error:
             failed.append(f'{run_name(run)}: {type(error).__name__}: {error}')
             text = f'FAILED: {error}'
         else:
             text = write(run, result) or ''
         if progress: print(f'{number}/{len(runs)}  {run_name(run)}  {text}', flush=True)
+    left = [run for run in runs if run not in ended]
+    if left and progress:
+        print(f'the time is up; {len(left)} of {len(runs)} runs are left, the next call goes on with '
+              f'them: {"; ".join(map(run_name, left))}', flush=True)
     if failed:
         raise RuntimeError(f'{len(failed)} of {len(runs)} runs failed, the rows of the others '
                            f'are written: {"; ".join(failed)}')
+    return left
 
 # %% ../../nbs/5_experiments/02_runner.ipynb #c013
 def run_missing(
@@ -139,9 +151,11 @@ def run_missing(
     jobs:int=1, # runs at a time, a process each
     progress:bool=True, # print a line per run
     device:str=None, # of `provenance`: rows of others do not count (seconds belong to a machine)
+    minutes:float=None, # after that time no further run begins, and what is left is named; None: no limit
 )->int: # how many were run now
     """Do all runs that the file has no row of, and write each row as soon as it is made. Errors of
     runs as `do_all`; ValueError for a file that is not ours."""
+    until = None if minutes is None else time.monotonic() + 60*minutes
     rows = read_rows(file, columns)
     if not all(row['run'] for row in rows):
         raise ValueError(f'{str(file)!r} has rows without `run`: it is a different '
@@ -156,5 +170,5 @@ def run_missing(
         if len(made)==1 and 'miou' in made[0]:
             return f'mIoU {made[0]["miou"]:.1f}, {made[0]["seconds"]:.0f} s'
 
-    do_all(missing, fn, write, jobs, progress)
-    return len(missing)
+    left = do_all(missing, fn, write, jobs, progress, until)
+    return len(missing) - len(left)

@@ -677,7 +677,9 @@ def quick(monkeypatch, trained):
     )
     monkeypatch.setattr(idrnet_nb.experiments.benchmark, 'run_missing', lambda *args, **how: [])
     monkeypatch.setattr(idrnet_nb.experiments.benchmark, 'report', lambda *args: {})
-    monkeypatch.setattr(idrnet_nb.experiments.speed, 'speed', lambda file, quick, device, progress: checked(device))
+    monkeypatch.setattr(
+        idrnet_nb.experiments.speed, 'speed', lambda file, quick, device, progress, minutes: checked(device)
+    )
 
 
 @pytest.mark.parametrize(
