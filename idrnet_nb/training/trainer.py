@@ -8,6 +8,7 @@ __all__ = ['check_losses', 'optimiser_options', 'TrainState', 'try_one_batch', '
 # %% ../../nbs/4_training/12_trainer.ipynb #c003
 import copy
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Optional
@@ -192,9 +193,11 @@ class TrainState:
         uniform = uniform.chunk(self.world_size)[self.rank]
         parts = [self.send(x).chunk(config.accumulate) for x in (images, labels, uniform)]
         losses = {}
-        for x, y, u in zip(*parts):
+        for part, (x, y, u) in enumerate(zip(*parts), 1):
             if config.channels_last: x = x.contiguous(memory_format=torch.channels_last)
-            with tf32(self.device, config.tf32):
+            # processes add up their gradients once per batch, after the last part
+            is_alone = self.world_size > 1 and part < config.accumulate
+            with self.network.no_sync() if is_alone else nullcontext(), tf32(self.device, config.tf32):
                 with precision(self.device, config.amp):
                     out = self.network(x, y, uniform=u, criterion=self.criterion, upsample_logits=False)
                 self.scaler.scale(out.loss/config.accumulate).backward()

@@ -11,7 +11,7 @@ from idrnet_nb.models.segmentor import build_segmentor
 from idrnet_nb.models.tiled_cross_entropy import TILE_SIZE
 
 
-def operators(num_classes, amp=None, idr=True, images=8, size=128):
+def operators(num_classes, amp=None, idr=True, images=8, size=64):
     "Counted by name, with the tiles that a GPU gets where it has no Triton (with Triton there are fewer)."
     torch.manual_seed(0)
     model = build_segmentor('fcn', 'resnet18', num_classes, idr=idr, output_stride=8, width=64, ignore=1000).train()
