@@ -37,12 +37,14 @@ def parallel_map(
     items:list, # what to call it with
 )->list: # what `fn` returned, in the order of the items
     """Call `fn` for each item, in as many threads as torch uses on the CPU, one thread per item. One
-    after the other with a single thread or item, and while somebody counts operators (a
-    `TorchDispatchMode` sees its own thread only). An error of `fn` is raised here."""
+    after the other with a single thread or item, and while somebody counts operators or their
+    memory: a `TorchDispatchMode` and a profiler see their own thread only. An error of `fn` is
+    raised here."""
     inference = torch.is_inference_mode_enabled() # of this thread; the others do not know
     def run(item):
         with torch.inference_mode() if inference else torch.no_grad(): return fn(item)
     threads = torch.get_num_threads()
-    if threads == 1 or len(items) < 2 or _get_current_dispatch_mode() is not None:
+    is_watched = torch.autograd._profiler_enabled() or _get_current_dispatch_mode() is not None
+    if threads == 1 or len(items) < 2 or is_watched:
         return [run(item) for item in items]
     return list(thread_pool(threads).map(run, items))
