@@ -39,8 +39,9 @@ def class_sums(
     pixels = 256 # of a program
     parts = -(-n//pixels)
     sums = values.new_empty(b, parts, num_classes)
-    _class_sums_kernel[(parts, b)](values.contiguous(), class_id.contiguous(), sums, n, num_classes,
-                                   PIXELS=pixels, CLASSES=8)
+    with torch.cuda.device_of(values): # it need not be the current one
+        _class_sums_kernel[(parts, b)](values.contiguous(), class_id.contiguous(), sums,
+                                       n, num_classes, PIXELS=pixels, CLASSES=8)
     return sums.sum(1)
 
 @class_sums.register_fake

@@ -6,6 +6,7 @@
 __all__ = ['losses', 'grad', 'argmax', 'coverage']
 
 # %% ../../nbs/8_kernels/02_upsampled.ipynb #c003
+from typing import Sequence
 import torch
 import triton
 import triton.language as tl
@@ -100,10 +101,11 @@ def losses(
     dtype = torch.promote_types(logits.dtype, torch.float32)
     out, log_sum = (torch.empty(label.shape, dtype=dtype, device=label.device) for _ in range(2))
     cells = (grid[1]+1, grid[0]+1, b)
-    _losses_kernel[cells](
-        _pixel_by_pixel(logits), label.contiguous(), out, log_sum,
-        ignore, *grid, *size, num_classes,
-        **block_sizes(grid, size, num_classes), dtype=_dtype_of(out))
+    with torch.cuda.device_of(logits): # it need not be the current one
+        _losses_kernel[cells](
+            _pixel_by_pixel(logits), label.contiguous(), out, log_sum,
+            ignore, *grid, *size, num_classes,
+            **block_sizes(grid, size, num_classes), dtype=_dtype_of(out))
     return out, log_sum
 
 # %% ../../nbs/8_kernels/02_upsampled.ipynb #c012
@@ -148,10 +150,11 @@ def grad(
     b, num_classes, *grid = logits.shape
     size = label.shape[1:]
     out = log_sum.new_empty(b, *grid, num_classes)
-    _grad_kernel[(grid[1], grid[0], b)](
-        _pixel_by_pixel(logits), label.contiguous(), log_sum, count, out,
-        ignore, *grid, *size, num_classes,
-        **block_sizes(grid, size, num_classes), dtype=_dtype_of(out))
+    with torch.cuda.device_of(logits): # it need not be the current one
+        _grad_kernel[(grid[1], grid[0], b)](
+            _pixel_by_pixel(logits), label.contiguous(), log_sum, count, out,
+            ignore, *grid, *size, num_classes,
+            **block_sizes(grid, size, num_classes), dtype=_dtype_of(out))
     return out.permute(0, 3, 1, 2)
 
 # %% ../../nbs/8_kernels/02_upsampled.ipynb #c014
@@ -185,9 +188,10 @@ def argmax(
     "Class of the largest logit of each fine pixel, after bilinear upsampling."
     b, num_classes, *grid = logits.shape
     pred = torch.empty(b, *size, dtype=torch.int64, device=logits.device)
-    _argmax_kernel[(grid[1]+1, grid[0]+1, b)](
-        _pixel_by_pixel(logits), pred, *grid, *size, num_classes,
-        **block_sizes(grid, size, num_classes), dtype=_dtype_of(logits))
+    with torch.cuda.device_of(logits): # it need not be the current one
+        _argmax_kernel[(grid[1]+1, grid[0]+1, b)](
+            _pixel_by_pixel(logits), pred, *grid, *size, num_classes,
+            **block_sizes(grid, size, num_classes), dtype=_dtype_of(logits))
     return pred
 
 # %% ../../nbs/8_kernels/02_upsampled.ipynb #c016
@@ -218,15 +222,16 @@ def _coverage_kernel(
 def coverage(
     label:Tensor, # `b H W`, int64; ids outside 0..K-1 are left out
     num_classes:int, # K
-    grid:list[int], # `(h, w)`, the coarse grid
+    grid:Sequence[int], # `(h, w)`, the coarse grid
     dtype:torch.dtype, # of the result: float32 or float64
 )->Tensor: # `b (h w) k`
     "How much of each class lies on each coarse pixel, as the first result of `method.grouping.coverage`."
     b, *size = label.shape
     covered = torch.empty(b, grid[0]*grid[1], num_classes, dtype=dtype, device=label.device)
-    _coverage_kernel[(grid[1], grid[0], b)](
-        label.contiguous(), covered, *grid, *size, num_classes,
-        **block_sizes(grid, size, num_classes), dtype=_dtype_of(covered))
+    with torch.cuda.device_of(label): # it need not be the current one
+        _coverage_kernel[(grid[1], grid[0], b)](
+            label.contiguous(), covered, *grid, *size, num_classes,
+            **block_sizes(grid, size, num_classes), dtype=_dtype_of(covered))
     return covered
 
 @coverage.register_fake

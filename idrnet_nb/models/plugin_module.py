@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from ..common.checks import check_finite
 from ..method.grouping import Grouping
 from ..method.idr import IDRContext
-from ..method.layers import (
-    Classifier, ConvNormAct, conv1x1_part, mean_loss, pixel_losses, upsample)
+from ..method.layers import Classifier, ConvNormAct, conv1x1_part, upsample
 from .any_size import crop
 from .format1 import current_plugin_name
+from .tiled_cross_entropy import tiled_cross_entropy
 
 # %% ../../nbs/2_models/13_plugin_module.ipynb #c019
 def pool_grid(
@@ -241,8 +241,7 @@ class IDRClassifier(nn.Module):
         ignore:int, # ignore index
     )->Tensor: # scalar
         "Mean cross-entropy of the coarse prediction (step 10)."
-        logits = upsample(last.fixed.coarse_logits, label.shape[-2:])
-        return mean_loss(pixel_losses(logits, label, ignore), label, ignore)
+        return tiled_cross_entropy(last.fixed.coarse_logits, label, ignore)[0]
 
     @torch.no_grad()
     def diagnose(self,
@@ -255,8 +254,7 @@ class IDRClassifier(nn.Module):
         memory_momentum:float=.1, # of the class memory
     )->None:
         "Deletion diagnostics of a forward (`IDRContext.diagnose`), and the class memory."
-        def losses_of(logits):
-            return pixel_losses(upsample(logits, label.shape[-2:]), label, ignore)
+        def losses_of(logits): return tiled_cross_entropy(logits, label, ignore)[1]
         def losses_without(refined):
             return losses_of(self.classify(last.fixed, refined, update_stats=False))
         valid = label.masked_fill(label == ignore, -1)

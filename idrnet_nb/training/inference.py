@@ -29,7 +29,7 @@ from ..method.layers import full_precision, upsample
 from ..models.any_size import crop
 from ..models.hub import CONFIG, WEIGHTS, as_json, fetch, read_model, write_config
 from ..models.segmentor import Segmentor
-from ..models.upsampled_argmax import upsampled_argmax
+from ..models.upsampled_argmax import upsampled_argmax, upsampled_probability
 from .bad_batches import image_names, naming
 from .checkpoint import check_weights, load_checkpoint, model_weights
 from .loggers import prediction_panel
@@ -196,38 +196,56 @@ def _predict(model, images, protocol, size): # `b k H W`: mean of probabilities 
                 total = out if total is None else total.add_(out)
     return total.div_(len(protocol.scales)*(2 if protocol.flip else 1))
 
-def probabilities(
-    model:nn.Module, # a `Segmentor`
-    images:Tensor, # `b 3 H W`, RGB in 0..255
-    protocol:Optional[EvalProtocol]=None, # None: `EvalProtocol()`, the whole image once
-    size:Optional[tuple]=None, # `(H, W)` of the output; None: that of `images`
-    **changes, # of the protocol: scales, flip, window, step …
-)->Tensor: # `b k H W`, sums to 1 over k
-    """Class probabilities, averaged over scales and mirror images; the model is in evaluation mode
-    meanwhile and left as it was. ValueError as `EvalProtocol`, and for images that are not
-    `b 3 H W` in 0..255."""
-    protocol = (protocol or EvalProtocol()).but(**changes)
-    check_images(images, 'probabilities')
-    check_scale(images, 'probabilities')
-    if size is not None: check_size(size, 'probabilities')
-    out = _predict(model, images, protocol, tuple(size or images.shape[-2:]))
-    return out.softmax(1) if protocol.average=='logits' else out
-
-# %% ../../nbs/4_training/13_inference.ipynb #c025p
 def _needs_map(model, protocol, own_size, size):
     "Must the probabilities of all classes be there at the size of the image?"
     if not isinstance(model, Segmentor) or protocol.window or protocol.flip: return True
     return protocol.scales != (1.,) or tuple(own_size) != tuple(size)
 
 @torch.no_grad()
+def _grid_logits(model, resized): # (`b k h w` on its grid, `(H, W)` to enlarge to)
+    with _evaluating(model): logits = full_precision(model(resized, upsample_logits=False).logits)
+    pad_to = model.backbone.pad_to
+    return logits, tuple(math.ceil(n/pad_to)*pad_to for n in resized.shape[-2:])
+
+def probabilities(
+    model:nn.Module, # a `Segmentor`
+    images:Tensor, # `b 3 H W`, RGB in 0..255
+    protocol:Optional[EvalProtocol]=None, # None: `EvalProtocol()`, the whole image once
+    size:Optional[tuple]=None, # `(H, W)` of the output; None: that of `images`
+    classes:Optional[tuple]=None, # ids of the classes wanted; None: all
+    **changes, # of the protocol: scales, flip, window, step …
+)->Tensor: # `b k H W`, sums to 1 over k; with `classes` `b c H W`, one map for each of them
+    """Class probabilities, averaged over scales and mirror images; the model is in evaluation mode
+    meanwhile and left as it was. A few `classes` of the whole image once need no map of all classes.
+    ValueError as `EvalProtocol`, for images that are not `b 3 H W` in 0..255, and for ids that are
+    no classes."""
+    protocol = (protocol or EvalProtocol()).but(**changes)
+    check_images(images, 'probabilities')
+    check_scale(images, 'probabilities')
+    if size is not None: check_size(size, 'probabilities')
+    size = tuple(size or images.shape[-2:])
+    if classes is not None:
+        known = range(model.head.config.num_classes)
+        wrong = [i for i in classes if i not in known]
+        if wrong:
+            raise ValueError(f'probabilities: classes={wrong}; the model has classes 0..{len(known)-1}')
+        resized = _resize(images, protocol)
+        needs_map = _needs_map(model, protocol, resized.shape[-2:], size)
+        if not needs_map and protocol.average != 'grid_probabilities':
+            return upsampled_probability(*_grid_logits(model, resized), classes, size)
+    out = _predict(model, images, protocol, size)
+    if protocol.average == 'logits': out = out.softmax(1)
+    return out if classes is None else out[:,list(classes)]
+
+# %% ../../nbs/4_training/13_inference.ipynb #c025p
+@torch.no_grad()
 def _predict_classes(model, images, protocol, size): # `b H W`, class ids
     resized = _resize(images, protocol)
     if _needs_map(model, protocol, resized.shape[-2:], size):
         return _predict(model, images, protocol, size).argmax(1)
+    logits, padded = _grid_logits(model, resized)
     # the largest probability is that of the largest logit
-    with _evaluating(model): logits = full_precision(model(resized, upsample_logits=False).logits)
     if protocol.average == 'grid_probabilities': logits = logits.softmax(1)
-    padded = tuple(math.ceil(n/model.backbone.pad_to)*model.backbone.pad_to for n in size)
     return upsampled_argmax(logits, padded, size)
 
 def predict(
