@@ -149,7 +149,7 @@ def taught(root, out):  # what a notebook's cell would hold
 def test_notebook_launcher(root, tmp_path):
     "A cell that starts the function twice; both processes were one training."
     script = (
-        'import sys; sys.path.insert(0, sys.argv[1]); from test_launch import taught; from accelerate import notebook_launcher; '
+        'import os, sys; sys.path[:0] = [sys.argv[1], os.path.dirname(sys.argv[1])]; from test_launch import taught; from accelerate import notebook_launcher; '
         'notebook_launcher(taught, sys.argv[2:4], num_processes=2, use_port=sys.argv[4])'
     )
     ran(sys.executable, '-c', script, Path(__file__).parent, root, tmp_path / 'two', port())
