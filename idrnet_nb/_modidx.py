@@ -2121,6 +2121,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'idrnet_nb/kernels/upsampled.py'),
                                              'idrnet_nb.kernels.upsampled._cell_logits': ( '8_kernels/upsampled.html#_cell_logits',
                                                                                            'idrnet_nb/kernels/upsampled.py'),
+                                             'idrnet_nb.kernels.upsampled._cell_pixels': ( '8_kernels/upsampled.html#_cell_pixels',
+                                                                                           'idrnet_nb/kernels/upsampled.py'),
                                              'idrnet_nb.kernels.upsampled._coverage_kernel': ( '8_kernels/upsampled.html#_coverage_kernel',
                                                                                                'idrnet_nb/kernels/upsampled.py'),
                                              'idrnet_nb.kernels.upsampled._dtype_of': ( '8_kernels/upsampled.html#_dtype_of',

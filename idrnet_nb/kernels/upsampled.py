@@ -35,6 +35,15 @@ def _share(fraction, interval, corner):
     before_first = interval < 0 # there all fine pixels are copies of coarse pixel 0
     return tl.where(corner == interval, 1-fraction, tl.where(before_first, 1., fraction))
 
+@triton.jit
+def _cell_pixels(row, column, h, w, H, W, ROWS:tl.constexpr, COLUMNS:tl.constexpr, dtype:tl.constexpr):
+    "`p` each: rows and columns of the fine pixels of a cell, which of the block lie in it, their fractions."
+    pixel = tl.arange(0, ROWS*COLUMNS)
+    y = _first_pixel(row, h, H) + pixel//COLUMNS
+    x = _first_pixel(column, w, W) + pixel%COLUMNS
+    is_inside = (y < _first_pixel(row+1, h, H)) & (x < _first_pixel(column+1, w, W))
+    return y, x, is_inside, _fraction(y, row, h, H, dtype), _fraction(x, column, w, W, dtype)
+
 # %% ../../nbs/8_kernels/02_upsampled.ipynb #c008
 @triton.jit
 def _cell_logits(logits, image, row, column, k, h, w, K, down, right):
@@ -63,11 +72,7 @@ def _losses_kernel(
     ROWS:tl.constexpr, COLUMNS:tl.constexpr, CLASSES:tl.constexpr, dtype:tl.constexpr):
     image = tl.program_id(2).to(tl.int64)
     row, column = tl.program_id(1)-1, tl.program_id(0)-1 # of the cell
-    pixel = tl.arange(0, ROWS*COLUMNS)
-    y = _first_pixel(row, h, H) + pixel//COLUMNS
-    x = _first_pixel(column, w, W) + pixel%COLUMNS
-    is_inside = (y < _first_pixel(row+1, h, H)) & (x < _first_pixel(column+1, w, W))
-    down, right = _fraction(y, row, h, H, dtype), _fraction(x, column, w, W, dtype)
+    y, x, is_inside, down, right = _cell_pixels(row, column, h, w, H, W, ROWS, COLUMNS, dtype)
     place = (image*H + y)*W + x
     true = tl.load(label + place, is_inside, ignore)
 
@@ -116,17 +121,13 @@ def _grad_kernel(
     ROWS:tl.constexpr, COLUMNS:tl.constexpr, CLASSES:tl.constexpr, dtype:tl.constexpr):
     image = tl.program_id(2).to(tl.int64)
     i, j = tl.program_id(1), tl.program_id(0) # the coarse pixel
-    pixel = tl.arange(0, ROWS*COLUMNS)
     pixels = tl.load(count).to(dtype)
     for start in range(0, K, CLASSES):
         k = start + tl.arange(0, CLASSES)
         total = tl.zeros([CLASSES], dtype)
         for cell in range(4): # the cells around it
             row, column = i-1 + cell//2, j-1 + cell%2
-            y = _first_pixel(row, h, H) + pixel//COLUMNS
-            x = _first_pixel(column, w, W) + pixel%COLUMNS
-            is_inside = (y < _first_pixel(row+1, h, H)) & (x < _first_pixel(column+1, w, W))
-            down, right = _fraction(y, row, h, H, dtype), _fraction(x, column, w, W, dtype)
+            y, x, is_inside, down, right = _cell_pixels(row, column, h, w, H, W, ROWS, COLUMNS, dtype)
             place = (image*H + y)*W + x
             true = tl.load(label + place, is_inside, ignore)
             share = _share(down, row, i)*_share(right, column, j)
@@ -165,11 +166,7 @@ def _argmax_kernel(
     ROWS:tl.constexpr, COLUMNS:tl.constexpr, CLASSES:tl.constexpr, dtype:tl.constexpr):
     image = tl.program_id(2).to(tl.int64)
     row, column = tl.program_id(1)-1, tl.program_id(0)-1
-    pixel = tl.arange(0, ROWS*COLUMNS)
-    y = _first_pixel(row, h, H) + pixel//COLUMNS
-    x = _first_pixel(column, w, W) + pixel%COLUMNS
-    is_inside = (y < _first_pixel(row+1, h, H)) & (x < _first_pixel(column+1, w, W))
-    down, right = _fraction(y, row, h, H, dtype), _fraction(x, column, w, W, dtype)
+    y, x, is_inside, down, right = _cell_pixels(row, column, h, w, H, W, ROWS, COLUMNS, dtype)
     largest = tl.full([ROWS*COLUMNS], float('-inf'), dtype)
     found = tl.zeros([ROWS*COLUMNS], tl.int32)
     for start in range(0, K, CLASSES):
@@ -202,16 +199,12 @@ def _coverage_kernel(
     ROWS:tl.constexpr, COLUMNS:tl.constexpr, CLASSES:tl.constexpr, dtype:tl.constexpr):
     image = tl.program_id(2).to(tl.int64)
     i, j = tl.program_id(1), tl.program_id(0)
-    pixel = tl.arange(0, ROWS*COLUMNS)
     for start in range(0, K, CLASSES):
         k = start + tl.arange(0, CLASSES)
         total = tl.zeros([CLASSES], dtype)
         for cell in range(4):
             row, column = i-1 + cell//2, j-1 + cell%2
-            y = _first_pixel(row, h, H) + pixel//COLUMNS
-            x = _first_pixel(column, w, W) + pixel%COLUMNS
-            is_inside = (y < _first_pixel(row+1, h, H)) & (x < _first_pixel(column+1, w, W))
-            down, right = _fraction(y, row, h, H, dtype), _fraction(x, column, w, W, dtype)
+            y, x, is_inside, down, right = _cell_pixels(row, column, h, w, H, W, ROWS, COLUMNS, dtype)
             share = _share(down, row, i)*_share(right, column, j)
             true = tl.load(label + (image*H + y)*W + x, is_inside, -1)
             is_member = is_inside[:, None] & (k[None, :] == true[:, None])
